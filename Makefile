@@ -1,0 +1,50 @@
+# Two commands set everything up on a fresh machine: `make bench` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# faiss-cpu and faiss-gpu own the same module: exactly one is installed, by whether a GPU driver answers.
+FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+INSTALLED := $(VENV)/.installed-$(FAISS)
+
+ARGS = $(if $(SUITE),suite=$(SUITE)) $(if $(DATASET),dataset=$(DATASET)) $(if $(STRATEGIES),strategy=$(STRATEGIES)) \
+       $(if $(SEEDS),seed=$(SEEDS)) $(if $(ROUNDS),rounds=$(ROUNDS)) $(if $(PROFILE),profile=$(PROFILE)) \
+       $(if $(RESULTS),results=$(RESULTS)) $(if $(JOBS),jobs=$(JOBS)) $(OVERRIDES)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup bench smoke test test-all lint type report clean
+
+help:  ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  bench takes DATASET= STRATEGIES= SEEDS= ROUNDS= PROFILE= SUITE= RESULTS= JOBS= OVERRIDES='key=value ...'"
+
+setup: $(INSTALLED)  ## make .venv and install everything into it (a few minutes, once)
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input -e '.[$(FAISS),dev]'
+	@touch $@
+
+bench: setup  ## run a suite (default: digits, DGAL and the simple baselines, 5 seeds), then report
+	@$(BIN)/dgal-bench bench $(strip $(ARGS))
+
+smoke: setup  ## run every strategy for seconds, on a tiny subset
+	@$(BIN)/dgal-bench bench suite=smoke $(strip $(ARGS))
+
+report: setup  ## tables and figures of RESULTS (default results/runs)
+	@$(BIN)/dgal-bench report $(or $(RESULTS),results/runs)
+
+test: setup  ## the fast tests
+	@$(BIN)/python -m pytest
+
+test-all: setup  ## every test, the slow ones too; GPU tests are skipped without a GPU
+	@$(BIN)/python -m pytest -m ''
+
+lint: setup  ## ruff
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+type: setup  ## mypy --strict
+	@$(BIN)/mypy
+
+clean:  ## remove build products and tool caches; never results or data
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

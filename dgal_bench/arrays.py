@@ -1,0 +1,73 @@
+"""The arrays every room speaks of. Letters: N points, C classes, d features, K neighbours, B batch, m candidates."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Index: TypeAlias = Tensor
+"""(m,) int64 positions in the full training set, on the CPU. Never positions in a subset: one index space."""
+
+Labels: TypeAlias = Tensor
+"""(m,) int64 classes 0..C-1."""
+
+Features: TypeAlias = Tensor
+"""(N, d) float32."""
+
+TieKeys: TypeAlias = Callable[[Index], Tensor]
+"""Positions -> (m,) int64 keys that order equal scores; a pure function of the position."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What the task network says of m points: ``log_probs`` (m, C) and penultimate ``features`` (m, d), on the CPU."""
+
+    log_probs: Tensor
+    features: Tensor
+
+    @property
+    def probs(self) -> Tensor:
+        return self.log_probs.exp()
+
+
+def smallest(scores: Tensor, size: int, ids: Index, ties: TieKeys) -> Tensor:
+    """Places of the ``size`` smallest scores in ascending (score, tie key) order, without a full sort.
+
+    Equal scores are ordered by ``ties(ids)`` and never by place: thousands of points that no label has reached
+    share one score, and in a data set stored class by class their places would pick one class (SPEC 4).
+
+    Args:
+        scores: (m,) floats; small = take it.
+        size: how many, at most m.
+        ids: (m,) the positions that the scores belong to.
+        ties: tie keys of positions.
+
+    Raises:
+        ValueError: a score is NaN, or ``size`` exceeds m.
+    """
+    if size > len(scores):
+        raise ValueError(f"cannot take {size} of {len(scores)} points")
+    if size == 0:
+        return torch.empty(0, dtype=torch.int64)
+    if bad := int(torch.isnan(scores).sum()):
+        raise ValueError(f"{bad} of {len(scores)} scores are NaN: the network diverged; lower training.lr")
+    threshold = torch.topk(scores, size, largest=False).values[-1]
+    below = torch.nonzero(scores < threshold).flatten()
+    level = torch.nonzero(scores == threshold).flatten()
+    if len(below) + len(level) > size:
+        level = level[ties(ids[level]).argsort(stable=True)[: size - len(below)]]
+    chosen = torch.cat([below, level])
+    chosen = chosen[ties(ids[chosen]).argsort(stable=True)]
+    return chosen[scores[chosen].argsort(stable=True)]
+
+
+def tied_share(scores: Tensor, chosen: Tensor) -> float:
+    """Share of the chosen (places in ``scores``) that tie keys decided: their level held more points than fitted."""
+    if len(chosen) == 0:
+        return 0.0
+    taken = scores[chosen]
+    level = taken.max()
+    n_taken = int((taken == level).sum())
+    return n_taken / len(chosen) if int((scores == level).sum()) > n_taken else 0.0

@@ -1,0 +1,143 @@
+"""PoolDataModule: labeled, unlabeled and test loaders over slices of the same in-memory images."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import lightning
+import torch
+from torch import Tensor
+
+from dgal_bench.arrays import Index, Labels
+from dgal_bench.data.datasets import ImageData
+from dgal_bench.data.pool import Pool
+
+# Elements of the temporary float block while the pool's mean and deviation are summed up: 32 MB in float64.
+_BLOCK = 4_000_000
+
+
+def channel_statistics(images: Tensor, maximum: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel of (N, c, h, w) uint8 images in [0, 1]; deviation at least 1e-6."""
+    per_image = images[0].numel()
+    total = torch.zeros(images.shape[1], dtype=torch.float64)
+    square = torch.zeros_like(total)
+    for block in images.split(max(1, _BLOCK // per_image)):
+        pixels = block.double() / maximum
+        total += pixels.sum(dim=(0, 2, 3))
+        square += (pixels**2).sum(dim=(0, 2, 3))
+    count = len(images) * per_image // images.shape[1]
+    mean = total / count
+    deviation = (square / count - mean**2).clamp(min=1e-12).sqrt()
+    return mean.float(), deviation.float()
+
+
+@dataclass(frozen=True, eq=False)
+class Standardise:
+    """uint8 (b, c, h, w) -> float32: pixels in [0, 1], less the pool's mean, over its deviation (SPEC 5).
+
+    One multiplication and one addition: ``scale`` and ``shift`` are (1, c, 1, 1).
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    @classmethod
+    def of_pool(cls, data: ImageData) -> "Standardise":
+        mean, deviation = (part.view(1, -1, 1, 1) for part in channel_statistics(data.images, data.maximum))
+        return cls(scale=1 / (deviation * data.maximum), shift=-mean / deviation)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        # channels_last makes the CNN's training step about 1.4 times faster on a CPU (measured on MNIST's).
+        return images.to(torch.float32, memory_format=torch.channels_last).mul_(self.scale).add_(self.shift)
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """Batches as slices of one tensor: no per-item Dataset, no worker processes (25 % faster, FACTS).
+
+    Iterating yields ``(images, labels)`` of ``ids``; with a ``shuffle`` generator a new order every epoch. A last
+    batch of one is then joined to the one before it: it would break BatchNorm.
+    """
+
+    images: Tensor
+    labels: Labels
+    ids: Index
+    batch_size: int
+    transform: Callable[[Tensor], Tensor]
+    shuffle: torch.Generator | None = None
+
+    @cached_property
+    def _bounds(self) -> list[tuple[int, int]]:
+        starts = list(range(0, len(self.ids), self.batch_size))
+        if self.shuffle is not None and len(starts) > 1 and len(self.ids) - starts[-1] == 1:
+            starts.pop()
+        return list(zip(starts, [*starts[1:], len(self.ids)], strict=True))
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = self.ids
+        if self.shuffle is not None:
+            order = order[torch.randperm(len(order), generator=self.shuffle)]
+        for start, stop in self._bounds:
+            batch = order[start:stop]
+            yield self.transform(self.images[batch]), self.labels[batch]
+
+
+@dataclass(frozen=True, eq=False)
+class Epoch:
+    """A loader of one item, a whole pass: what TaskModule takes as one Lightning step."""
+
+    minibatches: Slices
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Slices]:
+        yield self.minibatches
+
+
+class PoolDataModule(lightning.LightningDataModule):
+    """The loaders of one round.
+
+    ``train_dataloader`` serves the labeled points with the labels known so far, ``predict_dataloader`` the unlabeled
+    points (their labels are -1), ``test_dataloader`` the test split.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        pool: Pool,
+        transform: Callable[[Tensor], Tensor],
+        train_batch_size: int,
+        predict_batch_size: int,
+        order: torch.Generator,
+    ) -> None:
+        super().__init__()
+        known = torch.full((pool.size,), -1, dtype=torch.int64)
+        known[pool.labeled] = pool.labels
+        # The predictor of a query holds this module: no label is in it that the pool does not know.
+        self.data = replace(data, labels=known)
+        self.pool = pool
+        self.transform = transform
+        self.train_batch_size = train_batch_size
+        self.predict_batch_size = predict_batch_size
+        self.order = order
+
+    def train_dataloader(self) -> Epoch:
+        """One item: a pass over the labeled points in minibatches, which TaskModule takes as one step."""
+        alone = len(self.pool.labeled) == 1  # given twice: the mean loss is the same and no batch is of one
+        ids = self.pool.labeled.repeat(2) if alone else self.pool.labeled
+        return Epoch(Slices(self.data.images, self.data.labels, ids, self.train_batch_size, self.transform, self.order))
+
+    def predict_dataloader(self) -> Slices:
+        return self.positions(self.pool.unlabeled)
+
+    def positions(self, ids: Index) -> Slices:
+        """Any positions of the pool, in the order given; the label of an unlabeled point is -1."""
+        return Slices(self.data.images, self.data.labels, ids, self.predict_batch_size, self.transform)
+
+    def test_dataloader(self) -> Slices:
+        everything = torch.arange(len(self.data.test_images))
+        return Slices(self.data.test_images, self.data.test_labels, everything, self.predict_batch_size, self.transform)

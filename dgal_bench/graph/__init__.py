@@ -1,0 +1,1 @@
+"""The nearest-neighbour graph on the latents, and diffusion over it."""

@@ -1,0 +1,168 @@
+"""Nearest neighbours: FAISS where it is installed (on the GPU where FAISS and torch both see one), else torch."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgal_bench.arrays import Features
+from dgal_bench.errors import ConfigError, choose
+
+# Searched beyond K and ranked again by exact distances: |x|^2 + |y|^2 - 2xy loses digits between near points.
+_SLACK = 8
+# Elements of one block of a distance matrix: 64 MB in float32.
+_BLOCK = 16_000_000
+# Queries of the sample on which the recall of an approximate search is measured.
+_RECALL_SAMPLE = 1000
+
+Search = Callable[[Features, Features, int], Tensor]
+"""(base (N, d), queries (m, d), k) -> (m, k) int64 positions in the base, nearest first, -1 where none was found."""
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbors:
+    """Each point's K nearest others: ``ids`` (N, K) int64, ``distances`` (N, K) float32, Euclidean and ascending.
+
+    A point is never its own neighbour. ``method`` says what searched; ``recall`` is 1 for an exact search, otherwise
+    measured against one on a sample.
+    """
+
+    ids: Tensor
+    distances: Tensor
+    method: str
+    recall: float
+
+    @property
+    def k(self) -> int:
+        return self.ids.shape[1]
+
+
+def knn(features: Features, k: int, backend: str = "auto", exact_limit: int = 200_000) -> Neighbors:
+    """The K nearest neighbours of every point by Euclidean distance; equal distances in order of position.
+
+    Args:
+        features: (N, d) finite floats.
+        k: 1..N-1.
+        backend: ``faiss``, ``torch``, or ``auto`` for the first that is there.
+        exact_limit: above this many points FAISS searches an inverted file, approximately.
+
+    Raises:
+        ConfigError: k out of range, NaN or infinity in the features, an unknown or missing backend.
+    """
+    size = len(features)
+    if not 1 <= k < size:
+        raise ConfigError(f"graph.graph_k={k}, but {size} points have 1 to {size - 1} neighbours each")
+    if bad := int((~torch.isfinite(features)).any(dim=1).sum()):
+        raise ConfigError(f"{bad} of {size} feature rows hold NaN or infinity: the search would lose them silently")
+    # Centred, the products of the expansion are as small as they can be.
+    centred = (features - features.mean(dim=0)).float().contiguous()
+    name = pick_backend(backend)
+    approximate = name == "faiss" and size > exact_limit
+    search = _search_faiss_ivf if approximate else BACKENDS[name]
+    ids, distances = _without_self(centred, search, k)
+    recall = _recall(centred, ids) if approximate else 1.0
+    return Neighbors(ids, distances, f"{name}-ivf" if approximate else name, recall)
+
+
+def pick_backend(backend: str) -> str:
+    """``auto`` resolved: FAISS where installed and not on macOS (two OpenMP runtimes can crash there), else torch."""
+    if backend != "auto":
+        choose(BACKENDS, backend, "graph.backend")
+        if backend == "faiss" and importlib.util.find_spec("faiss") is None:
+            raise ConfigError(
+                "graph.backend=faiss, but faiss is not installed: install an extra (cpu or gpu), or use torch"
+            )
+        return backend
+    return "faiss" if importlib.util.find_spec("faiss") and sys.platform != "darwin" else "torch"
+
+
+def nearest(base: Features, queries: Features, k: int, backend: str = "auto") -> Tensor:
+    """Exact (m, k) positions in ``base`` nearest to each query, by the chosen backend's own ranking."""
+    return BACKENDS[pick_backend(backend)](base.float().contiguous(), queries.float().contiguous(), k)
+
+
+def _without_self(features: Features, search: Search, k: int) -> tuple[Tensor, Tensor]:
+    """Search k + 1 + slack, drop each point by its id, rank the rest by exact distance and id, keep k.
+
+    By id and not by column: among exact duplicates the point itself need not come first, or at all.
+    """
+    size = len(features)
+    wanted = min(size, k + 1 + _SLACK)
+    found = search(features, features, wanted)
+    ids = torch.empty(size, k, dtype=torch.int64)
+    distances = torch.empty(size, k)
+    for rows in torch.arange(size).split(max(1, _BLOCK // (wanted * features.shape[1]))):
+        near = found[rows].sort(dim=1).values  # by id: a stable sort by distance then breaks ties by position
+        exact = (features[near.clamp(min=0)] - features[rows, None]).square_().sum(-1).sqrt_()
+        exact[(near == rows[:, None]) | (near < 0)] = torch.inf
+        order = exact.argsort(dim=1, stable=True)[:, :k]
+        ids[rows], distances[rows] = near.gather(1, order), exact.gather(1, order)
+    if torch.isinf(distances).any():
+        raise ConfigError(
+            f"the approximate search found fewer than {k} neighbours: raise graph.exact_limit above {size}"
+        )
+    return ids, distances
+
+
+def _recall(features: Features, ids: Tensor) -> float:
+    """Share of the true neighbours found, on an evenly spaced sample of queries."""
+    sample = torch.linspace(0, len(features) - 1, _RECALL_SAMPLE).long().unique()
+    k = ids.shape[1]
+    truth = BACKENDS["torch"](features, features[sample], k + 1)
+    hits = sum(
+        len(set(t) - {i} & set(f))
+        for t, f, i in zip(truth.tolist(), ids[sample].tolist(), sample.tolist(), strict=True)
+    )
+    return hits / (len(sample) * k)
+
+
+def _search_torch(base: Features, queries: Features, k: int) -> Tensor:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = base.to(device)
+    norms = base.square().sum(1)
+    blocks = queries.split(max(1, _BLOCK // len(base)))
+    found = [torch.topk(norms - 2 * (block.to(device) @ base.T), k, dim=1, largest=False).indices for block in blocks]
+    return torch.cat(found).cpu()
+
+
+def _search_faiss(base: Features, queries: Features, k: int) -> Tensor:
+    import faiss
+
+    index = faiss.IndexFlatL2(base.shape[1])
+    return _faiss_search(index, base, queries, k)
+
+
+def _search_faiss_ivf(base: Features, queries: Features, k: int) -> Tensor:
+    """Inverted file with about 4 sqrt(N) lists, of which 16 are probed."""
+    import faiss
+
+    n_lists = max(1, int(4 * len(base) ** 0.5))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(base.shape[1]), base.shape[1], n_lists)
+    index.nprobe = min(16, n_lists)
+    return _faiss_search(index, base, queries, k)
+
+
+def _faiss_search(index: Any, base: Features, queries: Features, k: int) -> Tensor:
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    # Without a driver any FAISS GPU call aborts the process, and its GPU k is at most 2048.
+    on_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0 and torch.cuda.is_available()
+    if on_gpu and k <= 2048:
+        resources = faiss.StandardGpuResources()
+        resources.setTempMemory(256 << 20)
+        index = faiss.index_cpu_to_gpu(resources, 0, index)
+    points = base.numpy()
+    if not index.is_trained:
+        index.train(points)
+    index.add(points)
+    found: np.ndarray = index.search(queries.numpy(), k)[1]
+    return torch.from_numpy(found.astype(np.int64))
+
+
+BACKENDS: dict[str, Search] = {"faiss": _search_faiss, "torch": _search_torch}

@@ -1,0 +1,32 @@
+"""What a result is about, and whether rows made then may be continued now (DESIGN: identity, resume)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dgal_bench.config import differences
+from dgal_bench.errors import ResultsError
+from dgal_bench.record import CellLog
+
+ALGORITHM_VERSION = 1
+"""Raised with any change that alters picks; tests/test_golden.py fails otherwise. Versions are never mixed."""
+
+IDENTITY = ("algorithm_version", "config", "data", "latents", "graph")
+"""What a result is about: another one is another result. The rest of a fingerprint is where it was made."""
+
+
+def check_resumable(log: CellLog, header: Mapping[str, Any], anyway: bool) -> list[str]:
+    """The harmless differences between a file and the present; raises ResultsError where rows must not be mixed."""
+    old, new = log.header["fingerprint"], header["fingerprint"]
+    wrong = [name for name in IDENTITY if old[name] != new[name]]
+    if "config" in wrong:
+        changes = "; ".join(differences(log.header["config"], header["config"])[:3])
+        raise ResultsError(f"{log.path} holds results of another configuration ({changes}): use another results=DIR")
+    if wrong:
+        what = ", ".join(f"{name} {str(old[name])[:8]} -> {str(new[name])[:8]}" for name in wrong)
+        raise ResultsError(f"{log.path} was made from something else ({what}): use another results=DIR")
+    moved = differences(old, new)
+    if moved and not log.done and not anyway:
+        raise ResultsError(
+            f"{log.path} was begun elsewhere ({'; '.join(moved)}): add resume=anyway to go on all the same"
+        )
+    return moved

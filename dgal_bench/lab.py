@@ -1,0 +1,114 @@
+"""Lab: what the cells of a data set share. Cell: one (data set, strategy, seed) and all that is derived from it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgal_bench.clock import Stopwatch
+from dgal_bench.config import RunConfig, check_budget, to_dict
+from dgal_bench.data.datamodule import PoolDataModule, Standardise
+from dgal_bench.data.datasets import ImageData, load
+from dgal_bench.data.pool import Pool
+from dgal_bench.errors import ConfigError
+from dgal_bench.graph.transition import Graph
+from dgal_bench.identity import ALGORITHM_VERSION
+from dgal_bench.models.nets import build_net, cost
+from dgal_bench.models.predict import Predictor
+from dgal_bench.models.task import TaskModule
+from dgal_bench.models.vae import Progress
+from dgal_bench.provenance import provenance
+from dgal_bench.representation import Setup, prepare
+from dgal_bench.seeding import TieBreak, isolated, rng_for, seed_for, torch_rng_for
+from dgal_bench.strategies import Query, Strategy, build
+
+
+@dataclass(frozen=True, eq=False)
+class Lab:
+    """What the cells of one data set share: images, the transform, the graph and its ledger, the device."""
+
+    data: ImageData
+    transform: Standardise
+    setup: Setup
+    device: torch.device
+
+
+def open_lab(config: RunConfig, data_root: Path, cache_root: Path, progress: Progress) -> Lab:
+    """Load the data and prepare (or find) its representation and graph.
+
+    Raises:
+        UserError: data missing, the configuration does not fit it, or the representation collapsed.
+    """
+    data = load(config.dataset.name, data_root, config.dataset.pool_size, config.dataset.test_size)
+    if data.n_classes != config.dataset.n_classes:
+        raise ConfigError(f"dataset.n_classes={config.dataset.n_classes}, but {data.name} has {data.n_classes} classes")
+    check_budget(config, data.size)
+    device = resolve_device(config.device)
+    return Lab(data, Standardise.of_pool(data), prepare(config, data, cache_root, device, progress), device)
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is CUDA where torch sees it; asking for a missing one is an error, never a silent fallback."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but torch sees no GPU: use device=cpu or device=auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One (data set, strategy, seed): its configuration and everything derived from it once."""
+
+    config: RunConfig
+    lab: Lab
+    strategy: Strategy
+    graph: Graph
+
+    @classmethod
+    def of(cls, config: RunConfig, lab: Lab) -> "Cell":
+        graph = lab.setup.graph.to(lab.device)
+        return cls(config, lab, build(config.strategy, graph), graph)
+
+    def datamodule(self, pool: Pool, round_: int) -> PoolDataModule:
+        """The loaders of a round; the order of the labeled points is the same draw for every strategy of the seed."""
+        training = self.config.training
+        order = torch_rng_for(self.config.seed, "order", round_)
+        return PoolDataModule(
+            self.lab.data, pool, self.lab.transform, training.train_batch_size, self.config.predict_batch_size, order
+        )
+
+    def query(self, pool: Pool, predict: Predictor, clock: Stopwatch, round_: int) -> Query:
+        seed = self.config.seed
+        ties = TieBreak(seed_for(seed, "ties", round_))
+        return Query(pool, predict, self.lab.data.images, rng_for(seed, "query", round_), ties, clock)
+
+    def new_module(self, round_: int) -> TaskModule:
+        """The network of a round before training: the same weights for every strategy of the seed."""
+        with isolated(self.config.seed, "weights", round_):
+            net = build_net(self.lab.data.image_shape, self.lab.data.n_classes, self.config.net)
+        return TaskModule(net, self.lab.data.n_classes, self.config.training)
+
+    def header(self) -> dict[str, Any]:
+        """Line 1 of a results file, less the initial set: what was run, from what, on what."""
+        config, lab = self.config, self.lab
+        where = provenance()
+        return {
+            "cell": f"{config.dataset.name}/{config.strategy.name}/seed-{config.seed}",
+            "profile": config.profile,
+            "config": to_dict(config),
+            "fingerprint": {
+                "algorithm_version": ALGORITHM_VERSION,
+                "config": config.hash,
+                "data": lab.data.sha256,
+                "latents": lab.setup.latents_sha256,
+                "graph": lab.setup.graph_sha256,
+                "git": where["git"]["revision"],
+                "torch": where["versions"]["torch"],
+                "cpu": where["machine"]["cpu"],
+                "device": where["machine"]["gpu"] if lab.device.type == "cuda" else "cpu",
+                "threads": torch.get_num_threads(),
+            },
+            "provenance": where,
+            "network": cost(self.new_module(0).net, lab.data.image_shape),
+            "setup": lab.setup.ledger,
+        }

@@ -1,0 +1,1 @@
+"""Plain networks, and the thin LightningModules that train them."""

@@ -1,0 +1,138 @@
+"""TaskModule: the classifier trained from scratch in every round, and the rule that stops its training."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from dgal_bench.config import RunConfig, TrainingConfig
+from dgal_bench.data.datamodule import PoolDataModule, Slices
+from dgal_bench.errors import choose
+
+
+class TaskModule(lightning.LightningModule):
+    """Cross-entropy on the labeled points; ``epoch_loss`` is the last epoch's mean training loss in nats.
+
+    One Lightning step is one pass over the labeled set, its minibatches stepped in here (manual optimisation):
+    Lightning's hooks around a step cost 2 ms, more than half of what a tiny network's own step does.
+    """
+
+    automatic_optimization = False
+
+    def __init__(self, net: nn.Module, n_classes: int, training: TrainingConfig) -> None:
+        super().__init__()
+        self.net = net
+        self.training_config = training
+        self.loss = nn.CrossEntropyLoss()
+        self.accuracy = MulticlassAccuracy(n_classes, average="micro")
+        self._loss_sum = torch.zeros(())
+        self._seen = 0
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Minibatches of an epoch move one by one; test batches as usual."""
+        return batch if isinstance(batch, Slices) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def training_step(self, epoch: Slices, batch_idx: int) -> None:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        total, self._seen = torch.zeros((), device=self.device), 0
+        for images, labels in epoch:
+            loss = self.loss(self.net(images.to(self.device))[0], labels.to(self.device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach() * len(labels)
+            self._seen += len(labels)
+        self._loss_sum = total
+
+    @property
+    def epoch_loss(self) -> float:
+        return float(self._loss_sum) / max(1, self._seen)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        self.accuracy.update(self.net(images)[0], labels)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        config = self.training_config
+        optimizers: dict[str, Any] = {
+            "sgd": lambda: torch.optim.SGD(
+                self.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+            ),
+            # fused: one kernel over all parameters, a fifth off the step of a tiny net
+            "adam": lambda: torch.optim.Adam(self.parameters(), config.lr, fused=True),
+        }
+        optimizer: torch.optim.Optimizer = choose(optimizers, config.optimizer, "training.optimizer")()
+        return optimizer
+
+
+class StopWhenFlat(lightning.Callback):
+    """Stop after ``patience`` epochs without an improvement of ``min_delta`` nats of the epoch-mean training loss.
+
+    Armed only once the loss is below (ln C)/2 and ``min_epochs`` have run: a small set sits at chance for dozens of
+    epochs first, and without ``min_delta`` the loss improves for ever (SPEC 5; the paper gives patience 10 alone).
+    """
+
+    def __init__(self, training: TrainingConfig, chance: float) -> None:
+        self.config = training
+        self.chance = chance
+        self.best = math.inf
+        self.stale = 0
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert isinstance(pl_module, TaskModule)
+        loss = pl_module.epoch_loss
+        if loss < self.best - self.config.min_delta:
+            self.best, self.stale = loss, 0
+            return
+        self.stale += 1
+        armed = loss < self.chance / 2 and trainer.current_epoch + 1 >= self.config.min_epochs
+        trainer.should_stop = armed and self.stale >= self.config.patience
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How one training ended: epochs run, the last epoch's mean loss in nats, and whether that is still (ln C)/2."""
+
+    epochs: int
+    train_loss: float
+    underfit: bool
+
+
+def new_trainer(config: RunConfig, device: torch.device) -> lightning.Trainer:
+    """A silent Trainer on one device for one round: a second ``fit`` of the same one trains nothing."""
+    # Debugging aid of deterministic mode that fills every new tensor with NaN: a twentieth of a tiny network's step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return lightning.Trainer(
+        max_epochs=config.training.max_epochs,
+        accelerator="gpu" if device.type == "cuda" else "cpu",
+        devices=1,
+        deterministic=config.deterministic,
+        benchmark=False,
+        callbacks=[StopWhenFlat(config.training, math.log(config.dataset.n_classes))],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def fit(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) -> Fit:
+    """Train on the labeled points until the loss is flat (paper, App. A; SPEC 5)."""
+    trainer.fit(module, datamodule=data)
+    loss = module.epoch_loss
+    if not math.isfinite(loss):
+        raise ValueError(f"the training loss is {loss} after {trainer.current_epoch} epochs: lower training.lr")
+    return Fit(epochs=trainer.current_epoch, train_loss=loss, underfit=loss >= math.log(data.pool.n_classes) / 2)
+
+
+def test_accuracy(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) -> float:
+    """Share of the test split classified right, in 0..1."""
+    module.accuracy.reset()
+    trainer.test(module, datamodule=data, verbose=False)
+    return float(module.accuracy.compute())

@@ -1,0 +1,119 @@
+"""How long work goes on: a bar with an ETA on a terminal, plain lines elsewhere."""
+
+import sys
+from collections.abc import Sequence
+from time import perf_counter
+from typing import TextIO
+
+from tqdm import tqdm
+
+from dgal_bench.sweep import Job
+
+
+def duration(seconds: float) -> str:
+    """``7 s``, ``3:05`` or ``1:02:45``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def new_progress(jobs: Sequence[Job], done_rounds: int, stream: TextIO = sys.stderr) -> "Lines | Bar":
+    """A Listener for these cells, of whose evaluations ``done_rounds`` are on disk already."""
+    rounds = sum(job.config.rounds + 1 for job in jobs) - done_rounds
+    return Bar(rounds, stream) if stream.isatty() else Lines(len(jobs), rounds, stream)
+
+
+class Lines:
+    """One line per finished cell, and some while a representation is made."""
+
+    def __init__(self, n_cells: int, n_rounds: int, stream: TextIO) -> None:
+        self._cells, self._rounds = n_cells, n_rounds
+        self._finished = self._evaluated = 0
+        self._stream = stream
+        self._start = perf_counter()
+        self._began: dict[str, float] = {}
+        self._accuracy: dict[str, float] = {}
+
+    def setting_up(self, name: str, what: str, done: int, of: int) -> None:
+        if done == 0 or of <= 1 or done % max(1, of // 5) == 0:
+            self._say(f"[set-up] {name}: {what}" + (f" {done}/{of}" if of > 1 else ""))
+
+    def begun(self, job: Job) -> None:
+        self._began[job.name] = perf_counter()
+        if not self._evaluated:
+            self._start = min(self._start, perf_counter()) if self._finished else perf_counter()
+
+    def round(self, job: Job, accuracy: float) -> None:
+        self._evaluated += 1
+        self._accuracy[job.name] = accuracy
+
+    def done(self, job: Job) -> None:
+        self._finished += 1
+        self._say(f"{self._place()} {job.name}: {self._accuracy[job.name]:.1%} in {self._seconds(job)}{self._eta()}")
+
+    def failed(self, job: Job, error: str) -> None:
+        self._finished += 1
+        self._say(f"{self._place()} {job.name}: FAILED: {error}{self._eta()}")
+
+    def close(self) -> None:
+        pass
+
+    def _seconds(self, job: Job) -> str:
+        return duration(perf_counter() - self._began[job.name])
+
+    def _place(self) -> str:
+        return f"[{self._finished:>{len(str(self._cells))}}/{self._cells}]"
+
+    def _eta(self) -> str:
+        left = self._rounds - self._evaluated
+        if not self._evaluated or left <= 0:
+            return ""
+        return f", about {duration((perf_counter() - self._start) / self._evaluated * left)} left"
+
+    def _say(self, line: str) -> None:
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+class Bar:
+    """tqdm over evaluations; a bar of its own while a representation is made."""
+
+    def __init__(self, n_rounds: int, stream: TextIO) -> None:
+        self._stream = stream
+        self._rounds = n_rounds
+        self._bar: tqdm | None = None
+        self._what = ""
+
+    def _show(self, what: str, total: int, unit: str) -> tqdm:
+        if self._bar is None or self._what != what:
+            self.close()
+            self._bar = tqdm(total=total, unit=unit, file=self._stream, dynamic_ncols=True, desc=what, leave=False)
+            self._what = what
+        return self._bar
+
+    def setting_up(self, name: str, what: str, done: int, of: int) -> None:
+        bar = self._show(f"set-up {name}: {what}", of, "epoch" if "epoch" in what else "step")
+        bar.update(done - bar.n)
+
+    def _cells(self) -> tqdm:
+        return self._show("cells", self._rounds, "round")
+
+    def begun(self, job: Job) -> None:
+        self._cells()
+
+    def round(self, job: Job, accuracy: float) -> None:
+        self._cells().set_postfix_str(f"{job.name} {accuracy:.1%}")
+        self._cells().update()
+
+    def done(self, job: Job) -> None:
+        pass
+
+    def failed(self, job: Job, error: str) -> None:
+        self._cells().write(f"{job.name}: FAILED: {error}", file=self._stream)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

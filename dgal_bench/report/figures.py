@@ -1,0 +1,123 @@
+"""Accuracy against labels, and against cumulative query time: mean over seeds with a 95 % band."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from dgal_bench.record import CellLog, RoundRecord
+from dgal_bench.report.statistics import cumulative_query_seconds, t_interval
+from dgal_bench.report.tables import Group
+
+# Colour says what the network is shown (Okabe and Ito's palette, safe for colour-blind eyes), the marker by which
+# criterion it picks: a strategy looks the same everywhere.
+RESTRICTION_COLOURS = {
+    "everything": "#0072B2",
+    "uniform": "#E69F00",
+    "diffusion": "#D55E00",
+}
+CRITERION_MARKERS = {"margin": "o", "least_confidence": "s", "entropy": "^"}
+RANDOM_COLOUR = "#000000"
+OTHER_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#7A7A7A")
+OTHER_MARKERS = ("v", "P", "X", "*")
+
+
+def style(log: CellLog) -> dict[str, object]:
+    """Colour, marker and width of a strategy's line."""
+    strategy = log.header["config"]["strategy"]
+    restrict, acquire = strategy["restrict"]["kind"], strategy["acquire"]["kind"]
+    if (restrict, acquire) == ("everything", "random"):
+        return {"color": RANDOM_COLOUR, "marker": "", "linestyle": "--", "linewidth": 1.6, "zorder": 3}
+    diffusion = restrict == "diffusion"
+    return {
+        "color": RESTRICTION_COLOURS.get(restrict) or _pick(OTHER_COLOURS, restrict),
+        "marker": CRITERION_MARKERS.get(acquire) or _pick(OTHER_MARKERS, acquire),
+        "linestyle": "-",
+        "linewidth": 2.0 if diffusion else 1.3,
+        "zorder": 4 if diffusion else 2,
+    }
+
+
+def _pick(choices: Sequence[str], name: str) -> str:
+    return choices[sum(name.encode()) % len(choices)]
+
+
+def accuracy_against_labels(group: Group) -> Figure:
+    """Fig. 6 of the paper."""
+    figure, axes = _canvas(group, "labels", lambda records: [float(r.n_labeled) for r in records], first_row=0)
+    axes.set_title(f"Accuracy against labels: {group.dataset}")
+    return figure
+
+
+def accuracy_against_query_time(group: Group) -> Figure:
+    """Fig. 5 of the paper: each row against the query seconds of the rows before it, on a log axis."""
+    label = "cumulative query time, seconds (log)"
+    figure, axes = _canvas(group, label, cumulative_query_seconds, first_row=1)
+    axes.set_xscale("log")
+    axes.set_title(f"Accuracy against query time: {group.dataset}")
+    return figure
+
+
+def _canvas(
+    group: Group, xlabel: str, x_of: Callable[[Sequence[RoundRecord]], list[float]], first_row: int
+) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8.0, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    n_seeds = {len(group.finished(strategy)) for strategy in group.strategies}
+    for strategy in _order(group):
+        logs = list(group.finished(strategy).values())
+        rows = range(first_row, min(len(log.records) for log in logs))
+        estimates = [t_interval([log.records[row].accuracy for log in logs]) for row in rows]
+        xs = [x_of(log.records) for log in logs]
+        x = [sum(one[row] for one in xs) / len(xs) for row in rows]
+        look = style(logs[0])
+        axes.plot(x, [e.mean for e in estimates], label=strategy, markersize=4.5, **look)  # type: ignore[arg-type]
+        if len(logs) > 1:
+            low, high = [e.low for e in estimates], [e.high for e in estimates]
+            axes.fill_between(x, low, high, color=look["color"], alpha=0.07, linewidth=0)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("test accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False)
+    figure.supxlabel(
+        f"mean and 95 % t band over {'/'.join(map(str, sorted(n_seeds)))} seeds, profile {group.profile}",
+        fontsize=8,
+        color="#555555",
+    )
+    return figure, axes
+
+
+def _order(group: Group) -> list[str]:
+    """Random first, then by what the network is shown, then by name."""
+    kinds = ["everything", *[k for k in RESTRICTION_COLOURS if k != "everything"]]
+
+    def key(strategy: str) -> tuple[int, int, str]:
+        parts = group.cells[strategy][0].header["config"]["strategy"]
+        restrict = parts["restrict"]["kind"]
+        place = kinds.index(restrict) if restrict in kinds else len(kinds)
+        return (parts["acquire"]["kind"] != "random", place, strategy)
+
+    return sorted(group.strategies, key=key)
+
+
+FIGURES: Mapping[str, Callable[[Group], Figure]] = {
+    "accuracy-labels": accuracy_against_labels,
+    "accuracy-query-time": accuracy_against_query_time,
+}
+
+
+def save_figures(group: Group, folder: Path) -> Iterator[Path]:
+    """PNG and SVG of every figure of a group; yields the files written."""
+    for name, draw in FIGURES.items():
+        figure = draw(group)
+        for kind in ("png", "svg"):
+            path = folder / f"{group.suite}-{group.dataset}-{group.profile}-{name}.{kind}"
+            # no date in the SVG: the same rows give the same file
+            figure.savefig(path, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+            yield path

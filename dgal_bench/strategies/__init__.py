@@ -1,0 +1,93 @@
+"""Two literal registries of parts, and strategies built from their configuration."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from dgal_bench.config import StrategyConfig
+from dgal_bench.errors import ConfigError, choose, did_you_mean
+from dgal_bench.graph.transition import Graph
+from dgal_bench.strategies.base import Acquisition, Query, Restriction, Selection, Strategy
+from dgal_bench.strategies.restrict import Diffusion, Everything, Uniform
+from dgal_bench.strategies.uncertainty import Entropy, LeastConfidence, Margin, Random
+
+__all__ = ["Acquisition", "Query", "Restriction", "Selection", "Strategy", "build", "resolved"]
+
+RESTRICTIONS: dict[str, Any] = {
+    "everything": Everything,
+    "uniform": Uniform,
+    "diffusion": Diffusion,
+}
+
+ACQUISITIONS: dict[str, Any] = {
+    "random": Random,
+    "least_confidence": LeastConfidence,
+    "margin": Margin,
+    "entropy": Entropy,
+}
+
+# Fields of a part that are not settings: what set-up made, handed in by name.
+RESOURCES = ("graph",)
+
+
+def build(config: StrategyConfig, graph: Graph) -> Strategy:
+    """The strategy that the configuration spells out; errors as in ``resolved``."""
+    parts = {}
+    for role, registry in (("restrict", RESTRICTIONS), ("acquire", ACQUISITIONS)):
+        kind, settings = _checked(getattr(config, role), registry, role)
+        parts[role] = kind(**settings, **({"graph": graph} if "graph" in _names(kind) else {}))
+    return Strategy(config.name, **parts)
+
+
+def resolved(config: StrategyConfig) -> StrategyConfig:
+    """The same with every setting of its parts written out, so that the hash covers the defaults too.
+
+    Raises:
+        ConfigError: an unknown kind or setting, a value of the wrong type or out of range; names the nearest.
+    """
+    return StrategyConfig(
+        config.name,
+        restrict=_resolved(config.restrict, RESTRICTIONS, "restrict"),
+        acquire=_resolved(config.acquire, ACQUISITIONS, "acquire"),
+    )
+
+
+def _resolved(part: Mapping[str, Any], registry: Mapping[str, Any], role: str) -> dict[str, Any]:
+    kind, settings = _checked(part, registry, role)
+    defaults = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+    return {"kind": part["kind"], **defaults, **settings}
+
+
+def _checked(part: Mapping[str, Any], registry: Mapping[str, Any], role: str) -> tuple[Any, dict[str, Any]]:
+    """A part's class and its settings, every name and value checked."""
+    where = f"strategy.{role}"
+    if "kind" not in part:
+        raise ConfigError(f"{where} has no kind{did_you_mean('', registry)}")
+    kind = choose(registry, str(part["kind"]), f"{where}.kind")
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.name not in RESOURCES}
+    settings = {name: value for name, value in part.items() if name != "kind"}
+    for name, value in settings.items():
+        if name not in fields:
+            raise ConfigError(f"{where}.{name} is no setting of '{part['kind']}'{did_you_mean(name, fields)}")
+        _check_type(f"{where}.{name}", value, fields[name].type)
+    missing = [n for n, f in fields.items() if n not in settings and f.default is dataclasses.MISSING]
+    if missing:
+        raise ConfigError(f"{where} of kind '{part['kind']}' needs {', '.join(missing)}")
+    try:
+        kind(**settings, **{name: None for name in RESOURCES if name in _names(kind)})
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from error
+    return kind, settings
+
+
+def _names(kind: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
+
+
+def _check_type(key: str, value: Any, annotation: Any) -> None:
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if annotation is float and (number or isinstance(value, float)):
+        return
+    if not isinstance(value, annotation) or (isinstance(value, bool) and annotation is not bool):
+        name = getattr(annotation, "__name__", None) or str(annotation)
+        raise ConfigError(f"{key}={value!r} is not of type {name}")

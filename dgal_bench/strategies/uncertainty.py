@@ -1,0 +1,44 @@
+"""Acquisitions that rank candidates one by one (paper 4.3, 5.1), and the one that does not look at all."""
+
+from dataclasses import dataclass
+
+import torch
+
+from dgal_bench.arrays import Index, smallest
+from dgal_bench.strategies.base import Query
+
+
+@dataclass(frozen=True)
+class Random:
+    """Uniform among the candidates, without asking the network."""
+
+    def __call__(self, query: Query, candidates: Index, batch_size: int) -> Index:
+        return candidates[torch.from_numpy(query.rng.choice(len(candidates), batch_size, replace=False))]
+
+
+@dataclass(frozen=True)
+class LeastConfidence:
+    """The largest 1 - max_c p_c (Lewis, 1995)."""
+
+    def __call__(self, query: Query, candidates: Index, batch_size: int) -> Index:
+        confidence = query.predict(candidates).probs.amax(dim=1)
+        return candidates[smallest(confidence, batch_size, candidates, query.ties)]
+
+
+@dataclass(frozen=True)
+class Margin:
+    """The smallest difference of the two largest probabilities (Scheffer et al., 2001)."""
+
+    def __call__(self, query: Query, candidates: Index, batch_size: int) -> Index:
+        first, second = query.predict(candidates).probs.topk(2, dim=1).values.unbind(dim=1)
+        return candidates[smallest(first - second, batch_size, candidates, query.ties)]
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """The largest -sum_c p_c log p_c; log p comes from log_softmax, so no log of 0 is taken."""
+
+    def __call__(self, query: Query, candidates: Index, batch_size: int) -> Index:
+        outputs = query.predict(candidates)
+        negentropy = (outputs.probs * outputs.log_probs).sum(dim=1)
+        return candidates[smallest(negentropy, batch_size, candidates, query.ties)]

@@ -1,0 +1,107 @@
+"""A suite as cells: what a command asks for, and what the results folder holds of it already."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from dgal_bench.config import GROUPS, RunConfig, compose, to_dict
+from dgal_bench.errors import ConfigError
+from dgal_bench.identity import ALGORITHM_VERSION, check_resumable
+from dgal_bench.record import CellLog, read_cell
+from dgal_bench.strategies import resolved
+
+AXES = ("dataset", "representation", "profile", "seed", "strategy")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how to run: nothing that a result depends on."""
+
+    results: Path
+    suite: str
+    data: Path
+    cache: Path
+    jobs: int
+    resume_anyway: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell to run: its configuration and its file."""
+
+    config: RunConfig
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.config.dataset.name}/{self.path.parent.name}/{self.path.stem}"
+
+    @property
+    def setup_key(self) -> str:
+        """Equal for cells that share data, representation and graph."""
+        parts = {name: to_dict(getattr(self.config, name)) for name in ("dataset", "representation", "graph")}
+        seed = self.config.representation_seed
+        return json.dumps([parts, seed, self.config.device], sort_keys=True)
+
+
+def plan(axes: Mapping[str, Sequence[str]], settings: Settings) -> list[Job]:
+    """Every combination of the axes as a cell, seeds outside strategies so that whole comparisons come first.
+
+    A key other than AXES with several values becomes part of the strategy's folder: ``dgmg+graph.graph_k=10``.
+
+    Raises:
+        ConfigError: a name, key or value is wrong.
+    """
+    if empty := [key for key, values in axes.items() if not values]:
+        raise ConfigError(f"{empty[0]}= is an empty list: give at least one value")
+    others = [key for key in axes if key not in AXES]
+    jobs = []
+    order = [key for key in AXES if key != "strategy"]
+    for values in itertools.product(*(axes[key] for key in [*order, "strategy", *others])):
+        point = dict(zip([*order, "strategy", *others], values, strict=True))
+        choices = tuple((key, point[key]) for key in GROUPS)
+        config = _configured(choices, tuple(f"{key}={point[key]}" for key in others))
+        config = dataclasses.replace(config, seed=_seed(point["seed"]))
+        varied = [key for key in ("representation", "profile", *others) if len(axes[key]) > 1]
+        label = "+".join([config.strategy.name, *(f"{key}={point[key]}" for key in varied)]).replace("/", "_")
+        folder = settings.results / settings.suite / config.dataset.name / label
+        jobs.append(Job(config, folder / f"seed-{config.seed}.jsonl"))
+    if twice := [path for path, n in _counts(job.path for job in jobs).items() if n > 1]:
+        raise ConfigError(f"{twice[0]} would be written by two cells: give each value once")
+    return jobs
+
+
+@cache
+def _configured(choices: tuple[tuple[str, str], ...], overrides: tuple[str, ...]) -> RunConfig:
+    """Composed once for all seeds, with the defaults of the strategy's parts written out."""
+    config = compose(dict(choices), overrides)
+    return dataclasses.replace(config, strategy=resolved(config.strategy))
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise ConfigError(f"seed={text}: use whole numbers of 0 or more")
+    return int(text)
+
+
+def _counts(paths: Iterable[Path]) -> dict[Path, int]:
+    counts: dict[Path, int] = {}
+    for path in paths:
+        counts[path] = counts.get(path, 0) + 1
+    return counts
+
+
+def scan(jobs: Sequence[Job], settings: Settings) -> dict[Path, CellLog | None]:
+    """What the results folder holds of each cell; refuses rows of another configuration or algorithm."""
+    logs = {job.path: read_cell(job.path) for job in jobs}
+    for job in jobs:
+        log = logs[job.path]
+        if log is not None:
+            # What only a worker knows (data, latents, graph, machine) is checked there, before a row is added.
+            known = log.header["fingerprint"] | {"config": job.config.hash, "algorithm_version": ALGORITHM_VERSION}
+            check_resumable(log, {"fingerprint": known, "config": to_dict(job.config)}, settings.resume_anyway)
+    return logs

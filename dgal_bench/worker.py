@@ -1,0 +1,119 @@
+"""A worker process: takes jobs as JSON lines on stdin, runs them, tells of rounds and endings as JSON lines on stdout.
+
+Started with its thread counts in the environment, before torch is imported. It ends when its stdin does, so that no
+worker outlives a killed parent.
+"""
+
+import json
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dgal_bench.config import from_dict
+from dgal_bench.errors import ResultsError, UserError
+from dgal_bench.lab import Cell, Lab, open_lab
+from dgal_bench.loop import run_cell
+from dgal_bench.record import Recorder
+
+Emit = Callable[..., None]
+
+
+def jobs_from(stream: Any) -> Iterator[dict[str, Any]]:
+    """Jobs as they come; a reader beside the work ends the process as soon as the parent is gone."""
+    waiting: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        for line in stream:
+            waiting.put(line)
+        # Nothing to clean up: a results file is whole after every line, and a cache entry is renamed into place.
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield json.loads(waiting.get())
+
+
+def quiet() -> None:
+    """Lightning's hints and tips say nothing about a cell."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", module="torch")
+
+
+def hide_gpus_from_cpu_work(device: str) -> None:
+    """torch's optimizers look for a GPU driver at every step: 0.4 ms, a tenth of a tiny network's whole step."""
+    if device == "cpu" or not torch.cuda.is_available():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        torch.backends.cudnn.allow_tf32 = False
+
+
+def handle(job: dict[str, Any], emit: Emit, labs: dict[str, Lab]) -> None:
+    config = from_dict(job["config"])
+    hide_gpus_from_cpu_work(config.device)
+    key = job["setup_key"]
+    if key not in labs:
+        labs.clear()  # one data set in memory at a time
+        labs[key] = open_lab(
+            config,
+            Path(job["data"]),
+            Path(job["cache"]),
+            lambda what, done, of: emit("progress", what=what, n=done, of=of),
+        )
+    lab = labs[key]
+    if job["job"] == "setup":
+        emit("ready", points=lab.data.size, ledger=lab.setup.ledger)
+        return
+    with Recorder(Path(job["path"])) as recorder:
+        try:
+            run_cell(
+                Cell.of(config, lab),
+                recorder,
+                lambda record: emit("round", round=record.round, accuracy=record.accuracy),
+                job["jobs"],
+                job["resume_anyway"],
+            )
+        except Exception as error:
+            # A ResultsError says that the file is not this cell's to write in.
+            if recorder.header_written and not isinstance(error, ResultsError):
+                recorder.write_failure(one_line(error), traceback.format_exc())
+            raise
+    emit("done")
+
+
+def one_line(error: BaseException) -> str:
+    """The error as a user should see it: the message alone for a user's mistake, with its type otherwise."""
+    message = " ".join(str(error).split()) or "no message"
+    return message if isinstance(error, UserError) else f"{type(error).__name__}: {message}"
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    events = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not be taken for an event
+
+    def emit(event: str, **facts: Any) -> None:
+        events.write(json.dumps({"event": event, **facts}) + "\n")
+
+    quiet()
+    labs: dict[str, Lab] = {}
+    for job in jobs_from(sys.stdin):
+        try:
+            handle(job, emit, labs)
+        except Exception as error:  # noqa: BLE001 - the boundary: the parent decides what a failure means
+            emit("failed", error=one_line(error), exit_code=getattr(error, "exit_code", 1))
+
+
+if __name__ == "__main__":
+    main()
