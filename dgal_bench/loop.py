@@ -15,48 +15,53 @@ from dgal_bench.graph.transition import Graph
 from dgal_bench.identity import check_resumable
 from dgal_bench.lab import Cell
 from dgal_bench.models.predict import Predictor
-from dgal_bench.models.task import Fit, fit, new_trainer, test_accuracy
+from dgal_bench.models.task import Fit, fit, measure_accuracy, new_trainer
 from dgal_bench.record import Recorder, RoundRecord, picks
 from dgal_bench.seeding import isolated
 from dgal_bench.strategies import Query
+from dgal_bench.threads import on_threads
 
 
 def run_cell(
     cell: Cell, recorder: Recorder, on_round: Callable[[RoundRecord], None], jobs: int = 1, resume_anyway: bool = False
 ) -> None:
-    """Run a cell from where its file ends: R + 1 evaluations, R queries. Only the query is on the clock.
+    """Run a cell from where its file ends: R + 1 evaluations, R queries.
 
     Raises:
         ResultsError: the file was made from something else (data, latents, graph, configuration, code).
     """
-    pool, first = start(cell, recorder, resume_anyway)
-    warm_up(cell, pool)
-    config, oracle = cell.config, cell.lab.data.labels
-    for round_ in range(first, config.rounds + 1):
-        clock = Stopwatch(cell.lab.device)
-        data = cell.datamodule(pool, round_)
-        module = cell.new_module(round_)
-        with isolated(config.seed, "training", round_):
-            trainer = new_trainer(config, cell.lab.device)
-            with clock.phase("train"):
-                fitted = fit(trainer, module, data)
-            with clock.phase("test"):
-                accuracy = test_accuracy(trainer, module, data)
-        facts = evaluation_facts(cell, pool, round_, fitted, accuracy, clock, jobs)
-        if round_ < config.rounds:
-            clock = Stopwatch(cell.lab.device)
-            predict = Predictor(module, data, cell.lab.device, clock)
-            query = cell.query(pool, predict, clock, round_)
-            with clock.running():
-                selection = cell.strategy.select(query, config.batch_size)
-            pool.check(selection.indices, config.batch_size)
-            labels = oracle[selection.indices]
-            pool = pool.annotate(selection.indices, labels)
-            facts |= {"n_candidates": selection.n_candidates, "n_scored": predict.n_scored}
-            facts |= query_facts(cell, query, selection.indices)
-        record = RoundRecord(**facts)
-        recorder.write(record)
-        on_round(record)
+    with on_threads(cell.config.threads):
+        pool, first = start(cell, recorder, resume_anyway)
+        warm_up(cell, pool)
+        for round_ in range(first, cell.config.rounds + 1):
+            record, pool = run_round(cell, pool, round_, jobs)
+            recorder.write(record)
+            on_round(record)
+
+
+def run_round(cell: Cell, pool: Pool, round_: int, jobs: int) -> tuple[RoundRecord, Pool]:
+    """Train from scratch, test, and unless it is the last round query and annotate. Only the query is on the clock."""
+    config, device = cell.config, cell.lab.device
+    around = Stopwatch(device)
+    data, module = cell.datamodule(pool, round_), cell.new_module(round_)
+    with isolated(config.seed, "training", round_):
+        trainer = new_trainer(config, device)
+        with around.phase("train"):
+            fitted = fit(trainer, module, data)
+        with around.phase("test"):
+            accuracy = measure_accuracy(trainer, module, data)
+    facts = evaluation_facts(cell, pool, round_, fitted, accuracy, around, jobs)
+    if round_ < config.rounds:
+        clock = Stopwatch(device)
+        predict = Predictor(module, data, device, clock)
+        query = cell.query(pool, predict, clock, round_)
+        with clock.running():
+            selection = cell.strategy.select(query, config.batch_size)
+        pool.check(selection.indices, config.batch_size)
+        pool = pool.annotate(selection.indices, cell.lab.data.labels[selection.indices])  # the oracle
+        facts |= query_facts(cell, query, selection.indices)
+        facts |= {"n_candidates": selection.n_candidates, "n_scored": predict.n_scored}
+    return RoundRecord(**facts), pool
 
 
 def evaluation_facts(
@@ -120,7 +125,7 @@ def start(cell: Cell, recorder: Recorder, resume_anyway: bool) -> tuple[Pool, in
         recorder.write_header(header | {"initial": first.tolist()})
         return Pool(data.size, data.n_classes, first, data.labels[first]), 0
     changed = check_resumable(log, header, resume_anyway)
-    if changed or log.failure:
+    if not log.done and (changed or log.failure):
         recorder.write_continuation({"changed": changed, "provenance": header["provenance"]})
     labeled = torch.tensor(log.header["initial"] + picks(log.records), dtype=torch.int64)
     return Pool(data.size, data.n_classes, labeled, data.labels[labeled]), len(log.records)

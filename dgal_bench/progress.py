@@ -89,7 +89,9 @@ class Bar:
     def _show(self, what: str, total: int, unit: str) -> tqdm:
         if self._bar is None or self._what != what:
             self.close()
-            self._bar = tqdm(total=total, unit=unit, file=self._stream, dynamic_ncols=True, desc=what, leave=False)
+            self._bar = tqdm(
+                total=total, unit=unit, file=self._stream, dynamic_ncols=True, desc=what, leave=False, mininterval=0
+            )
             self._what = what
         return self._bar
 

@@ -1,7 +1,6 @@
 """Set-up, once per data set: features of the pool and the graph on them, cached, their seconds kept in a ledger."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -21,6 +20,7 @@ from dgal_bench.graph.transition import Graph, diagnostics, transition
 from dgal_bench.models.vae import Progress, encode, train_vae
 from dgal_bench.provenance import provenance
 from dgal_bench.seeding import isolated, rng_for, seed_for
+from dgal_bench.threads import on_threads
 
 RECIPE_VERSION = 1
 """Raised with any change of the numbers that set-up makes; tests/test_golden.py fails otherwise."""
@@ -109,22 +109,12 @@ def latents_key(config: RunConfig, data: ImageData, device: torch.device) -> str
     return cache.key_of(parts | settings)
 
 
-@contextmanager
-def _on_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _make_latents(
     config: RunConfig, data: ImageData, device: torch.device, progress: Progress
 ) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
     start = perf_counter()
     kind, seed = config.representation.kind, config.representation_seed
-    with _on_threads(config.setup_threads):
+    with on_threads(config.setup_threads):
         latents, facts = REPRESENTATIONS[kind](data, config.representation, seed, device, progress)
         seconds = perf_counter() - start
         progress("label shares", 0, 1)
@@ -148,7 +138,7 @@ def _make_graph(
     progress("graph", 0, 1)
     start = perf_counter()
     spec = config.graph
-    with _on_threads(config.setup_threads):
+    with on_threads(config.setup_threads):
         neighbors = knn(features, spec.graph_k, spec.backend, spec.exact_limit)
         graph = transition(neighbors, spec.kernel, spec.symmetrize)
     seconds = perf_counter() - start

@@ -131,7 +131,7 @@ def fit(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) ->
     return Fit(epochs=trainer.current_epoch, train_loss=loss, underfit=loss >= math.log(data.pool.n_classes) / 2)
 
 
-def test_accuracy(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) -> float:
+def measure_accuracy(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) -> float:
     """Share of the test split classified right, in 0..1."""
     module.accuracy.reset()
     trainer.test(module, datamodule=data, verbose=False)

@@ -1,0 +1,342 @@
+"""The command line: what it plans, what it refuses and how, and real sweeps of worker processes under fire."""
+
+import contextlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dgal_bench import cli
+from dgal_bench.cli import main, parse, split_values
+from dgal_bench.progress import Bar, Lines, duration
+from dgal_bench.record import choice, read_cell, read_results
+from dgal_bench.sweep import Settings, plan
+from tests.conftest import TINY, run_tiny, tiny
+
+HERE = Path(__file__).parent.parent
+
+
+def settings(tmp_path, **changes):
+    base = {"results": tmp_path, "suite": "s", "data": tmp_path, "cache": tmp_path, "jobs": 1, "resume_anyway": False}
+    return Settings(**{**base, **changes})
+
+
+def axes(**changes):
+    base = {"dataset": ["digits"], "representation": ["vae"], "profile": ["cpu"], "seed": ["0"], "strategy": ["random"]}
+    return {**base, **{key.replace("__", "."): values for key, values in changes.items()}}
+
+
+def test_values_split_at_commas_outside_brackets():
+    assert split_values("a,b, c") == ["a", "b", "c"]
+    assert split_values("[1,2],[3,4]") == ["[1,2]", "[3,4]"]
+    assert split_values("'a,b',c") == ["'a,b'", "c"]
+    assert split_values("") == []
+
+
+def test_a_command_line_is_keys_words_and_flags():
+    command = parse(["results", "seed=0,1", "--out", "there", "--dry-run"])
+    assert (command.words, command.values, command.flags) == (
+        ["results"],
+        {"seed": ["0", "1"]},
+        {"--out": "there", "--dry-run": ""},
+    )
+
+
+def test_a_plan_is_the_grid_with_seeds_outside_strategies(tmp_path):
+    jobs = plan(axes(strategy=["random", "dgmg"], seed=["0", "1"]), settings(tmp_path))
+    assert [job.name for job in jobs] == [
+        "digits/random/seed-0", "digits/dgmg/seed-0", "digits/random/seed-1", "digits/dgmg/seed-1",
+    ]  # fmt: skip
+    assert jobs[1].path == tmp_path / "s" / "digits" / "dgmg" / "seed-0.jsonl"
+    assert [job.config.seed for job in jobs] == [0, 0, 1, 1]
+    assert len({job.setup_key for job in jobs}) == 1
+
+
+def test_other_grids_become_part_of_the_folder(tmp_path):
+    jobs = plan(axes(strategy=["dgmg"], graph__graph_k=["5", "10"]), settings(tmp_path))
+    assert [job.path.parent.name for job in jobs] == ["dgmg+graph.graph_k=5", "dgmg+graph.graph_k=10"]
+    assert [job.config.graph.graph_k for job in jobs] == [5, 10]
+    assert len({job.setup_key for job in jobs}) == 2
+
+
+MISTAKES = [
+    (["ben"], "unknown verb 'ben'; did you mean 'bench'?"),
+    (["bench", "strateg=random"], "unknown key 'strateg'; did you mean 'strategy'?"),
+    (["bench", "reslts=x"], "unknown key 'reslts'; did you mean 'results'?"),
+    (["bench", "strategy=dgmgg"], "unknown strategy 'dgmgg'; did you mean 'dgmg'?"),
+    (["bench", "dataset=mnits"], "unknown dataset 'mnits'; did you mean 'mnist'?"),
+    (["bench", "suite=simpel"], "unknown suite 'simpel'; did you mean 'simple'?"),
+    (["bench", "profile=gpu"], "unknown profile 'gpu'; did you mean 'cpu'? (choices: cpu, paper, smoke)"),
+    (["bench", "--dryrun"], "unknown flag '--dryrun'; did you mean '--dry-run'?"),
+    (["bench", "seed="], "seed= is an empty list"),
+    (["bench", "seed=one"], "seed=one: use whole numbers"),
+    (["bench", "seed=0,0"], "would be written by two cells"),
+    (["bench", "seed=0", "seed=1"], "seed= is given twice"),
+    (["bench", "jobs=0"], "jobs=0: use a whole number of 1 or more"),
+    (["bench", "results=a,b"], "results takes one value, not 2"),
+    (["bench", "resume=yes"], "the only choice is resume=anyway"),
+    (["bench", "dgmg"], "'dgmg' is no key=value"),
+    (["bench", "strategy=dgmg", "strategy.restrict.scroe=margin"], "did you mean 'score'?"),
+    (["run"], "run needs a strategy"),
+    (["run", "strategy=random,margin"], "strategy takes one value, not 2"),
+    (["report"], "report takes one results folder"),
+    (["report", "nowhere-at-all"], "is not a folder of results"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words, message, capsys):
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert err.count("\n") == 1
+    assert err.startswith("dgal-bench: ")
+    assert out == ""
+
+
+def test_help_names_every_verb_group_and_choice(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in [*cli.VERBS, "dgmg", "mnist", "smoke", "--dry-run", "DGAL_DATA"])
+
+
+def test_print_config_is_the_resolved_yaml(capsys, tmp_path):
+    from omegaconf import OmegaConf
+
+    assert main(["run", "strategy=dgmg", "graph.graph_k=7", f"results={tmp_path}/r", "--print-config"]) == 0
+    shown = OmegaConf.create(capsys.readouterr().out)
+    assert shown.graph.graph_k == 7
+    assert shown.strategy.restrict == {
+        "kind": "diffusion", "restricted_size": 50, "diffusion_steps": None, "score": "ova_min", "p": 2.0,
+    }  # fmt: skip
+    assert not (tmp_path / "r").exists()
+
+
+def test_dry_run_says_what_would_run_and_what_is_done(capsys, lab, tmp_path):
+    folder = tmp_path / "simple" / "digits"
+    run_tiny(lab, folder / "random" / "seed-0.jsonl", tiny("random"))
+    run_tiny(lab, folder / "dgmg" / "seed-0.jsonl", tiny("dgmg"))
+    cut = folder / "dgmg" / "seed-0.jsonl"
+    cut.write_bytes(b"".join(cut.read_bytes().splitlines(keepends=True)[:2]))
+    words = [
+        "bench",
+        "representation=pca",
+        "profile=smoke",
+        f"results={tmp_path}",
+        "strategy=random,dgmg",
+        "seed=0,1",
+        *TINY,
+    ]
+    assert main([*words, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "done     digits/random/seed-0 (3 rows)"
+    assert lines[1] == "partial  digits/dgmg/seed-0 (1 rows)"
+    assert lines[2] == "to run   digits/random/seed-1"
+    assert lines[4].startswith("4 cells: 1 done, 3 to run")
+
+
+def test_rows_of_another_configuration_stop_the_command_before_it_runs(capsys, lab, tmp_path):
+    run_tiny(lab, tmp_path / "simple" / "digits" / "random" / "seed-0.jsonl", tiny("random"))
+    words = ["bench", "representation=pca", "profile=smoke", f"results={tmp_path}", "strategy=random", "seed=0", *TINY]
+    assert main([*words, "graph.graph_k=7"]) == 2
+    assert "another configuration (graph.graph_k: 10 -> 7)" in capsys.readouterr().err
+
+
+def test_results_that_are_a_file_are_refused(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert main(["run", "strategy=random", f"results={tmp_path}/file"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_progress_lines_tell_place_accuracy_and_time_left(tmp_path):
+    jobs = plan(axes(strategy=["random", "dgmg"]), settings(tmp_path))
+    stream = io.StringIO()
+    lines = Lines(2, 32, stream)
+    for what in ("begun", "done"):
+        if what == "done":
+            for _ in range(16):
+                lines.round(jobs[0], 0.875)
+        getattr(lines, what)(jobs[0])
+    lines.failed(jobs[1], "ValueError: diverged")
+    first, second = stream.getvalue().splitlines()
+    assert first.startswith("[1/2] digits/random/seed-0: 87.5% in ")
+    assert first.endswith(" left")
+    assert second.startswith("[2/2] digits/dgmg/seed-0: FAILED: ValueError: diverged")
+
+
+def test_the_bar_counts_rounds(tmp_path):
+    (job,) = plan(axes(), settings(tmp_path))
+    stream = io.StringIO()
+    bar = Bar(16, stream)
+    bar.setting_up("digits", "VAE epoch", 3, 150)
+    bar.begun(job)
+    bar.round(job, 0.5)
+    bar.close()
+    assert "digits: VAE epoch" in stream.getvalue()
+    assert "1/16" in stream.getvalue()
+
+
+def test_durations():
+    assert [duration(s) for s in (7.4, 185, 3765)] == ["7 s", "3:05", "1:02:45"]
+
+
+# Real processes from here on.
+
+
+def command(root, cache, *words):
+    base = ["bench", "representation=pca", "profile=smoke", f"results={root}", f"cache={cache}", *TINY]
+    return [sys.executable, "-m", "dgal_bench.cli", *base, *words]
+
+
+def finish(words, limit=240):
+    return subprocess.run(words, capture_output=True, text=True, timeout=limit, cwd=HERE, check=False)
+
+
+def descendants(pid):
+    """Process ids below ``pid``, from /proc."""
+    children = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found[1:]
+
+
+def kill_at_random_moments(words, root, kills, rng, whom):
+    """Start, wait for a while that may fall into set-up, training, a query or a write, SIGKILL; ``kills`` times."""
+    for _ in range(kills):
+        with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=HERE) as process:
+            bytes_before = written(root)
+            deadline = time.monotonic() + 120
+            # Not before this try has written something: every kill falls into the work and not into the imports.
+            while process.poll() is None and written(root) == bytes_before and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 1.0))
+            victims = [process.pid] if whom == "parent" else descendants(process.pid)[-1:] or [process.pid]
+            for victim in victims:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
+            if whom == "parent":
+                process.wait(20)
+
+
+def written(root):
+    return sum(path.stat().st_size for path in root.rglob("*.jsonl")) if root.exists() else 0
+
+
+def choices_of(root):
+    return {log.header["cell"]: [choice(r) for r in log.records] for log in read_results(root)}
+
+
+def alone(lab, root, strategies, seeds, *overrides):
+    """The same cells one after the other in this process, undisturbed."""
+    for strategy in strategies:
+        for seed in seeds:
+            config = tiny(strategy, f"seed={seed}", *overrides)
+            run_tiny(lab, root / "s" / "digits" / strategy / f"seed-{seed}.jsonl", config)
+    return choices_of(root)
+
+
+def test_two_jobs_killed_and_started_again_give_the_bits_of_one_left_alone(lab, tmp_path, cache_root):
+    """SIGKILL of the whole sweep in the middle of its cells, twice, under jobs=2; then to the end."""
+    root = tmp_path / "swept"
+    words = command(root, cache_root, "strategy=random,margin,dgmg", "seed=0,1", "rounds=6", "jobs=2")
+    kill_at_random_moments(words, root, kills=2, rng=random.Random(0), whom="parent")
+    done = finish(words)
+    assert done.returncode == 0, done.stderr
+    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "margin", "dgmg"), (0, 1), "rounds=6")
+    assert "| dgmg " in done.stdout
+    assert (root / "simple" / "report" / "summary.csv").is_file()
+    assert all(log.done for log in read_results(root))
+
+
+def test_a_failed_cell_is_recorded_the_others_go_on_and_a_second_try_runs_only_it(tmp_path, cache_root, capsys):
+    root = tmp_path / "results"
+    words = command(root, cache_root, "strategy=random", "seed=0", "training.lr=0.001,1e25", "jobs=1")
+    done = finish(words)
+    assert done.returncode == 1
+    assert "FAILED: ValueError: the training loss is nan" in done.stderr
+    assert "1 of 2 cells failed" in done.stderr
+    folder = root / "simple" / "digits"
+    good, bad = (read_cell(folder / f"random+training.lr={lr}" / "seed-0.jsonl") for lr in ("0.001", "1e25"))
+    assert good.status == "done"
+    assert bad.status == "failed"
+    assert "lower training.lr" in bad.failure["error"]
+    assert "Traceback" in bad.failure["traceback"]
+    assert "FAILED, not counted: random+training.lr=1e25/seed-0" in done.stdout
+    before = (folder / "random+training.lr=0.001" / "seed-0.jsonl").read_bytes()
+    assert main([*words[3:], "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "2 cells: 1 done, 1 to run, 1 side by side"
+    assert (folder / "random+training.lr=0.001" / "seed-0.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_missing_data_is_one_line_and_exit_code_3(tmp_path):
+    words = [sys.executable, "-m", "dgal_bench.cli", "run", "dataset=mnist", "strategy=random"]
+    done = finish([*words, f"data={tmp_path}", f"results={tmp_path}/r", f"cache={tmp_path}/c"])
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "data set 'mnist' is not there" in done.stderr
+    assert list((tmp_path / "r").rglob("*.jsonl")) == []
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_its_cell_a_retry_and_no_other(lab, tmp_path, cache_root):
+    """The worker alone dies: its cell is recorded as failed, the rest of the sweep goes on, a second try mends it."""
+    root = tmp_path / "swept"
+    words = command(root, cache_root, "strategy=random,dgmg", "seed=0,1", "rounds=12", "jobs=1")
+    kill_at_random_moments(words, root, kills=1, rng=random.Random(1), whom="worker")
+    logs = read_results(root)
+    assert [log.status for log in logs].count("failed") == 1
+    assert "killed by signal 9" in next(log.failure["error"] for log in logs if log.failure)
+    assert [log.status for log in logs].count("done") == 3
+    done = finish(words)
+    assert done.returncode == 0, done.stderr
+    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=12")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_ten_kills(lab, tmp_path, cache_root, jobs):
+    root = tmp_path / "swept"
+    words = command(root, cache_root, "strategy=lc,rsmg,dgent", "seed=0,1", "rounds=30", f"jobs={jobs}")
+    kill_at_random_moments(words, root, kills=10, rng=random.Random(jobs), whom="parent")
+    done = finish(words)
+    assert done.returncode == 0, done.stderr
+    assert choices_of(root) == alone(lab, tmp_path / "alone", ("lc", "rsmg", "dgent"), (0, 1), "rounds=30")
+
+
+@pytest.mark.slow
+def test_the_smoke_suite_runs_every_strategy_with_its_vae(tmp_path):
+    words = [
+        sys.executable,
+        "-m",
+        "dgal_bench.cli",
+        "bench",
+        "suite=smoke",
+        f"results={tmp_path}",
+        f"cache={tmp_path}/cache",
+    ]
+    done = finish(words)
+    assert done.returncode == 0, done.stderr
+    logs = read_results(tmp_path)
+    assert sorted(log.path.parent.name for log in logs) == sorted(cli.group_names("strategy"))
+    assert all(log.header["setup"]["representation"]["kind"] == "vae" for log in logs)
+    assert (
+        json.loads((tmp_path / "smoke" / "digits" / "dgmg" / "seed-0.jsonl").read_text().splitlines()[0])["profile"]
+        == "smoke"
+    )

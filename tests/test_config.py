@@ -1,0 +1,127 @@
+"""Composition: groups, overrides, profiles; and mistakes that name the nearest right spelling."""
+
+import pytest
+
+from dgal_bench.config import GROUPS, check_budget, compose, differences, from_dict, group_names, read_group, to_dict
+from dgal_bench.errors import ConfigError
+from dgal_bench.strategies import resolved
+
+
+def config(*overrides, **choices):
+    defaults = {"dataset": "digits", "representation": "vae", "profile": "cpu", "strategy": "dgmg"}
+    return compose({**defaults, **choices}, overrides)
+
+
+@pytest.mark.parametrize("dataset", group_names("dataset"))
+@pytest.mark.parametrize("profile", group_names("profile"))
+@pytest.mark.parametrize("strategy", group_names("strategy"))
+def test_every_combination_composes_and_survives_json(dataset, profile, strategy):
+    made = config(dataset=dataset, profile=profile, strategy=strategy)
+    resolved(made.strategy)
+    again = from_dict(to_dict(made))
+    assert again == made
+    assert again.hash == made.hash
+    assert (made.profile, made.dataset.name, made.strategy.name) == (profile, dataset, strategy)
+
+
+def test_numbers_of_the_paper():
+    """Table 1 and App. A, where the profile is the paper's."""
+    mnist = config(dataset="mnist", profile="paper")
+    assert (mnist.initial_size, mnist.restricted_size, mnist.batch_size, mnist.rounds) == (10, 100, 10, 30)
+    assert mnist.representation.latent_dim == 50
+    assert (mnist.representation.lr, mnist.representation.max_epochs, mnist.representation.patience) == (5e-4, 300, 20)
+    training = mnist.training
+    assert (training.optimizer, training.lr, training.momentum, training.weight_decay) == ("sgd", 1e-3, 0.9, 5e-4)
+    assert (training.patience, training.min_delta, training.min_epochs, training.max_epochs) == (10, 0.01, 20, 1000)
+    digits = config(profile="paper")
+    assert (digits.initial_size, digits.restricted_size, digits.batch_size, digits.rounds) == (10, 50, 10, 15)
+    assert (digits.representation.latent_dim, digits.representation.recon_weight) == (16, 784 / 64)
+    assert (digits.training.optimizer, digits.training.lr, digits.training.max_epochs) == ("adam", 1e-3, 60)
+
+
+def test_a_profiles_file_lists_every_difference_from_paper():
+    """What a profile changes is what its file says, key by key."""
+    from omegaconf import OmegaConf
+
+    from dgal_bench.config import keys
+
+    for profile in group_names("profile"):
+        for dataset in group_names("dataset"):
+            listed = set()
+            for section in ("all", dataset):
+                listed |= keys(OmegaConf.to_container(read_group("profile", profile)).get(section) or {})
+            changed = differences(
+                to_dict(config(dataset=dataset, profile="paper")), to_dict(config(dataset=dataset, profile=profile))
+            )
+            names = {line.partition(":")[0] for line in changed}
+            # restricted_size reaches the strategy's part by interpolation
+            assert names - listed <= {"profile", "strategy.restrict.restricted_size"}
+
+
+def test_overrides_win_and_reach_the_parts():
+    made = config(
+        "graph.graph_k=7",
+        "restricted_size=33",
+        "training.lr=1e-2",
+        "net.channels=[4,8]",
+        "strategy.restrict.score=margin",
+    )
+    assert made.graph.graph_k == 7
+    assert made.training.lr == 0.01
+    assert made.net.channels == [4, 8]
+    assert made.strategy.restrict == {"kind": "diffusion", "restricted_size": 33, "score": "margin"}
+
+
+def test_the_hash_is_of_the_values():
+    assert config("rounds=3").hash == config("rounds=3").hash
+    assert len({config(*o).hash for o in ([], ["rounds=3"], ["seed=1"], ["training.lr=0.002"])}) == 4
+    assert config(profile="cpu").hash != config(profile="paper").hash
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rouns=3", "unknown key 'rouns'; did you mean 'rounds'?"),
+        ("graph_k=3", "unknown key 'graph_k'; did you mean 'graph.graph_k'?"),
+        ("graph.kernle=uniform", "unknown key 'graph.kernle'; did you mean 'graph.kernel'?"),
+        ("rounds=many", "rounds: Value 'many' of type 'str' could not be converted to Integer"),
+        ("deterministic=perhaps", "deterministic: Value 'perhaps' is not a valid bool"),
+        ("rounds=0", "rounds=0 is too small: use 1 or more"),
+        ("graph.graph_k=0", "graph.graph_k=0 is too small"),
+        ("restricted_size=5", "restricted_size=5 is below batch_size=10"),
+        ("training.train_batch_size=1", "training.train_batch_size=1 is too small: use 2 or more"),
+        ("device=gpu", "unknown device 'gpu'"),
+        ("representation.seed=mine", "representation.seed=mine: use a number, or 'cell'"),
+        ("net.channels=[3]", "net.channels, net.kernels and net.pools must have the same length"),
+    ],
+)
+def test_a_mistake_is_one_line(override, message):
+    with pytest.raises(ConfigError) as caught:
+        config(override)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_an_unknown_name_lists_the_choices(group):
+    with pytest.raises(ConfigError, match=f"unknown {group} 'nothing-like-it'.*{group_names(group)[0]}"):
+        config(**{group: "nothing-like-it"})
+
+
+def test_one_representation_per_seed_on_request():
+    assert config("seed=4").representation_seed == 0
+    assert config("seed=4", "representation.seed=cell").representation_seed == 4
+
+
+def test_a_cell_must_fit_its_pool():
+    check_budget(config("rounds=142"), 1437)  # 10 + 142 x 10 = 1,430
+    with pytest.raises(ConfigError, match="= 1440 labels, but the pool has 1437 points"):
+        check_budget(config("rounds=143"), 1437)
+    with pytest.raises(ConfigError, match=r"graph.graph_k=20, but a point of 20 has only 19 neighbours"):
+        check_budget(config("rounds=1", "batch_size=1"), 20)
+
+
+def test_differences_name_the_leaf():
+    old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
+    assert differences(old, new) == ["a.c: 2 -> 4", "d: 3 -> None", "e: None -> 5"]

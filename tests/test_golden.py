@@ -1,0 +1,74 @@
+"""Numbers that other machines' results rest on. When one changes, raise the version named beside it and renew it here.
+
+Picks are integers and must be equal; what floating-point libraries may round differently has a tolerance.
+"""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dgal_bench.data.datasets import load
+from dgal_bench.data.pool import Pool, initial_set
+from dgal_bench.graph.diffusion import diffuse
+from dgal_bench.graph.knn import knn
+from dgal_bench.graph.transition import transition
+from dgal_bench.identity import ALGORITHM_VERSION
+from dgal_bench.models.vae import VaeCNN, VaeModule
+from dgal_bench.representation import RECIPE_VERSION
+from dgal_bench.seeding import TieBreak, isolated, rng_for, seed_for
+from dgal_bench.strategies.base import Query
+from dgal_bench.strategies.restrict import Diffusion, Uniform
+from tests.test_vae import config
+
+GOLDEN = {
+    "seed": 6151615330439519167,
+    "initial": [105, 373, 159, 409, 62, 837, 503, 396, 576, 638],
+    "ties": [-412803816470276711, 307999059459520540, 6812376400318293605],
+    "uniform": [44, 1242, 745, 354, 49],
+    "diffusion": [102, 122, 956, 1102, 1210],
+    "edges": 38376,
+    "heat": 35.48399,
+    "vae": [13.492897, 0.009317379],
+}
+
+
+class Clock:
+    """Does not measure."""
+
+    def phase(self, name):
+        return nullcontext()
+
+
+def pixels():
+    return load("digits", Path("unused")).images.flatten(1).float()
+
+
+def query():
+    labels = load("digits", Path("unused")).labels
+    first = initial_set(labels, 10, 10, seed=0)
+    pool = Pool(len(labels), 10, first, labels[first])
+    return Query(pool, None, None, rng_for(0, "query", 0), TieBreak(seed_for(0, "ties", 0)), Clock())
+
+
+def test_streams_and_picks_belong_to_algorithm_version():
+    assert ALGORITHM_VERSION == 1
+    asked = query()
+    assert seed_for(0, "weights", 3) == GOLDEN["seed"]
+    assert asked.pool.labeled.tolist() == GOLDEN["initial"]
+    assert asked.ties(torch.arange(3)).tolist() == GOLDEN["ties"]
+    assert Uniform(5)(asked).tolist() == GOLDEN["uniform"]
+    assert sorted(Diffusion(transition(knn(pixels(), 20)), 5)(asked).tolist()) == GOLDEN["diffusion"]
+
+
+def test_graph_and_loss_belong_to_recipe_version():
+    assert RECIPE_VERSION == 1
+    graph = transition(knn(pixels(), 20))
+    assert len(graph.indices) == GOLDEN["edges"]
+    heat = diffuse(graph, torch.arange(10), torch.arange(10), 10, 3)
+    assert np.allclose(float(heat.sum()), GOLDEN["heat"], rtol=1e-5)
+    with isolated(0, "golden"), torch.no_grad():
+        module = VaeModule(VaeCNN((1, 8, 8), 4), config(latent_dim=4))
+        error, kl = module.losses(pixels()[:50].view(-1, 1, 8, 8) / 16, 0.0)
+    assert np.allclose([float(error.mean()), float(kl.mean())], GOLDEN["vae"], rtol=1e-4)

@@ -1,0 +1,229 @@
+"""The loop of one cell: what a row says, and that a cell continued is a cell left alone."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgal_bench.arrays import smallest
+from dgal_bench.data.pool import Pool
+from dgal_bench.errors import ResultsError
+from dgal_bench.graph.diffusion import diffuse
+from dgal_bench.lab import Cell, open_lab
+from dgal_bench.loop import boundary_share, run_cell
+from dgal_bench.record import Recorder, choice, read_cell
+from dgal_bench.strategies import Strategy
+from tests.conftest import run_tiny, tiny
+
+
+def test_rounds_queries_and_rounds_plus_one_evaluations(lab, tmp_path):
+    rows = run_tiny(lab, tmp_path / "seed-0.jsonl", tiny("dgmg", "rounds=3"))
+    assert [r.round for r in rows] == [0, 1, 2, 3]
+    assert [r.n_labeled for r in rows] == [10, 15, 20, 25]
+    assert [r.indices is not None for r in rows] == [True, True, True, False]
+    header = read_cell(tmp_path / "seed-0.jsonl").header
+    labeled = header["initial"] + [i for r in rows for i in r.indices or []]
+    assert len(set(labeled)) == 25
+    for row in rows[:-1]:
+        assert row.classes == lab.data.labels[row.indices].tolist()
+        assert row.query_seconds == pytest.approx(sum(row.seconds.values()), rel=0.2)
+        assert (row.n_candidates, row.n_scored) == (20, 20)
+        assert 0 <= row.boundary_share <= 1
+
+
+def test_the_header_says_what_it_was_made_from(lab, tmp_path):
+    config = tiny("dgmg")
+    run_tiny(lab, tmp_path / "seed-0.jsonl", config)
+    header = read_cell(tmp_path / "seed-0.jsonl").header
+    fingerprint = header["fingerprint"]
+    assert header["cell"] == "digits/dgmg/seed-0"
+    assert (header["profile"], fingerprint["config"]) == ("smoke", config.hash)
+    assert fingerprint["data"] == lab.data.sha256
+    assert (fingerprint["latents"], fingerprint["graph"]) == (lab.setup.latents_sha256, lab.setup.graph_sha256)
+    assert fingerprint["threads"] == 1
+    assert header["network"]["parameters"] == 11_760
+    assert {"torch", "lightning", "faiss-cpu", "python"} <= set(header["provenance"]["versions"])
+    assert header["provenance"]["machine"]["cpu"]
+    assert header["setup"]["graph"]["n_points"] == 200
+
+
+def test_reach_is_the_share_with_h_above_0(lab, tmp_path):
+    rows = run_tiny(lab, tmp_path / "seed-0.jsonl", tiny("random"))
+    first = torch.tensor(read_cell(tmp_path / "seed-0.jsonl").header["initial"])
+    graph = lab.setup.graph
+    heat = diffuse(graph, first, lab.data.labels[first], 10, graph.default_steps)
+    assert rows[0].reach == pytest.approx(float((heat.sum(1) > 0).float().mean()))
+
+
+def test_boundary_share_by_hand(lab):
+    graph, labels = lab.setup.graph, lab.data.labels
+    batch = torch.tensor([3, 17])
+    shares = [sum(int(labels[j] != labels[i]) for j in graph.neighbors(i)) / len(graph.neighbors(i)) for i in (3, 17)]
+    assert boundary_share(graph, labels, batch) == pytest.approx(sum(shares) / 2)
+    assert boundary_share(graph, torch.zeros_like(labels), batch) == 0
+
+
+def test_strategies_of_a_seed_share_the_initial_set_and_the_first_network(lab, tmp_path):
+    first = {}
+    for strategy in ("random", "margin", "rsmg", "dgmg"):
+        path = tmp_path / strategy / "seed-0.jsonl"
+        first[strategy] = run_tiny(lab, path, tiny(strategy))[0].accuracy, tuple(read_cell(path).header["initial"])
+    assert len(set(first.values())) == 1
+
+
+@pytest.fixture(scope="module")
+def undisturbed(lab, tmp_path_factory):
+    path = tmp_path_factory.mktemp("alone") / "seed-0.jsonl"
+    return run_tiny(lab, path, tiny("dgmg", "rounds=4")), path.read_bytes()
+
+
+@pytest.mark.parametrize("stopped_after", [0, 1, 3])
+def test_a_cell_stopped_and_continued_is_the_same_bits(lab, tmp_path, undisturbed, stopped_after):
+    path, config = tmp_path / "seed-0.jsonl", tiny("dgmg", "rounds=4")
+
+    def stop(record):
+        if record.round == stopped_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Recorder(path) as recorder:
+        run_cell(Cell.of(config, lab), recorder, stop)
+    assert len(read_cell(path).records) == stopped_after + 1
+    rows = run_tiny(lab, path, config)
+    assert [choice(r) for r in rows] == [choice(r) for r in undisturbed[0]]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.62, 0.9, 0.999])
+def test_a_file_cut_anywhere_goes_on_to_the_same_bits(lab, tmp_path, undisturbed, share):
+    """A kill in the middle of a write leaves a torn line: at any byte of the file."""
+    rows, whole = undisturbed
+    path = tmp_path / "seed-0.jsonl"
+    path.write_bytes(whole[: int(share * len(whole))])
+    again = run_tiny(lab, path, tiny("dgmg", "rounds=4"))
+    assert [choice(r) for r in again] == [choice(r) for r in rows]
+
+
+def test_a_finished_cell_is_left_alone(lab, tmp_path, undisturbed):
+    path = tmp_path / "seed-0.jsonl"
+    path.write_bytes(undisturbed[1])
+    run_tiny(lab, path, tiny("dgmg", "rounds=4"))
+    assert path.read_bytes() == undisturbed[1]
+
+
+def forged(path, lab, name, value):
+    """A partial cell whose header says that it was made from something else."""
+    import json
+
+    rows = path.read_bytes().splitlines(keepends=True)
+    header = json.loads(rows[0])
+    header["fingerprint"][name] = value
+    path.write_bytes(json.dumps(header).encode() + b"\n" + rows[1])
+
+
+@pytest.mark.parametrize("name", ["data", "latents", "graph", "algorithm_version"])
+def test_rows_made_from_something_else_are_not_continued(lab, tmp_path, name):
+    path = tmp_path / "seed-0.jsonl"
+    run_tiny(lab, path, tiny("dgmg"))
+    forged(path, lab, name, "somethingelse")
+    before = path.read_bytes()
+    with pytest.raises(ResultsError, match=f"made from something else .{name} somethin"):
+        run_tiny(lab, path, tiny("dgmg"))
+    assert path.read_bytes() == before
+
+
+def test_another_configuration_is_refused_and_the_difference_named(lab, tmp_path):
+    path = tmp_path / "seed-0.jsonl"
+    run_tiny(lab, path, tiny("dgmg"))
+    with pytest.raises(ResultsError, match=r"another configuration \(graph.graph_k: 10 -> 7\)"):
+        run_tiny(lab, path, tiny("dgmg", "graph.graph_k=7"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("git", "0123abc"), ("torch", "9.9"), ("cpu", "Another"), ("device", "H100")]
+)
+def test_another_machine_or_revision_needs_anyway_and_leaves_a_line(lab, tmp_path, name, value):
+    path = tmp_path / "seed-0.jsonl"
+    run_tiny(lab, path, tiny("dgmg"))
+    forged(path, lab, name, value)
+    with pytest.raises(ResultsError, match=f"{name}: '{value}' -> .*add resume=anyway"):
+        run_tiny(lab, path, tiny("dgmg"))
+    with Recorder(path) as recorder:
+        run_cell(Cell.of(tiny("dgmg"), lab), recorder, lambda record: None, resume_anyway=True)
+    log = read_cell(path)
+    assert log.done
+    assert log.continuations[0]["changed"][0].startswith(f"{name}: '{value}' -> ")
+
+
+def test_a_strategy_that_cheats_is_caught_before_its_row_is_written(lab, tmp_path):
+    """Picks a labeled point: the round is not recorded."""
+    cell = Cell.of(tiny("random"), lab)
+
+    def picks_labeled(query, candidates, batch_size):
+        return torch.cat([query.pool.labeled[:1], candidates[: batch_size - 1]])
+
+    cheat = replace(cell, strategy=Strategy("cheat", cell.strategy.restrict, picks_labeled))
+    path = tmp_path / "seed-0.jsonl"
+    with pytest.raises(ValueError, match="1 of 5 points that are labeled already"), Recorder(path) as recorder:
+        run_cell(cheat, recorder, lambda record: None)
+    assert read_cell(path).records == ()
+
+
+def test_the_graph_names_its_neighbours_on_any_pool(lab, cache_root):
+    """DGMG by hand, from the ledger of a row: diffusion, smallest, margin."""
+    config = tiny("dgmg", "rounds=1")
+    cell = Cell.of(config, lab)
+    path = cache_root / "by-hand" / "seed-0.jsonl"
+    row = run_tiny(lab, path, config)[0]
+    first = torch.tensor(read_cell(path).header["initial"])
+    pool = Pool(200, 10, first, lab.data.labels[first])
+    query = cell.query(pool, None, None, 0)
+    heat = diffuse(lab.setup.graph, first, pool.labels, 10, 3)
+    scores = (2 * heat - heat.sum(1, keepdim=True)).abs().amin(1)[pool.unlabeled]
+    candidates = pool.unlabeled[smallest(scores, 20, pool.unlabeled, query.ties)]
+    assert set(row.indices) <= set(candidates.tolist())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["random", "margin", "dgmg"])
+def test_any_number_of_interruptions(lab, tmp_path, strategy):
+    """Cut at 12 random bytes one after the other, going on each time for one round."""
+    config = tiny(strategy, "rounds=6")
+    alone = run_tiny(lab, tmp_path / "alone" / "seed-0.jsonl", config)
+    path = tmp_path / "seed-0.jsonl"
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(12):
+        limit = itertools.count()
+
+        def stop(record, limit=limit):
+            if next(limit) == 1:
+                raise KeyboardInterrupt
+
+        try:
+            with Recorder(path) as recorder:
+                run_cell(Cell.of(config, lab), recorder, stop)
+        except KeyboardInterrupt:
+            pass
+        raw = path.read_bytes()
+        path.write_bytes(raw[: len(raw) - int(torch.randint(0, len(raw) // 3, (1,), generator=rng))])
+    assert [choice(r) for r in run_tiny(lab, path, config)] == [choice(r) for r in alone]
+
+
+@pytest.mark.slow
+def test_real_mnist_runs(tmp_path):
+    """Table 1's network and optimiser on a small part of the real images."""
+    import os
+
+    root = os.environ.get("DGAL_DATA")
+    if not root:
+        pytest.skip("needs $DGAL_DATA")
+    from dgal_bench.config import compose
+
+    config = compose(
+        {"dataset": "mnist", "representation": "vae", "profile": "smoke", "strategy": "dgmg"},
+        ["representation.threads=1"],
+    )
+    mnist = open_lab(config, Path(root), tmp_path / "cache", lambda what, done, of: None)
+    rows = run_tiny(mnist, tmp_path / "seed-0.jsonl", config)
+    assert len(rows) == 3
+    assert mnist.setup.ledger["representation"]["active_latents"] > 0

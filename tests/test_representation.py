@@ -1,0 +1,103 @@
+"""Set-up: what its cache key covers, what its ledger says, and what it refuses."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgal_bench.config import compose
+from dgal_bench.data.datasets import load
+from dgal_bench.errors import UserError
+from dgal_bench.lab import open_lab
+from dgal_bench.representation import flat_pixels, label_share, latents_key, prepare, principal_components
+from tests.conftest import tiny
+
+CPU = torch.device("cpu")
+
+
+def silent(what, done, of):
+    pass
+
+
+def data():
+    return load("digits", Path("unused"), 200, 60)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["representation.seed=1", "representation.latent_dim=5", "representation.threads=2", "representation.lr=0.1"],
+)
+def test_the_key_covers_the_recipe(override):
+    assert latents_key(tiny("random"), data(), CPU) != latents_key(tiny("random", override), data(), CPU)
+
+
+def test_the_key_covers_the_pixels_and_not_the_labels():
+    images = data().images.clone()
+    images[0, 0, 0, 0] += 1
+    key = latents_key(tiny("random"), data(), CPU)
+    assert latents_key(tiny("random"), replace(data(), images=images), CPU) != key
+    assert latents_key(tiny("random"), replace(data(), labels=data().labels.flip(0)), CPU) == key
+    assert latents_key(tiny("dgmg", "seed=3", "rounds=1"), data(), CPU) == key  # shared by all strategies and seeds
+    per_seed = [latents_key(tiny("random", f"seed={s}", "representation.seed=cell"), data(), CPU) for s in (0, 1)]
+    assert per_seed[0] == key != per_seed[1]
+
+
+def test_another_graph_reuses_the_latents(cache_root):
+    first = prepare(tiny("random"), data(), cache_root, CPU, silent)
+    other = prepare(tiny("random", "graph.graph_k=4"), data(), cache_root, CPU, silent)
+    assert first.latents_sha256 == other.latents_sha256
+    assert first.graph_sha256 != other.graph_sha256
+    assert other.ledger["graph"]["graph_k"] == 4
+
+
+def test_principal_components_keep_the_most_variance():
+    features = torch.randn(300, 6) @ torch.diag(torch.tensor([5.0, 4.0, 3.0, 0.1, 0.1, 0.1]))
+    reduced = principal_components(features, 3)
+    assert reduced.shape == (300, 3)
+    singular = torch.linalg.svdvals(features - features.mean(0))
+    assert torch.allclose(reduced.norm(dim=0), singular[:3], rtol=1e-4)
+
+
+def test_label_share_by_brute_force():
+    images = data()
+    pixels = flat_pixels(images)
+    distances = torch.cdist(pixels.double(), pixels.double())
+    distances.fill_diagonal_(torch.inf)
+    near = distances.topk(20, dim=1, largest=False).indices
+    truth = (images.labels[near] == images.labels[:, None]).double().mean()
+    assert label_share(pixels, images.labels, torch.arange(200)) == pytest.approx(float(truth), abs=2e-3)
+
+
+def test_the_ledger_says_what_it_cost_and_how_good_it_is(lab):
+    representation, graph = lab.setup.ledger["representation"], lab.setup.ledger["graph"]
+    assert representation["seconds"] > 0
+    assert graph["seconds"] > 0
+    assert set(representation["label_share"]) == {"latents", "pca", "pixels"}
+    assert 0.3 < representation["label_share"]["latents"] <= 1
+    assert graph["exact"]
+    assert graph["n_points"] == 200
+
+
+def test_an_identical_pool_has_no_graph(tmp_path):
+    same = replace(data(), images=torch.zeros_like(data().images))
+    with pytest.raises(UserError, match="all images have the same representation"):
+        prepare(tiny("random"), same, tmp_path, CPU, silent)
+
+
+def test_asking_for_a_missing_gpu_is_an_error(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match="torch sees no GPU"):
+        open_lab(tiny("random", "device=cuda"), Path("unused"), tmp_path, silent)
+
+
+@pytest.mark.slow
+def test_the_latents_of_digits_carry_the_labels(tmp_path):
+    """The line of the issue: above 0.85 under profile cpu. Takes half a minute: 150 epochs."""
+    config = compose({"dataset": "digits", "representation": "vae", "profile": "cpu", "strategy": "random"})
+    lab = open_lab(config, Path("unused"), tmp_path, silent)
+    facts = lab.setup.ledger["representation"]
+    assert facts["label_share"]["latents"] > 0.85
+    assert facts["active_latents"] >= 8
+    assert lab.setup.ledger["graph"]["components"] == 1
