@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from omegaconf import OmegaConf
 
 from dgal_bench import __version__
-from dgal_bench.config import GROUPS, group_names, read_group, to_dict
+from dgal_bench.config import GROUPS, available_cores, group_names, read_group, to_dict
 from dgal_bench.errors import ConfigError, ResultsError, UserError, choose, did_you_mean
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def settings_of(command: Command, default_suite: str) -> "Settings":
         suite=command.one("suite", default_suite),
         data=Path(command.one("data", os.environ.get("DGAL_DATA", "data"))),
         cache=Path(command.one("cache", os.environ.get("DGAL_CACHE", str(home)))),
-        jobs=_positive("jobs", command.one("jobs", str(len(os.sched_getaffinity(0))))),
+        jobs=_positive("jobs", command.one("jobs", str(available_cores()))),
         resume_anyway=resume == "anyway",
     )
 

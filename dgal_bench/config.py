@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,11 @@ from omegaconf.errors import OmegaConfBaseException
 from dgal_bench.errors import ConfigError, did_you_mean
 
 GROUPS = ("dataset", "representation", "profile", "strategy")
+
+
+def available_cores() -> int:
+    """The cores that this process may use, where the system can tell; else all."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ class RunConfig:
     @property
     def setup_threads(self) -> int:
         """``representation.threads``, or all the cores this process may use."""
-        return self.representation.threads or len(os.sched_getaffinity(0))
+        return self.representation.threads or available_cores()
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -115,6 +115,7 @@ def set_up(jobs: Sequence[Job], settings: Settings, listener: Listener, worker: 
     """Make (or find) the representation and graph of every data set before any cell starts."""
     for key in dict.fromkeys(job.setup_key for job in jobs):
         sharing = [job for job in jobs if job.setup_key == key]
+        listener.setting_up(sharing[0].config.dataset.name, "loading", 0, 1)
         for event in worker.run(message("setup", sharing[0], settings)):
             if event["event"] == "progress":
                 listener.setting_up(sharing[0].config.dataset.name, event["what"], event["n"], event["of"])

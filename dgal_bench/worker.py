@@ -55,8 +55,6 @@ def hide_gpus_from_cpu_work(device: str) -> None:
     """torch's optimizers look for a GPU driver at every step: 0.4 ms, a tenth of a tiny network's whole step."""
     if device == "cpu" or not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    else:
-        torch.backends.cudnn.allow_tf32 = False
 
 
 def handle(job: dict[str, Any], emit: Emit, labs: dict[str, Lab]) -> None:

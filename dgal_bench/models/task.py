@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from dgal_bench.config import RunConfig, TrainingConfig
 from dgal_bench.data.datamodule import PoolDataModule, Slices
 from dgal_bench.errors import choose
+from dgal_bench.models.trainer import silent_trainer
 
 
 class TaskModule(lightning.LightningModule):
@@ -104,22 +105,9 @@ class Fit:
 
 
 def new_trainer(config: RunConfig, device: torch.device) -> lightning.Trainer:
-    """A silent Trainer on one device for one round: a second ``fit`` of the same one trains nothing."""
-    # Debugging aid of deterministic mode that fills every new tensor with NaN: a twentieth of a tiny network's step.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    return lightning.Trainer(
-        max_epochs=config.training.max_epochs,
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
-        deterministic=config.deterministic,
-        benchmark=False,
-        callbacks=[StopWhenFlat(config.training, math.log(config.dataset.n_classes))],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    """The Trainer of one round."""
+    stop = StopWhenFlat(config.training, math.log(config.dataset.n_classes))
+    return silent_trainer(device, config.training.max_epochs, stop, config.deterministic)
 
 
 def fit(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) -> Fit:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dgal_bench.config import RepresentationConfig
 from dgal_bench.data.datasets import ImageData
 from dgal_bench.errors import UserError
+from dgal_bench.models.trainer import silent_trainer
 from dgal_bench.seeding import rng_for
 
 Progress = Callable[[str, int, int], None]
@@ -159,18 +160,7 @@ def train_vae(
     vae = VaeCNN(data.image_shape, config.latent_dim).to(memory_format=torch.channels_last)
     module = VaeModule(vae, config)
     keep = KeepBest(holdout, config, progress)
-    trainer = lightning.Trainer(
-        max_epochs=config.max_epochs,
-        accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
-        deterministic=True,
-        callbacks=[keep],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
+    trainer = silent_trainer(device, config.max_epochs, keep)
     trainer.fit(module, train_dataloaders=batches)
     facts = {"epochs": trainer.current_epoch, "best_epoch": keep.best_epoch + 1, "holdout_loss": keep.best}
     return module.eval().to(device), facts
