@@ -21,6 +21,8 @@ setup: $(INSTALLED)  ## make .venv and install everything into it (a few minutes
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	@rm -f $(VENV)/.installed-*
+	@$(BIN)/python -m pip uninstall --quiet --yes faiss-cpu faiss-gpu faiss-gpu-cuvs 2>/dev/null || true
 	$(BIN)/python -m pip install --disable-pip-version-check --no-input -e '.[$(FAISS),dev]'
 	@touch $@
 
@@ -28,7 +30,7 @@ bench: setup  ## run a suite (default: digits, DGAL and the simple baselines, 5 
 	@$(BIN)/dgal-bench bench $(strip $(ARGS))
 
 smoke: setup  ## run every strategy for seconds, on a tiny subset
-	@$(BIN)/dgal-bench bench suite=smoke $(strip $(ARGS))
+	@$(BIN)/dgal-bench bench suite=smoke $(filter-out suite=%,$(strip $(ARGS)))
 
 report: setup  ## tables and figures of RESULTS (default results/runs)
 	@$(BIN)/dgal-bench report $(or $(RESULTS),results/runs)

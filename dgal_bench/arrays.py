@@ -52,7 +52,7 @@ def smallest(scores: Tensor, size: int, ids: Index, ties: TieKeys) -> Tensor:
     if size == 0:
         return torch.empty(0, dtype=torch.int64)
     if bad := int(torch.isnan(scores).sum()):
-        raise ValueError(f"{bad} of {len(scores)} scores are NaN: the network diverged; lower training.lr")
+        raise ValueError(f"{bad} of {len(scores)} scores are NaN: has the network diverged? then lower training.lr")
     threshold = torch.topk(scores, size, largest=False).values[-1]
     below = torch.nonzero(scores < threshold).flatten()
     level = torch.nonzero(scores == threshold).flatten()

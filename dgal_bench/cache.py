@@ -43,24 +43,29 @@ def get_or_make(root: Path, key: str, make: Callable[[], tuple[Arrays, Mapping[s
         ResultsError: the folder cannot be written.
     """
     folder = root / key
-    try:
+    with _usable(root):
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f"{key}.lock"):
+        lock = (root / f"{key}.lock").open("w")
+    with lock:
+        with _usable(root):
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the holder's death
             entry = _load(folder)
-            if entry is None:
-                _store(folder, *make())
+        if entry is None:
+            made = make()
+            with _usable(root):
+                _store(folder, *made)
                 entry = _load(folder)
-            assert entry is not None
-            return entry
-    except OSError as error:
-        raise ResultsError(f"the cache at {root} cannot be used: {error}; set cache=DIR or DGAL_CACHE") from error
+    assert entry is not None
+    return entry
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released by the holder's death
+def _usable(root: Path) -> Iterator[None]:
+    """A file system's refusal, with the knob to turn; errors of the making itself are not touched."""
+    try:
         yield
+    except OSError as error:
+        raise ResultsError(f"the cache at {root} cannot be used: {error}; set cache=DIR or DGAL_CACHE") from error
 
 
 def _load(folder: Path) -> Entry | None:
@@ -86,8 +91,8 @@ def _damaged(folder: Path) -> str | None:
 
 def _store(folder: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
     """Write beside, fsync, rename: a reader sees all of an entry or none."""
-    beside = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)  # of a maker that was killed: the lock is ours now
     beside.mkdir()
     for name, array in arrays.items():
         with (beside / f"{name}.npy").open("wb") as file:

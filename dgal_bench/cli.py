@@ -100,6 +100,8 @@ def parse(arguments: Sequence[str]) -> Command:
             name, _, value = argument.partition("=")
             if name not in FLAGS:
                 raise ConfigError(f"unknown flag '{name}'{did_you_mean(name, FLAGS)}")
+            if value and name != "--out":
+                raise ConfigError(f"{name} takes no value")
             flags[name] = value or (next(rest, "") if name == "--out" else "")
             if name == "--out" and not flags[name]:
                 raise ConfigError("--out needs a folder: --out DIR")
@@ -160,11 +162,21 @@ def _check_keys(axes: Mapping[str, Sequence[str]]) -> None:
             check_key(key, sample, extra=PLACES)
 
 
-def bench(command: Command) -> int:
+def _only_settings(command: Command) -> None:
+    """Refuse what the verb would ignore: bare words, and flags that are another's."""
     if command.words:
-        raise ConfigError(
-            f"'{command.words[0]}' is no key=value: bench takes settings, as in strategy={command.words[0]}"
-        )
+        word = command.words[0]
+        raise ConfigError(f"'{word}' is no key=value: this verb takes settings, as in strategy={word}")
+    _only_flags(command, "--print-config", "--dry-run")
+
+
+def _only_flags(command: Command, *known: str) -> None:
+    if other := [flag for flag in command.flags if flag not in known]:
+        raise ConfigError(f"{other[0]} means nothing here: the flags of this verb are {', '.join(known)}")
+
+
+def bench(command: Command) -> int:
+    _only_settings(command)
     settings = settings_of(command, "simple")
     suite = OmegaConf.to_container(read_group("suite", settings.suite))
     assert isinstance(suite, dict)
@@ -172,10 +184,7 @@ def bench(command: Command) -> int:
 
 
 def run(command: Command) -> int:
-    if command.words:
-        raise ConfigError(
-            f"'{command.words[0]}' is no key=value: run takes settings, as in strategy={command.words[0]}"
-        )
+    _only_settings(command)
     settings = settings_of(command, "single")
     axes = axes_of(command, {})
     if "strategy" not in axes:
@@ -210,12 +219,13 @@ def _sweep(command: Command, axes: Mapping[str, Sequence[str]], settings: "Setti
             failed = engine.execute(todo, settings, progress)
         finally:
             progress.close()
-    if report:
-        _report(settings.results / settings.suite, settings.results / settings.suite / "report")
-    elif not failed:
-        say(f"{jobs[0].name}: {jobs[0].path}")
     if failed:
         sys.stderr.write(f"{len(failed)} of {len(jobs)} cells failed; the same command tries them again\n")
+    folder = settings.results / settings.suite
+    if report and any(folder.rglob("seed-*.jsonl")):
+        _report(folder, folder / "report")
+    elif not failed:
+        say(f"{jobs[0].name}: {jobs[0].path}")
     return 1 if failed else 0
 
 
@@ -234,6 +244,7 @@ def _check_writable(results: Path) -> None:
 def report(command: Command) -> int:
     if len(command.words) != 1 or command.values:
         raise ConfigError("report takes one results folder: dgal-bench report RESULTS --out DIR")
+    _only_flags(command, "--out")
     results = Path(command.words[0])
     _report(results, Path(command.flags.get("--out", results / "report")))
     return 0
@@ -259,10 +270,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; a user's mistake is one line on stderr and its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if not words or words[0] in ("help", "-h", "--help") or "--help" in words:
+        if not words or words[0] == "help" or {"-h", "--help"} & set(words):
             say(usage())
             return 0 if words else 2
-        if words[0] == "--version":
+        if "--version" in words:
             say(f"dgal-bench {__version__}")
             return 0
         return choose(VERBS, words[0], "verb")(parse(words[1:]))

@@ -10,15 +10,28 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from dgal_bench.errors import ConfigError, did_you_mean
 
+# The names of the literal registries, known here so that a misspelt kind fails before anything is imported or run;
+# a test holds them against the registries.
+KINDS = {
+    "net.kind": ("cnn",),
+    "training.optimizer": ("adam", "sgd"),
+    "representation.kind": ("pca", "pixels", "vae"),
+    "graph.kernel": ("gaussian_k", "local_scaling", "uniform"),
+    "graph.symmetrize": ("max", "mean", "none"),
+    "graph.backend": ("auto", "faiss", "torch"),
+    "device": ("auto", "cpu", "cuda"),
+}
 GROUPS = ("dataset", "representation", "profile", "strategy")
 
 
@@ -125,7 +138,8 @@ class RunConfig:
     @property
     def setup_threads(self) -> int:
         """``representation.threads``, or all the cores this process may use."""
-        return self.representation.threads or available_cores()
+        threads = self.representation.threads
+        return available_cores() if threads is None else threads
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -180,13 +194,20 @@ def compose(choices: Mapping[str, str], overrides: Iterable[str] = ()) -> RunCon
     for override in overrides:
         check_key(override.partition("=")[0], _plain(composed))
     try:
-        composed = OmegaConf.merge(composed, OmegaConf.from_dotlist(list(overrides)))
+        composed = OmegaConf.merge(composed, *map(_parsed, overrides))
         typed = OmegaConf.merge(OmegaConf.structured(RunConfig), composed)
         config: RunConfig = OmegaConf.to_object(typed)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error
     check_values(config)
     return config
+
+
+def _parsed(override: str) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist([override])
+    except YAMLError as error:
+        raise ConfigError(f"{override}: the value is not valid YAML; is a bracket or quote left open?") from error
 
 
 def _one_line(error: OmegaConfBaseException) -> str:
@@ -227,6 +248,7 @@ def _near_key(key: str, known: set[str]) -> str:
 
 def check_values(config: RunConfig) -> None:
     """Bounds that need no data: each miss says the value and the knob."""
+    _check_kinds(config)
     at_least = {
         "rounds": (config.rounds, 1),
         "batch_size": (config.batch_size, 1),
@@ -238,7 +260,13 @@ def check_values(config: RunConfig) -> None:
         "representation.latent_dim": (config.representation.latent_dim, 1),
         "representation.train_batch_size": (config.representation.train_batch_size, 2),
         "representation.max_epochs": (config.representation.max_epochs, 1),
+        "representation.patience": (config.representation.patience, 1),
+        "representation.threads": (config.setup_threads, 1),
         "graph.graph_k": (config.graph.graph_k, 1),
+        "training.patience": (config.training.patience, 1),
+        "net.channels": (min(config.net.channels, default=0), 1),
+        "net.kernels": (min(config.net.kernels, default=0), 1),
+        "net.feature_dim": (config.net.feature_dim, 1),
     }
     for key, (value, least) in at_least.items():
         if value < least:
@@ -248,14 +276,31 @@ def check_values(config: RunConfig) -> None:
             f"restricted_size={config.restricted_size} is below batch_size={config.batch_size}: "
             "a batch cannot be picked from fewer candidates; raise restricted_size"
         )
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"unknown device '{config.device}'{did_you_mean(config.device, ['auto', 'cpu', 'cuda'])}")
+    _check_training(config.training)
+    if not 0 < config.representation.holdout <= 0.5:
+        raise ConfigError(f"representation.holdout={config.representation.holdout}: use a share above 0 and up to 0.5")
     seed = config.representation.seed
     if isinstance(seed, str) and seed != "cell":
         raise ConfigError(f"representation.seed={seed}: use a number, or 'cell' for one representation per seed")
     lengths = {len(config.net.channels), len(config.net.kernels), len(config.net.pools)}
     if len(lengths) > 1:
         raise ConfigError("net.channels, net.kernels and net.pools must have the same length")
+
+
+def _check_kinds(config: RunConfig) -> None:
+    for key, choices in KINDS.items():
+        kind: Any = reduce(getattr, key.split("."), config)
+        if kind not in choices:
+            raise ConfigError(f"unknown {key} '{kind}'{did_you_mean(str(kind), choices)}")
+
+
+def _check_training(training: TrainingConfig) -> None:
+    for name in ("lr", "momentum", "weight_decay", "min_delta"):
+        value = getattr(training, name)
+        if not (isfinite(value) and value >= 0):
+            raise ConfigError(f"training.{name}={value}: use a number of 0 or more")
+    if training.optimizer == "adam" and training.momentum:
+        raise ConfigError(f"training.momentum={training.momentum} is sgd's: set training.momentum=0 with adam")
 
 
 def check_budget(config: RunConfig, n_points: int) -> None:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from dgal_bench.config import check_budget, to_dict
+from dgal_bench.config import RunConfig, check_budget, to_dict
 from dgal_bench.errors import UserError
 from dgal_bench.record import Recorder
 from dgal_bench.sweep import Job, Settings
@@ -24,13 +24,14 @@ class Listener(Protocol):
     def round(self, job: Job, accuracy: float) -> None: ...
     def done(self, job: Job) -> None: ...
     def failed(self, job: Job, error: str) -> None: ...
+    def warn(self, text: str) -> None: ...
 
 
 class Worker:
-    """A process with its own thread count that runs one job at a time."""
+    """A process with its own environment that runs one job at a time."""
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = environment
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dgal_bench.worker"],
@@ -38,7 +39,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
-            env=os.environ | worker_environment(threads),
+            env=os.environ | environment,
         )
 
     def run(self, job: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
@@ -55,7 +56,7 @@ class Worker:
                     return
         except BrokenPipeError:
             pass
-        yield {"event": "failed", "error": self._epitaph(), "exit_code": 1, "died": True}
+        yield {"event": "failed", "error": self._epitaph(), "exit_code": 1, "stop": False, "died": True}
 
     def _epitaph(self) -> str:
         code = self._process.wait()
@@ -65,16 +66,25 @@ class Worker:
         return f"the worker process was {how}" + (f": {last}" if last else "")
 
     def close(self) -> None:
+        """End the process, whatever it is doing; more than once does no harm."""
         self._process.kill()
         self._process.wait()
         self._stderr.close()
 
 
-def worker_environment(threads: int) -> dict[str, str]:
+def environment(threads: int, device: str) -> dict[str, str]:
     """Set before torch, FAISS and BLAS are imported; the workspace setting is cuBLAS's condition for equal bits."""
-    count = str(threads)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    return {**dict.fromkeys(names, count), "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONUNBUFFERED": "1"}
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+    return {**dict.fromkeys(names, str(threads)), "CUBLAS_WORKSPACE_CONFIG": ":4096:8", **hidden}
+
+
+def setup_environment(config: RunConfig) -> dict[str, str]:
+    return environment(config.setup_threads, config.device)
+
+
+def cell_environment(config: RunConfig) -> dict[str, str]:
+    return environment(config.threads, config.device)
 
 
 def execute(jobs: Sequence[Job], settings: Settings, listener: Listener) -> list[Job]:
@@ -87,52 +97,68 @@ def execute(jobs: Sequence[Job], settings: Settings, listener: Listener) -> list
         The cells that failed.
 
     Raises:
-        UserError: data missing, a collapsed representation, or a cell that asks more of the data than there is.
+        UserError: data missing, a wrong setting, nothing that could be set up, or a cell that asks more of the data
+            than there is.
     """
-    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    for job in jobs:
-        waiting.put(job)
-    first_setup = Worker(jobs[0].config.setup_threads)
-    lanes = [_Lane(waiting, settings, listener, Worker(jobs[0].config.threads)) for _ in jobs[: settings.jobs]]
+    first = jobs[0].config
+    setup_worker = Worker(setup_environment(first))
+    workers = [Worker(cell_environment(first)) for _ in jobs[: settings.jobs]]
     try:
-        set_up(jobs, settings, listener, first_setup)
-        for lane in lanes:
-            lane.start()
-        for lane in lanes:
-            while lane.is_alive():
-                lane.join(0.2)  # with a timeout, so that Ctrl-C gets through
+        broken = set_up(jobs, settings, listener, setup_worker)
+        setup_worker.close()
+        for job in broken:
+            listener.failed(job, broken[job])
+        return [*broken, *run_cells([job for job in jobs if job not in broken], settings, listener, workers)]
     finally:
-        first_setup.close()
-        for lane in lanes:
-            lane.stop()
-    for lane in lanes:
-        if lane.error is not None:
-            raise lane.error
-    return [job for lane in lanes for job in lane.failed]
+        for worker in (setup_worker, *workers):
+            worker.close()
 
 
-def set_up(jobs: Sequence[Job], settings: Settings, listener: Listener, worker: Worker) -> None:
-    """Make (or find) the representation and graph of every data set before any cell starts."""
+def set_up(jobs: Sequence[Job], settings: Settings, listener: Listener, worker: Worker) -> dict[Job, str]:
+    """Make (or find) the representation and graph of every data set before any cell starts.
+
+    Returns:
+        The cells that cannot run, with the error: their representation collapsed, or its making crashed.
+    """
+    broken: dict[Job, str] = {}
+    last_error = UserError("")
     for key in dict.fromkeys(job.setup_key for job in jobs):
         sharing = [job for job in jobs if job.setup_key == key]
-        listener.setting_up(sharing[0].config.dataset.name, "loading", 0, 1)
-        for event in worker.run(message("setup", sharing[0], settings)):
-            if event["event"] == "progress":
-                listener.setting_up(sharing[0].config.dataset.name, event["what"], event["n"], event["of"])
-            elif event["event"] == "failed":
-                raise _as_error(event)
-            else:
-                for job in sharing:
-                    check_budget(job.config, event["points"])
+        wanted = setup_environment(sharing[0].config)
+        own = worker if worker.environment == wanted else Worker(wanted)
+        try:
+            event = _set_up_one(sharing[0], settings, listener, own)
+        finally:
+            if own is not worker:
+                own.close()
+        if event["event"] == "ready":
+            for job in sharing:
+                check_budget(job.config, event["points"])
+            continue
+        last_error = UserError(event["error"])
+        last_error.exit_code = event["exit_code"]
+        if event["stop"]:
+            raise last_error
+        broken |= dict.fromkeys(sharing, event["error"])
+    if len(broken) == len(jobs):
+        raise last_error
+    return broken
 
 
-def _as_error(event: Mapping[str, Any]) -> UserError:
-    error = UserError(event["error"])
-    error.exit_code = event["exit_code"]
-    return error
+def _set_up_one(job: Job, settings: Settings, listener: Listener, worker: Worker) -> dict[str, Any]:
+    """The last event of a set-up."""
+    name = job.config.dataset.name
+    listener.setting_up(name, "loading", 0, 1)
+    event: dict[str, Any] = {}
+    for event in worker.run(message("setup", job, settings, n_lanes=1)):
+        if event["event"] == "progress":
+            listener.setting_up(name, event["what"], event["n"], event["of"])
+        elif event["event"] == "warning":
+            listener.warn(event["text"])
+    return event
 
 
-def message(kind: str, job: Job, settings: Settings) -> dict[str, Any]:
+def message(kind: str, job: Job, settings: Settings, n_lanes: int) -> dict[str, Any]:
     """A job as a worker reads it."""
     return {
         "job": kind,
@@ -141,9 +167,31 @@ def message(kind: str, job: Job, settings: Settings) -> dict[str, Any]:
         "setup_key": job.setup_key,
         "data": str(settings.data),
         "cache": str(settings.cache),
-        "jobs": settings.jobs,
+        "jobs": n_lanes,
         "resume_anyway": settings.resume_anyway,
     }
+
+
+def run_cells(jobs: Sequence[Job], settings: Settings, listener: Listener, workers: Sequence[Worker]) -> list[Job]:
+    """Run the cells, a thread for each worker; those that failed are returned."""
+    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    for job in jobs:
+        waiting.put(job)
+    n_lanes = min(len(workers), len(jobs))
+    lanes = [_Lane(waiting, settings, listener, worker, n_lanes) for worker in workers[:n_lanes]]
+    try:
+        for lane in lanes:
+            lane.start()
+        for lane in lanes:
+            while lane.is_alive():
+                lane.join(0.2)  # with a timeout, so that Ctrl-C gets through
+    finally:
+        for lane in lanes:
+            lane.stop()
+    for lane in lanes:
+        if lane.error is not None:
+            raise lane.error
+    return [job for lane in lanes for job in lane.failed]
 
 
 class _Lane(threading.Thread):
@@ -152,13 +200,18 @@ class _Lane(threading.Thread):
     _telling = threading.Lock()
 
     def __init__(
-        self, waiting: "queue.SimpleQueue[Job]", settings: Settings, listener: Listener, worker: Worker
+        self,
+        waiting: "queue.SimpleQueue[Job]",
+        settings: Settings,
+        listener: Listener,
+        worker: Worker,
+        n_lanes: int,
     ) -> None:
         super().__init__(daemon=True)
         self.failed: list[Job] = []
         self.error: BaseException | None = None
         self._waiting, self._settings, self._listener = waiting, settings, listener
-        self._worker: Worker | None = worker
+        self._worker, self._n_lanes = worker, n_lanes
         self._stopped = False
 
     def run(self) -> None:
@@ -174,34 +227,38 @@ class _Lane(threading.Thread):
 
     def stop(self) -> None:
         self._stopped = True
-        if self._worker is not None:
-            self._worker.close()
+        self._worker.close()
 
     def _run_one(self, job: Job) -> None:
-        if self._worker is None or self._worker.threads != job.config.threads:
-            if self._worker is not None:
-                self._worker.close()
-            self._worker = Worker(job.config.threads)
+        wanted = cell_environment(job.config)
+        if self._worker.environment != wanted:
+            self._replace_worker(wanted)
         self._tell("begun", job)
-        for event in self._worker.run(message("cell", job, self._settings)):
+        for event in self._worker.run(message("cell", job, self._settings, self._n_lanes)):
             if self._stopped:
                 return
             if event["event"] == "round":
                 self._tell("round", job, event["accuracy"])
+            elif event["event"] == "warning":
+                self._tell("warn", event["text"])
             elif event["event"] == "done":
                 self._tell("done", job)
             elif event["event"] == "failed":
                 self._bury(job, event)
 
     def _bury(self, job: Job, event: Mapping[str, Any]) -> None:
+        self.failed.append(job)
+        self._tell("failed", job, event["error"])
         if event.get("died"):
             # It could not leave a word itself.
             with Recorder(job.path) as recorder:
                 if recorder.header_written:
                     recorder.write_failure(event["error"], "")
-            self._worker = None
-        self.failed.append(job)
-        self._tell("failed", job, event["error"])
+            self._replace_worker(self._worker.environment)
+
+    def _replace_worker(self, wanted: Mapping[str, str]) -> None:
+        self._worker.close()
+        self._worker = Worker(wanted)
 
     def _tell(self, what: str, *facts: Any) -> None:
         with self._telling:

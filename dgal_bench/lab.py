@@ -18,7 +18,7 @@ from dgal_bench.models.nets import build_net, cost
 from dgal_bench.models.predict import Predictor
 from dgal_bench.models.task import TaskModule
 from dgal_bench.models.vae import Progress
-from dgal_bench.provenance import provenance
+from dgal_bench.provenance import provenance, revision
 from dgal_bench.representation import Setup, prepare
 from dgal_bench.seeding import TieBreak, isolated, rng_for, seed_for, torch_rng_for
 from dgal_bench.strategies import Query, Strategy, build
@@ -88,12 +88,12 @@ class Cell:
             net = build_net(self.lab.data.image_shape, self.lab.data.n_classes, self.config.net)
         return TaskModule(net, self.lab.data.n_classes, self.config.training)
 
-    def header(self) -> dict[str, Any]:
-        """Line 1 of a results file, less the initial set: what was run, from what, on what."""
+    def header(self, name: str) -> dict[str, Any]:
+        """Line 1 of the results file of the cell ``name``, less the initial set: what ran, from what, on what."""
         config, lab = self.config, self.lab
         where = provenance()
         return {
-            "cell": f"{config.dataset.name}/{config.strategy.name}/seed-{config.seed}",
+            "cell": name,
             "profile": config.profile,
             "config": to_dict(config),
             "fingerprint": {
@@ -102,7 +102,7 @@ class Cell:
                 "data": lab.data.sha256,
                 "latents": lab.setup.latents_sha256,
                 "graph": lab.setup.graph_sha256,
-                "git": where["git"]["revision"],
+                "git": revision(where["git"]),
                 "torch": where["versions"]["torch"],
                 "cpu": where["machine"]["cpu"],
                 "device": where["machine"]["gpu"] if lab.device.type == "cuda" else "cpu",

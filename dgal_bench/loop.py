@@ -32,7 +32,8 @@ def run_cell(
     """
     with on_threads(cell.config.threads):
         pool, first = start(cell, recorder, resume_anyway)
-        warm_up(cell, pool)
+        if first < cell.config.rounds:
+            warm_up(cell, pool)
         for round_ in range(first, cell.config.rounds + 1):
             record, pool = run_round(cell, pool, round_, jobs)
             recorder.write(record)
@@ -119,7 +120,8 @@ def warm_up(cell: Cell, pool: Pool) -> None:
 
 def start(cell: Cell, recorder: Recorder, resume_anyway: bool) -> tuple[Pool, int]:
     """The pool and the round to begin with: after the rows of the file, or at the initial set of a new one."""
-    config, data, log, header = cell.config, cell.lab.data, recorder.log, cell.header()
+    config, data, log = cell.config, cell.lab.data, recorder.log
+    header = cell.header(f"{data.name}/{recorder.path.parent.name}/{recorder.path.stem}")
     if log is None:
         first = initial_set(data.labels, data.n_classes, config.initial_size, config.seed, config.balanced)
         recorder.write_header(header | {"initial": first.tolist()})

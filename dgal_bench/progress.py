@@ -42,8 +42,8 @@ class Lines:
 
     def begun(self, job: Job) -> None:
         self._began[job.name] = perf_counter()
-        if not self._evaluated:
-            self._start = min(self._start, perf_counter()) if self._finished else perf_counter()
+        if len(self._began) == 1:
+            self._start = perf_counter()  # time left is reckoned from the first cell on, without the set-up
 
     def round(self, job: Job, accuracy: float) -> None:
         self._evaluated += 1
@@ -51,17 +51,20 @@ class Lines:
 
     def done(self, job: Job) -> None:
         self._finished += 1
-        self._say(f"{self._place()} {job.name}: {self._accuracy[job.name]:.1%} in {self._seconds(job)}{self._eta()}")
+        # no round at all: another command has finished the cell meanwhile
+        what = f"{self._accuracy[job.name]:.1%}" if job.name in self._accuracy else "done already"
+        took = duration(perf_counter() - self._began[job.name])
+        self._say(f"{self._place()} {job.name}: {what} in {took}{self._eta()}")
 
     def failed(self, job: Job, error: str) -> None:
         self._finished += 1
         self._say(f"{self._place()} {job.name}: FAILED: {error}{self._eta()}")
 
+    def warn(self, text: str) -> None:
+        self._say(f"warning: {text}")
+
     def close(self) -> None:
         pass
-
-    def _seconds(self, job: Job) -> str:
-        return duration(perf_counter() - self._began[job.name])
 
     def _place(self) -> str:
         return f"[{self._finished:>{len(str(self._cells))}}/{self._cells}]"
@@ -113,7 +116,10 @@ class Bar:
         pass
 
     def failed(self, job: Job, error: str) -> None:
-        self._cells().write(f"{job.name}: FAILED: {error}", file=self._stream)
+        tqdm.write(f"{job.name}: FAILED: {error}", file=self._stream)
+
+    def warn(self, text: str) -> None:
+        tqdm.write(f"warning: {text}", file=self._stream)
 
     def close(self) -> None:
         if self._bar is not None:

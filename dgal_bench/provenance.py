@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,8 +28,13 @@ def git_state() -> dict[str, Any]:
     here = Path(__file__).resolve().parent
     if _git(here, "ls-files", "--error-unmatch", "provenance.py") is None:
         return {"revision": None, "dirty": None}
-    dirty = _git(here.parent, "status", "--porcelain", "--untracked-files=no", "--", "dgal_bench", "conf")
+    dirty = _git(here.parent, "status", "--porcelain", "--", "dgal_bench", "conf")
     return {"revision": _git(here, "rev-parse", "HEAD"), "dirty": bool(dirty)}
+
+
+def revision(git: Mapping[str, Any]) -> str | None:
+    """The revision, marked where the tree was not as committed."""
+    return f"{git['revision']}+modified" if git["dirty"] else git["revision"]
 
 
 def _git(folder: Path, *words: str) -> str | None:

@@ -14,7 +14,7 @@ from dgal_bench import cache
 from dgal_bench.arrays import Features
 from dgal_bench.config import GraphConfig, RepresentationConfig, RunConfig, to_dict
 from dgal_bench.data.datasets import ImageData
-from dgal_bench.errors import ConfigError, choose
+from dgal_bench.errors import ConfigError
 from dgal_bench.graph.knn import knn, nearest, pick_backend
 from dgal_bench.graph.transition import Graph, diagnostics, transition
 from dgal_bench.models.vae import Progress, encode, train_vae
@@ -79,13 +79,14 @@ def prepare(config: RunConfig, data: ImageData, root: Path, device: torch.device
     Raises:
         UserError: the representation has collapsed, or graph_k does not fit the pool.
     """
-    choose(REPRESENTATIONS, config.representation.kind, "representation.kind")
     latents = cache.get_or_make(
         root, latents_key(config, data, device), lambda: _make_latents(config, data, device, progress)
     )
     features = torch.from_numpy(latents.arrays["latents"])
-    graph_key = cache.key_of({"latents": latents.sha256, "recipe": RECIPE_VERSION, **_graph_key(config.graph)})
-    graph = cache.get_or_make(root, graph_key, lambda: _make_graph(config, features, progress))
+    graph_key = cache.key_of(
+        {"latents": latents.sha256, "recipe": RECIPE_VERSION, "device": device.type, **_graph_key(config.graph)}
+    )
+    graph = cache.get_or_make(root, graph_key, lambda: _make_graph(config, features, device, progress))
     arrays = {name: torch.from_numpy(array) for name, array in graph.arrays.items()}
     return Setup(
         Graph(arrays["indptr"], arrays["indices"], arrays["weights"], config.graph.graph_k),
@@ -131,15 +132,15 @@ def _make_latents(
 
 
 def _make_graph(
-    config: RunConfig, features: Features, progress: Progress
+    config: RunConfig, features: Features, device: torch.device, progress: Progress
 ) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
-    if len(features.unique(dim=0)) == 1:
+    if bool((features == features[0]).all()):
         raise ConfigError("all images have the same representation: there is no graph to build on it")
     progress("graph", 0, 1)
     start = perf_counter()
     spec = config.graph
     with on_threads(config.setup_threads):
-        neighbors = knn(features, spec.graph_k, spec.backend, spec.exact_limit)
+        neighbors = knn(features, spec.graph_k, spec.backend, spec.exact_limit, device)
         graph = transition(neighbors, spec.kernel, spec.symmetrize)
     seconds = perf_counter() - start
     arrays = {"indptr": graph.indptr, "indices": graph.indices, "weights": graph.weights}

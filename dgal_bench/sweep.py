@@ -29,7 +29,7 @@ class Settings:
     resume_anyway: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One cell to run: its configuration and its file."""
 
@@ -42,8 +42,8 @@ class Job:
 
     @property
     def setup_key(self) -> str:
-        """Equal for cells that share data, representation and graph."""
-        parts = {name: to_dict(getattr(self.config, name)) for name in ("dataset", "representation", "graph")}
+        """Equal for cells that share data, representation, graph and the network's shape (tried in set-up)."""
+        parts = {name: to_dict(getattr(self.config, name)) for name in ("dataset", "representation", "graph", "net")}
         seed = self.config.representation_seed
         return json.dumps([parts, seed, self.config.device], sort_keys=True)
 
@@ -79,7 +79,13 @@ def plan(axes: Mapping[str, Sequence[str]], settings: Settings) -> list[Job]:
 def _configured(choices: tuple[tuple[str, str], ...], overrides: tuple[str, ...]) -> RunConfig:
     """Composed once for all seeds, with the defaults of the strategy's parts written out."""
     config = compose(dict(choices), overrides)
-    return dataclasses.replace(config, strategy=resolved(config.strategy))
+    strategy = resolved(config.strategy)
+    size = strategy.restrict.get("restricted_size", config.batch_size)
+    if size < config.batch_size:
+        raise ConfigError(
+            f"strategy.restrict.restricted_size={size} is below batch_size={config.batch_size}: raise restricted_size"
+        )
+    return dataclasses.replace(config, strategy=strategy)
 
 
 def _seed(text: str) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from dgal_bench.config import from_dict
-from dgal_bench.errors import ResultsError, UserError
+from dgal_bench.errors import ConfigError, DataError, ResultsError, UserError
 from dgal_bench.lab import Cell, Lab, open_lab
 from dgal_bench.loop import run_cell
 from dgal_bench.record import Recorder
@@ -51,15 +51,25 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", module="torch")
 
 
-def hide_gpus_from_cpu_work(device: str) -> None:
+def hide_missing_gpus() -> None:
     """torch's optimizers look for a GPU driver at every step: 0.4 ms, a tenth of a tiny network's whole step."""
-    if device == "cpu" or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+class Emitter(logging.Handler):
+    """Sends the package's warnings to the parent, who can show them."""
+
+    def __init__(self, emit: Emit) -> None:
+        super().__init__(logging.WARNING)
+        self._emit_event = emit
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._emit_event("warning", text=record.getMessage())
 
 
 def handle(job: dict[str, Any], emit: Emit, labs: dict[str, Lab]) -> None:
     config = from_dict(job["config"])
-    hide_gpus_from_cpu_work(config.device)
     key = job["setup_key"]
     if key not in labs:
         labs.clear()  # one data set in memory at a time
@@ -71,7 +81,8 @@ def handle(job: dict[str, Any], emit: Emit, labs: dict[str, Lab]) -> None:
         )
     lab = labs[key]
     if job["job"] == "setup":
-        emit("ready", points=lab.data.size, ledger=lab.setup.ledger)
+        Cell.of(config, lab).new_module(0)  # a network that does not fit the images is a mistake to find now
+        emit("ready", points=lab.data.size)
         return
     with Recorder(Path(job["path"])) as recorder:
         try:
@@ -105,12 +116,16 @@ def main() -> None:
         events.write(json.dumps({"event": event, **facts}) + "\n")
 
     quiet()
+    hide_missing_gpus()
+    logging.getLogger("dgal_bench").addHandler(Emitter(emit))
     labs: dict[str, Lab] = {}
     for job in jobs_from(sys.stdin):
         try:
             handle(job, emit, labs)
         except Exception as error:  # noqa: BLE001 - the boundary: the parent decides what a failure means
-            emit("failed", error=one_line(error), exit_code=getattr(error, "exit_code", 1))
+            # A wrong setting or missing data stops a sweep that is being set up; anything else costs its cells only.
+            stop = isinstance(error, ConfigError | DataError)
+            emit("failed", error=one_line(error), exit_code=getattr(error, "exit_code", 1), stop=stop)
 
 
 if __name__ == "__main__":

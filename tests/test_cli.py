@@ -84,6 +84,11 @@ MISTAKES = [
     (["bench", "resume=yes"], "the only choice is resume=anyway"),
     (["bench", "dgmg"], "'dgmg' is no key=value"),
     (["bench", "strategy=dgmg", "strategy.restrict.scroe=margin"], "did you mean 'score'?"),
+    (["bench", "--dry-run=no"], "--dry-run takes no value"),
+    (["bench", "--out", "here"], "--out means nothing here: the flags of this verb are --print-config, --dry-run"),
+    (["report", "somewhere", "--dry-run"], "--dry-run means nothing here: the flags of this verb are --out"),
+    (["bench", "strategy=dgmg", "strategy.restrict.restricted_size=3"], "restricted_size=3 is below batch_size=10"),
+    (["bench", "training.optimizer=sdg"], "did you mean 'sgd'?"),
     (["run"], "run needs a strategy"),
     (["run", "strategy=random,margin"], "strategy takes one value, not 2"),
     (["report"], "report takes one results folder"),
@@ -107,6 +112,12 @@ def test_help_names_every_verb_group_and_choice(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(word in text for word in [*cli.VERBS, "dgmg", "mnist", "smoke", "--dry-run", "DGAL_DATA"])
+
+
+def test_version_and_short_help(capsys):
+    assert main(["bench", "--version"]) == 0
+    assert capsys.readouterr().out.startswith("dgal-bench 0.")
+    assert main(["bench", "-h"]) == 0
 
 
 def test_print_config_is_the_resolved_yaml(capsys, tmp_path):
@@ -167,10 +178,21 @@ def test_progress_lines_tell_place_accuracy_and_time_left(tmp_path):
                 lines.round(jobs[0], 0.875)
         getattr(lines, what)(jobs[0])
     lines.failed(jobs[1], "ValueError: diverged")
-    first, second = stream.getvalue().splitlines()
+    lines.warn("a cache entry is damaged")
+    first, second, third = stream.getvalue().splitlines()
+    assert third == "warning: a cache entry is damaged"
     assert first.startswith("[1/2] digits/random/seed-0: 87.5% in ")
     assert first.endswith(" left")
     assert second.startswith("[2/2] digits/dgmg/seed-0: FAILED: ValueError: diverged")
+
+
+def test_a_cell_that_another_command_has_finished_is_no_error(tmp_path):
+    (job,) = plan(axes(), settings(tmp_path))
+    stream = io.StringIO()
+    lines = Lines(1, 16, stream)
+    lines.begun(job)
+    lines.done(job)
+    assert stream.getvalue() == "[1/1] digits/random/seed-0: done already in 0 s\n"
 
 
 def test_the_bar_counts_rounds(tmp_path):
@@ -292,6 +314,50 @@ def test_missing_data_is_one_line_and_exit_code_3(tmp_path):
     assert done.stderr.count("\n") == 1
     assert "data set 'mnist' is not there" in done.stderr
     assert list((tmp_path / "r").rglob("*.jsonl")) == []
+
+
+@pytest.mark.slow
+def test_a_network_that_does_not_fit_stops_the_sweep_before_any_cell(tmp_path, cache_root):
+    done = finish(command(tmp_path, cache_root, "strategy=random", "seed=0", "net.kernels=[9,9]"))
+    assert done.returncode == 2
+    assert "leave nothing of a 8x8 image: use smaller kernels" in done.stderr
+    assert list(tmp_path.rglob("*.jsonl")) == []
+
+
+@pytest.mark.slow
+def test_a_collapsed_representation_costs_its_own_cells_only(tmp_path, cache_root):
+    words = ["representation=pca,vae", "representation.recon_weight=1e-5", "strategy=random", "seed=0"]
+    base = [word for word in command(tmp_path, cache_root) if word != "representation=pca"]
+    done = finish([*base, *words])
+    assert done.returncode == 1
+    assert "random+representation=vae/seed-0: FAILED: the VAE says too little of these images" in done.stderr
+    assert "1 of 2 cells failed" in done.stderr
+    assert [log.status for log in read_results(tmp_path)] == ["done"]
+    assert "| random+representation=pca |" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_run_alone_does_not_say_that_others_ran_beside(tmp_path, cache_root):
+    base = command(tmp_path, cache_root, "strategy=random", "seed=0", "jobs=2")
+    done = finish(base)
+    assert done.returncode == 0, done.stderr
+    assert {record.jobs for log in read_results(tmp_path) for record in log.records} == {1}
+    assert "running beside" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_is_made_again_and_said(tmp_path):
+    cache = tmp_path / "cache"
+    words = command(tmp_path / "a", cache, "strategy=random", "seed=0")
+    assert finish(words).returncode == 0
+    for path in cache.glob("*/latents.npy"):
+        raw = bytearray(path.read_bytes())
+        raw[-1] ^= 1
+        path.write_bytes(raw)
+    done = finish(command(tmp_path / "b", cache, "strategy=random", "seed=0"))
+    assert done.returncode == 0
+    assert "is damaged (latents.npy): made again" in done.stderr
+    assert choices_of(tmp_path / "a") == choices_of(tmp_path / "b")
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Time belongs to the innermost phase."""
 
+import gc
+
 import pytest
 
 from dgal_bench import clock
@@ -58,3 +60,17 @@ def test_a_phase_left_by_an_error_is_charged_and_closed(seconds):
     with watch.phase("acquire"):
         seconds(1)
     assert dict(watch.seconds) == {"infer": 2, "acquire": 1}
+
+
+def test_no_garbage_is_collected_on_the_clock():
+    watch = Stopwatch()
+    with watch.running():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with watch.running():
+            pass
+        assert not gc.isenabled()  # as it was found
+    finally:
+        gc.enable()

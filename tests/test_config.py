@@ -2,7 +2,17 @@
 
 import pytest
 
-from dgal_bench.config import GROUPS, check_budget, compose, differences, from_dict, group_names, read_group, to_dict
+from dgal_bench.config import (
+    GROUPS,
+    KINDS,
+    check_budget,
+    compose,
+    differences,
+    from_dict,
+    group_names,
+    read_group,
+    to_dict,
+)
 from dgal_bench.errors import ConfigError
 from dgal_bench.strategies import resolved
 
@@ -91,6 +101,16 @@ def test_the_hash_is_of_the_values():
         ("restricted_size=5", "restricted_size=5 is below batch_size=10"),
         ("training.train_batch_size=1", "training.train_batch_size=1 is too small: use 2 or more"),
         ("device=gpu", "unknown device 'gpu'"),
+        ("training.optimizer=sdg", "unknown training.optimizer 'sdg'; did you mean 'sgd'?"),
+        ("graph.kernel=uniformly", "unknown graph.kernel 'uniformly'; did you mean 'uniform'?"),
+        ("net.kind=cnm", "unknown net.kind 'cnm'; did you mean 'cnn'?"),
+        ("graph.backend=fais", "unknown graph.backend 'fais'; did you mean 'faiss'?"),
+        ("net.channels=[1,2", "net.channels=[1,2: the value is not valid YAML"),
+        ("training.lr=nan", "training.lr=nan: use a number of 0 or more"),
+        ("training.momentum=0.9", "training.momentum=0.9 is sgd's: set training.momentum=0 with adam"),
+        ("representation.holdout=1.5", "representation.holdout=1.5: use a share above 0 and up to 0.5"),
+        ("representation.threads=0", "representation.threads=0 is too small"),
+        ("net.kernels=[0,3]", "net.kernels=0 is too small"),
         ("representation.seed=mine", "representation.seed=mine: use a number, or 'cell'"),
         ("net.channels=[3]", "net.channels, net.kernels and net.pools must have the same length"),
     ],
@@ -125,3 +145,16 @@ def test_a_cell_must_fit_its_pool():
 def test_differences_name_the_leaf():
     old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 4}, "e": 5}
     assert differences(old, new) == ["a.c: 2 -> 4", "d: 3 -> None", "e: None -> 5"]
+
+
+def test_the_kinds_known_beforehand_are_those_of_the_registries():
+    from dgal_bench.graph.knn import BACKENDS
+    from dgal_bench.graph.transition import KERNELS, SYMMETRIZERS
+    from dgal_bench.models.nets import NETS
+    from dgal_bench.representation import REPRESENTATIONS
+
+    registries = {
+        "net.kind": NETS, "representation.kind": REPRESENTATIONS, "graph.kernel": KERNELS,
+        "graph.symmetrize": SYMMETRIZERS, "graph.backend": {"auto", *BACKENDS},
+    }  # fmt: skip
+    assert {key: set(KINDS[key]) for key in registries} == {key: set(registry) for key, registry in registries.items()}

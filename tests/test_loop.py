@@ -34,9 +34,9 @@ def test_rounds_queries_and_rounds_plus_one_evaluations(lab, tmp_path):
 
 
 def test_the_header_says_what_it_was_made_from(lab, tmp_path):
-    config = tiny("dgmg")
-    run_tiny(lab, tmp_path / "seed-0.jsonl", config)
-    header = read_cell(tmp_path / "seed-0.jsonl").header
+    config, path = tiny("dgmg"), tmp_path / "dgmg" / "seed-0.jsonl"
+    run_tiny(lab, path, config)
+    header = read_cell(path).header
     fingerprint = header["fingerprint"]
     assert header["cell"] == "digits/dgmg/seed-0"
     assert (header["profile"], fingerprint["config"]) == ("smoke", config.hash)
@@ -227,3 +227,12 @@ def test_real_mnist_runs(tmp_path):
     rows = run_tiny(mnist, tmp_path / "seed-0.jsonl", config)
     assert len(rows) == 3
     assert mnist.setup.ledger["representation"]["active_latents"] > 0
+
+
+def test_a_pool_used_up_by_the_last_query_can_be_continued(lab, tmp_path):
+    """190 + 2 x 5 = 200: killed before the last evaluation, no query is left to warm up for."""
+    path, config = tmp_path / "seed-0.jsonl", tiny("dgmg", "initial_size=190")
+    alone = run_tiny(lab, path, config)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    assert [choice(r) for r in run_tiny(lab, path, config)] == [choice(r) for r in alone]
+    assert alone[-1].n_labeled == 200

@@ -10,7 +10,7 @@ from scipy import stats
 
 from dgal_bench.errors import ResultsError
 from dgal_bench.record import Recorder, RoundRecord, read_results
-from dgal_bench.report.figures import accuracy_against_query_time, style
+from dgal_bench.report.figures import accuracy_against_query_time, styles
 from dgal_bench.report.statistics import (
     area_under_curve,
     cumulative_query_seconds,
@@ -62,19 +62,19 @@ def test_a_ratio_is_paired_and_geometric():
     assert (ours.low, ours.high) == pytest.approx((exp(logs.low), exp(logs.high)))
 
 
-def header(strategy, seed, restrict="everything", acquire="margin", profile="cpu", version=1):
+def header(strategy, seed, restrict="everything", acquire="margin", profile="cpu", version=1, graph_k=20):
     return {
         "cell": f"toy/{strategy}/seed-{seed}",
         "profile": profile,
         "config": {
             "seed": seed, "rounds": 2, "batch_size": 10, "initial_size": 10, "restricted_size": 50,
-            "dataset": {"name": "toy"}, "graph": {"graph_k": 20}, "representation": {"kind": "vae"},
+            "dataset": {"name": "toy"}, "graph": {"graph_k": graph_k}, "representation": {"kind": "vae"},
             "strategy": {"name": strategy, "restrict": {"kind": restrict}, "acquire": {"kind": acquire}},
         },
         "fingerprint": {
             "algorithm_version": version, "git": "0123456789", "torch": "2.x", "device": "cpu", "graph": "g",
         },
-        "provenance": {"machine": {"cpu": "Abacus", "cores": 2}, "git": {"dirty": False}},
+        "provenance": {"machine": {"cpu": "Abacus", "cores": 2}, "git": {"revision": "0123456789abcdef", "dirty": False}},
         "setup": {
             "representation": {"kind": "vae", "seconds": 7.0, "label_share": {"latents": 0.9, "pixels": 0.8}},
             "graph": {"seconds": 0.5, "components": 1, "exact": True, "recall": 1.0},
@@ -143,6 +143,27 @@ def test_what_must_not_be_mixed_is_kept_apart(results):
     assert found == {("suite", "cpu", 1): 2, ("suite", "cpu", 2): 1, ("suite", "paper", 1): 1, ("other", "cpu", 1): 1}
 
 
+def test_seeds_of_different_settings_are_never_averaged(tmp_path):
+    """SEEDS=0 and then SEEDS=1 with another setting land in one folder."""
+    cell(tmp_path, "dgmg", 0, scaled(1))
+    cell(tmp_path, "dgmg", 1, scaled(1), graph_k=7)
+    (one,) = group(read_results(tmp_path))
+    assert [(row.strategy, row.area.n) for row in summarise(one)] == [("dgmg", 1), ("dgmg (graph.graph_k: 20 -> 7)", 1)]
+    assert "K = 20/7" in summary_md([one])
+
+
+def test_a_grid_is_compared_within_its_setting_and_drawn_apart(tmp_path):
+    for k, factor in ((10, 1), (20, 3)):
+        cell(tmp_path, f"margin+graph.graph_k={k}", 0, scaled(factor), graph_k=k)
+        cell(tmp_path, f"dgmg+graph.graph_k={k}", 0, scaled(0.5), graph_k=k, restrict="diffusion")
+    (one,) = group(read_results(tmp_path))
+    speedups = {row.strategy: row.speedup.mean for row in summarise(one)}
+    assert speedups["dgmg+graph.graph_k=10"] == pytest.approx(2)
+    assert speedups["dgmg+graph.graph_k=20"] == pytest.approx(6)
+    looks = [json.dumps(look) for look in styles(one, list(one.cells)).values()]
+    assert len(set(looks)) == 4
+
+
 def test_without_the_reference_there_is_no_speedup(tmp_path):
     cell(tmp_path, "dgmg", 0, scaled(1))
     (one,) = group(read_results(tmp_path))
@@ -173,9 +194,10 @@ def test_the_curves_are_the_rows(results):
 
 
 def test_a_strategy_looks_the_same_everywhere_and_two_never_alike(results):
-    logs = {log.path.parent.name: log for log in read_results(results)}
-    looks = [json.dumps(style(log), sort_keys=True) for log in logs.values()]
-    assert len(set(looks)) == len(looks)
+    (one,) = group(read_results(results))
+    looks = {name: json.dumps(look) for name, look in styles(one, list(one.cells)).items()}
+    assert len(set(looks.values())) == len(looks) == 3
+    assert all(json.dumps(styles(one, [name])[name]) == look for name, look in looks.items())
 
 
 def test_nothing_to_report_is_said(tmp_path):

@@ -235,6 +235,10 @@ class TestConfiguration:
             "p": 2.0,
         }
 
+    def test_equal_settings_have_equal_hashes(self):
+        whole, broken = (tiny("dgmg", f"strategy.restrict.p={p}") for p in ("2", "2.0"))
+        assert whole.hash == broken.hash == tiny("dgmg").hash
+
     def test_the_graph_is_handed_in(self, lab):
         config = self.build(restrict={"kind": "diffusion", "restricted_size": 5})
         assert build(config, lab.setup.graph).restrict.graph is lab.setup.graph

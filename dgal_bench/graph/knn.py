@@ -20,8 +20,10 @@ _BLOCK = 16_000_000
 # Queries of the sample on which the recall of an approximate search is measured.
 _RECALL_SAMPLE = 1000
 
-Search = Callable[[Features, Features, int], Tensor]
-"""(base (N, d), queries (m, d), k) -> (m, k) int64 positions in the base, nearest first, -1 where none was found."""
+_CPU = torch.device("cpu")
+
+Search = Callable[[Features, Features, int, torch.device], Tensor]
+"""(base (N, d), queries (m, d), k, device) -> (m, k) int64 positions in the base, nearest first, -1 for none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,9 @@ class Neighbors:
         return self.ids.shape[1]
 
 
-def knn(features: Features, k: int, backend: str = "auto", exact_limit: int = 200_000) -> Neighbors:
+def knn(
+    features: Features, k: int, backend: str = "auto", exact_limit: int = 200_000, device: torch.device = _CPU
+) -> Neighbors:
     """The K nearest neighbours of every point by Euclidean distance; equal distances in order of position.
 
     Args:
@@ -50,6 +54,7 @@ def knn(features: Features, k: int, backend: str = "auto", exact_limit: int = 20
         k: 1..N-1.
         backend: ``faiss``, ``torch``, or ``auto`` for the first that is there.
         exact_limit: above this many points FAISS searches an inverted file, approximately.
+        device: where to search; FAISS does on a GPU if it can too, else on the CPU.
 
     Raises:
         ConfigError: k out of range, NaN or infinity in the features, an unknown or missing backend.
@@ -64,8 +69,8 @@ def knn(features: Features, k: int, backend: str = "auto", exact_limit: int = 20
     name = pick_backend(backend)
     approximate = name == "faiss" and size > exact_limit
     search = _search_faiss_ivf if approximate else BACKENDS[name]
-    ids, distances = _without_self(centred, search, k)
-    recall = _recall(centred, ids) if approximate else 1.0
+    ids, distances = _without_self(centred, search, k, device)
+    recall = _recall(centred, ids, device) if approximate else 1.0
     return Neighbors(ids, distances, f"{name}-ivf" if approximate else name, recall)
 
 
@@ -83,17 +88,17 @@ def pick_backend(backend: str) -> str:
 
 def nearest(base: Features, queries: Features, k: int, backend: str = "auto") -> Tensor:
     """Exact (m, k) positions in ``base`` nearest to each query, by the chosen backend's own ranking."""
-    return BACKENDS[pick_backend(backend)](base.float().contiguous(), queries.float().contiguous(), k)
+    return BACKENDS[pick_backend(backend)](base.float().contiguous(), queries.float().contiguous(), k, _CPU)
 
 
-def _without_self(features: Features, search: Search, k: int) -> tuple[Tensor, Tensor]:
+def _without_self(features: Features, search: Search, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Search k + 1 + slack, drop each point by its id, rank the rest by exact distance and id, keep k.
 
     By id and not by column: among exact duplicates the point itself need not come first, or at all.
     """
     size = len(features)
     wanted = min(size, k + 1 + _SLACK)
-    found = search(features, features, wanted)
+    found = search(features, features, wanted, device)
     ids = torch.empty(size, k, dtype=torch.int64)
     distances = torch.empty(size, k)
     for rows in torch.arange(size).split(max(1, _BLOCK // (wanted * features.shape[1]))):
@@ -109,11 +114,11 @@ def _without_self(features: Features, search: Search, k: int) -> tuple[Tensor, T
     return ids, distances
 
 
-def _recall(features: Features, ids: Tensor) -> float:
+def _recall(features: Features, ids: Tensor, device: torch.device) -> float:
     """Share of the true neighbours found, on an evenly spaced sample of queries."""
     sample = torch.linspace(0, len(features) - 1, _RECALL_SAMPLE).long().unique()
     k = ids.shape[1]
-    truth = BACKENDS["torch"](features, features[sample], k + 1)
+    truth = _search_torch(features, features[sample], k + 1, device)
     hits = sum(
         len(set(t) - {i} & set(f))
         for t, f, i in zip(truth.tolist(), ids[sample].tolist(), sample.tolist(), strict=True)
@@ -121,8 +126,7 @@ def _recall(features: Features, ids: Tensor) -> float:
     return hits / (len(sample) * k)
 
 
-def _search_torch(base: Features, queries: Features, k: int) -> Tensor:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def _search_torch(base: Features, queries: Features, k: int, device: torch.device) -> Tensor:
     base = base.to(device)
     norms = base.square().sum(1)
     blocks = queries.split(max(1, _BLOCK // len(base)))
@@ -130,30 +134,30 @@ def _search_torch(base: Features, queries: Features, k: int) -> Tensor:
     return torch.cat(found).cpu()
 
 
-def _search_faiss(base: Features, queries: Features, k: int) -> Tensor:
+def _search_faiss(base: Features, queries: Features, k: int, device: torch.device) -> Tensor:
     import faiss
 
     index = faiss.IndexFlatL2(base.shape[1])
-    return _faiss_search(index, base, queries, k)
+    return _faiss_search(index, base, queries, k, device)
 
 
-def _search_faiss_ivf(base: Features, queries: Features, k: int) -> Tensor:
+def _search_faiss_ivf(base: Features, queries: Features, k: int, device: torch.device) -> Tensor:
     """Inverted file with about 4 sqrt(N) lists, of which 16 are probed."""
     import faiss
 
     n_lists = max(1, int(4 * len(base) ** 0.5))
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(base.shape[1]), base.shape[1], n_lists)
     index.nprobe = min(16, n_lists)
-    return _faiss_search(index, base, queries, k)
+    return _faiss_search(index, base, queries, k, device)
 
 
-def _faiss_search(index: Any, base: Features, queries: Features, k: int) -> Tensor:
+def _faiss_search(index: Any, base: Features, queries: Features, k: int, device: torch.device) -> Tensor:
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
     # Without a driver any FAISS GPU call aborts the process, and its GPU k is at most 2048.
-    on_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0 and torch.cuda.is_available()
-    if on_gpu and k <= 2048:
+    on_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+    if device.type == "cuda" and on_gpu and k <= 2048:
         resources = faiss.StandardGpuResources()
         resources.setTempMemory(256 << 20)
         index = faiss.index_cpu_to_gpu(resources, 0, index)

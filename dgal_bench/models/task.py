@@ -65,7 +65,9 @@ class TaskModule(lightning.LightningModule):
                 self.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
             ),
             # fused: one kernel over all parameters, a fifth off the step of a tiny net
-            "adam": lambda: torch.optim.Adam(self.parameters(), config.lr, fused=True),
+            "adam": lambda: torch.optim.Adam(
+                self.parameters(), config.lr, weight_decay=config.weight_decay, fused=True
+            ),
         }
         optimizer: torch.optim.Optimizer = choose(optimizers, config.optimizer, "training.optimizer")()
         return optimizer

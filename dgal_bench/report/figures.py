@@ -23,6 +23,7 @@ CRITERION_MARKERS = {"margin": "o", "least_confidence": "s", "entropy": "^"}
 RANDOM_COLOUR = "#000000"
 OTHER_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#7A7A7A")
 OTHER_MARKERS = ("v", "P", "X", "*")
+DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
 
 def style(log: CellLog) -> dict[str, object]:
@@ -39,6 +40,16 @@ def style(log: CellLog) -> dict[str, object]:
         "linewidth": 2.0 if diffusion else 1.3,
         "zorder": 4 if diffusion else 2,
     }
+
+
+def styles(group: Group, strategies: Sequence[str]) -> dict[str, dict[str, object]]:
+    """The look of each strategy; those that differ in a varied setting only are told apart by their dashes."""
+    looks: dict[str, dict[str, object]] = {}
+    for strategy in strategies:
+        look = style(group.cells[strategy][0])
+        alike = sum(other["color"] == look["color"] and other["marker"] == look["marker"] for other in looks.values())
+        looks[strategy] = look | ({"linestyle": DASHES[alike % len(DASHES)]} if alike else {})
+    return looks
 
 
 def _pick(choices: Sequence[str], name: str) -> str:
@@ -68,13 +79,13 @@ def _canvas(
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     n_seeds = {len(group.finished(strategy)) for strategy in group.strategies}
-    for strategy in _order(group):
+    looks = styles(group, _order(group))
+    for strategy, look in looks.items():
         logs = list(group.finished(strategy).values())
         rows = range(first_row, min(len(log.records) for log in logs))
         estimates = [t_interval([log.records[row].accuracy for log in logs]) for row in rows]
         xs = [x_of(log.records) for log in logs]
         x = [sum(one[row] for one in xs) / len(xs) for row in rows]
-        look = style(logs[0])
         axes.plot(x, [e.mean for e in estimates], label=strategy, markersize=4.5, **look)  # type: ignore[arg-type]
         if len(logs) > 1:
             low, high = [e.low for e in estimates], [e.high for e in estimates]
@@ -117,7 +128,7 @@ def save_figures(group: Group, folder: Path) -> Iterator[Path]:
     for name, draw in FIGURES.items():
         figure = draw(group)
         for kind in ("png", "svg"):
-            path = folder / f"{group.suite}-{group.dataset}-{group.profile}-{name}.{kind}"
+            path = folder / f"{group.slug}-{name}.{kind}"
             # no date in the SVG: the same rows give the same file
             figure.savefig(path, dpi=150, metadata={"Date": None} if kind == "svg" else None)
             yield path

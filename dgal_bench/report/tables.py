@@ -4,9 +4,12 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import isinf
 from typing import Any
 
+from dgal_bench.config import differences
+from dgal_bench.identity import ALGORITHM_VERSION
 from dgal_bench.record import CellLog
 from dgal_bench.report.statistics import (
     Estimate,
@@ -36,6 +39,12 @@ class Group:
         return f"{self.suite}/{self.dataset}"
 
     @property
+    def slug(self) -> str:
+        """The start of its figures' file names."""
+        version = "" if self.algorithm_version == ALGORITHM_VERSION else f"-v{self.algorithm_version}"
+        return f"{self.suite}-{self.dataset}-{self.profile}{version}"
+
+    @property
     def logs(self) -> list[CellLog]:
         return [log for logs in self.cells.values() for log in logs]
 
@@ -53,7 +62,7 @@ def group(logs: Iterable[CellLog]) -> list[Group]:
     """Cells kept apart by suite, data set, profile and algorithm version: never averaged over those."""
     apart: dict[tuple[str, str, str, int], dict[str, list[CellLog]]] = {}
     for log in logs:
-        suite = log.path.parts[-4] if len(log.path.parts) >= 4 else ""
+        suite = log.path.resolve().parts[-4]
         header = log.header
         key = (
             suite,
@@ -61,8 +70,24 @@ def group(logs: Iterable[CellLog]) -> list[Group]:
             header["profile"],
             header["fingerprint"]["algorithm_version"],
         )
-        apart.setdefault(key, {}).setdefault(log.path.parent.name, []).append(log)
-    return [Group(*key, cells=cells) for key, cells in sorted(apart.items())]
+        apart.setdefault(key, {}).setdefault(log.path.resolve().parent.name, []).append(log)
+    return [Group(*key, cells=_by_configuration(cells)) for key, cells in sorted(apart.items())]
+
+
+def _by_configuration(cells: Mapping[str, Sequence[CellLog]]) -> dict[str, list[CellLog]]:
+    """Seeds of a folder are averaged only where nothing but the seed differs; a difference becomes part of the name."""
+    kept: dict[str, list[CellLog]] = {}
+    for label, logs in cells.items():
+        first = _without_seed(logs[0])
+        for log in logs:
+            changes = differences(first, _without_seed(log))
+            name = f"{label} ({'; '.join(changes)})" if changes else label
+            kept.setdefault(name, []).append(log)
+    return kept
+
+
+def _without_seed(log: CellLog) -> dict[str, Any]:
+    return {key: value for key, value in log.header["config"].items() if key != "seed"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +110,7 @@ def summarise(group: Group) -> list[SummaryRow]:
 
 def _row(group: Group, strategy: str) -> SummaryRow:
     cells = group.finished(strategy)
-    reference = group.finished(REFERENCE)
+    reference = group.finished(_reference(strategy, group))
     seeds = sorted(cells.keys() & reference.keys())
     seconds = {seed: mean_query_seconds(log.records) for seed, log in cells.items()}
     return SummaryRow(
@@ -100,6 +125,12 @@ def _row(group: Group, strategy: str) -> SummaryRow:
         if seeds
         else None,
     )
+
+
+def _reference(strategy: str, group: Group) -> str:
+    """The reference under the same varied settings (``margin+graph.graph_k=10``) where there is one."""
+    same = "+".join([REFERENCE, *strategy.split("+")[1:]])
+    return same if same in group.cells else REFERENCE
 
 
 def summary_csv(groups: Iterable[Group]) -> str:
@@ -129,7 +160,12 @@ def summary_md(groups: Sequence[Group]) -> str:
 
 
 def _section(group: Group) -> str:
-    lines = [f"## {group.name}, profile {group.profile}", "", *_protocol(group), ""]
+    lines = [
+        f"## {group.name}, profile {group.profile}, algorithm {group.algorithm_version}",
+        "",
+        *_protocol(group),
+        "",
+    ]
     if group.strategies:
         lines += _aligned(
             ["strategy", "seeds", "final accuracy %", "area under curve %", "query ms", "points scored", "speed-up"],
@@ -144,13 +180,17 @@ def _section(group: Group) -> str:
 
 
 def _protocol(group: Group) -> list[str]:
-    config = group.logs[0].header["config"]
-    threads = sorted({record.threads for log in group.logs for record in log.records})
-    jobs = sorted({record.jobs for log in group.logs for record in log.records})
+    configs = [log.header["config"] for log in group.logs]
+
+    def values(*path: str) -> str:
+        return "/".join(dict.fromkeys(str(reduce(lambda node, key: node[key], path, config)) for config in configs))
+
+    records = [record for log in group.logs for record in log.records]
+    threads, jobs = (sorted({getattr(record, name) for record in records}) for name in ("threads", "jobs"))
     return [
-        f"{config['initial_size']} first labels, {config['rounds']} queries of {config['batch_size']}, "
-        f"{config['restricted_size']} candidates after a restriction; representation "
-        f"{config['representation']['kind']}, K = {config['graph']['graph_k']}.",
+        f"{values('initial_size')} first labels, {values('rounds')} queries of {values('batch_size')}, "
+        f"{values('restricted_size')} candidates after a restriction; representation "
+        f"{values('representation', 'kind')}, K = {values('graph', 'graph_k')}.",
         f"{' / '.join(machines(group))}; {_numbers(threads)} thread(s) a cell, {_numbers(jobs)} cell(s) side by side.",
     ]
 
@@ -162,7 +202,7 @@ def machines(group: Group) -> list[str]:
 
 def _machine(header: Mapping[str, Any]) -> str:
     where, print_ = header["provenance"], header["fingerprint"]
-    revision = (print_["git"] or "no revision")[:8] + (" (modified)" if where["git"]["dirty"] else "")
+    revision = (where["git"]["revision"] or "?" * 8)[:8] + (" (modified)" if where["git"]["dirty"] else "")
     device = where["machine"]["cpu"] if print_["device"] == "cpu" else print_["device"]
     return f"{device}, {where['machine']['cores']} cores, torch {print_['torch']}, dgal-bench {revision}"
 

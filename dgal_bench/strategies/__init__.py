@@ -69,7 +69,7 @@ def _checked(part: Mapping[str, Any], registry: Mapping[str, Any], role: str) ->
     for name, value in settings.items():
         if name not in fields:
             raise ConfigError(f"{where}.{name} is no setting of '{part['kind']}'{did_you_mean(name, fields)}")
-        _check_type(f"{where}.{name}", value, fields[name].type)
+        settings[name] = _typed(f"{where}.{name}", value, fields[name].type)
     missing = [n for n, f in fields.items() if n not in settings and f.default is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"{where} of kind '{part['kind']}' needs {', '.join(missing)}")
@@ -84,10 +84,11 @@ def _names(kind: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(kind)}
 
 
-def _check_type(key: str, value: Any, annotation: Any) -> None:
-    number = isinstance(value, int) and not isinstance(value, bool)
-    if annotation is float and (number or isinstance(value, float)):
-        return
+def _typed(key: str, value: Any, annotation: Any) -> Any:
+    """The value, a whole number turned into a float where one is wanted: equal settings have equal hashes."""
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
     if not isinstance(value, annotation) or (isinstance(value, bool) and annotation is not bool):
         name = getattr(annotation, "__name__", None) or str(annotation)
         raise ConfigError(f"{key}={value!r} is not of type {name}")
+    return value
