@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING
@@ -11,7 +10,9 @@ from typing import TYPE_CHECKING
 from omegaconf import OmegaConf
 
 from dgal_bench import __version__
-from dgal_bench.config import GROUPS, available_cores, group_names, read_group, to_dict
+from dgal_bench.arguments import Command, parse
+from dgal_bench.compose import GROUPS, group_names, read_group
+from dgal_bench.config import available_cores, to_dict
 from dgal_bench.errors import ConfigError, ResultsError, UserError, choose, did_you_mean
 
 if TYPE_CHECKING:
@@ -46,73 +47,11 @@ USAGE = """\
 """
 
 DEFAULTS = {"dataset": "digits", "representation": "vae", "profile": "cpu", "seed": "0"}
-FLAGS = ("--print-config", "--dry-run", "--out", "--version", "--help")
-
-
-@dataclass(frozen=True)
-class Command:
-    """What was asked for: ``values`` of each key, the words that are neither keys nor flags, and the flags."""
-
-    values: Mapping[str, list[str]]
-    words: Sequence[str]
-    flags: Mapping[str, str]
-
-    def one(self, key: str, default: str) -> str:
-        """The single value of a key that does not make a grid."""
-        values = self.values.get(key, [default])
-        if len(values) != 1:
-            raise ConfigError(f"{key} takes one value, not {len(values)}: {key}={','.join(values)}")
-        return values[0]
 
 
 def say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-def split_values(text: str) -> list[str]:
-    """``a,b`` -> [a, b]; a comma inside brackets or quotes does not split: ``[1,2]``."""
-    values, depth, quote, current = [], 0, "", ""
-    for character in text:
-        if character == "," and depth == 0 and not quote:
-            values.append(current)
-            current = ""
-            continue
-        current += character
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"":
-            quote = character
-        else:
-            depth += (character in "[{") - (character in "]}")
-    values = [value.strip() for value in [*values, current]]
-    return [value for value in values if value]
-
-
-def parse(arguments: Sequence[str]) -> Command:
-    """Split a command line; a flag that is not one of FLAGS is an error."""
-    values: dict[str, list[str]] = {}
-    words: list[str] = []
-    flags: dict[str, str] = {}
-    rest = iter(arguments)
-    for argument in rest:
-        if argument.startswith("-"):
-            name, _, value = argument.partition("=")
-            if name not in FLAGS:
-                raise ConfigError(f"unknown flag '{name}'{did_you_mean(name, FLAGS)}")
-            if value and name != "--out":
-                raise ConfigError(f"{name} takes no value")
-            flags[name] = value or (next(rest, "") if name == "--out" else "")
-            if name == "--out" and not flags[name]:
-                raise ConfigError("--out needs a folder: --out DIR")
-        elif "=" in argument:
-            key, _, text = argument.partition("=")
-            if key in values:
-                raise ConfigError(f"{key}= is given twice: join the values with a comma")
-            values[key] = split_values(text)
-        else:
-            words.append(argument)
-    return Command(values, words, flags)
 
 
 # Keys that say where and how to run. They change no result, so they are in no configuration.
@@ -154,7 +93,7 @@ def axes_of(command: Command, suite: Mapping[str, object]) -> dict[str, list[str
 
 def _check_keys(axes: Mapping[str, Sequence[str]]) -> None:
     """A misspelt place or group has no dot and may be near a name that the configuration does not know."""
-    from dgal_bench.config import check_key, compose
+    from dgal_bench.compose import check_key, compose
 
     sample = to_dict(compose({**DEFAULTS, "strategy": "random"}))
     for key in axes:

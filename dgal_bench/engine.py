@@ -1,17 +1,14 @@
-"""The local engine: worker processes side by side run cells. The results folder is the only truth."""
+"""The local engine: set up, then run cells on worker processes side by side. The results folder is the only truth."""
 
-import json
-import os
 import queue
-import subprocess
-import sys
-import tempfile
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from dgal_bench.config import RunConfig, check_budget, to_dict
+from dgal_bench.checks import check_budget
+from dgal_bench.config import to_dict
 from dgal_bench.errors import UserError
+from dgal_bench.process import Worker, environment
 from dgal_bench.record import Recorder
 from dgal_bench.sweep import Job, Settings
 
@@ -27,71 +24,11 @@ class Listener(Protocol):
     def warn(self, text: str) -> None: ...
 
 
-class Worker:
-    """A process with its own environment that runs one job at a time."""
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = environment
-        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "dgal_bench.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-            env=os.environ | environment,
-        )
-
-    def run(self, job: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-        """Send a job; yield its events up to and with the last: ready, done or failed."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps(job) + "\n")
-            self._process.stdin.flush()
-            for line in self._process.stdout:
-                event = json.loads(line)
-                yield event
-                if event["event"] in ("ready", "done", "failed"):
-                    return
-        except BrokenPipeError:
-            pass
-        yield {"event": "failed", "error": self._epitaph(), "exit_code": 1, "stop": False, "died": True}
-
-    def _epitaph(self) -> str:
-        code = self._process.wait()
-        self._stderr.seek(0)
-        last = self._stderr.read().strip().rpartition("\n")[2]
-        how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return f"the worker process was {how}" + (f": {last}" if last else "")
-
-    def close(self) -> None:
-        """End the process, whatever it is doing; more than once does no harm."""
-        self._process.kill()
-        self._process.wait()
-        self._stderr.close()
-
-
-def environment(threads: int, device: str) -> dict[str, str]:
-    """Set before torch, FAISS and BLAS are imported; the workspace setting is cuBLAS's condition for equal bits."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
-    return {**dict.fromkeys(names, str(threads)), "CUBLAS_WORKSPACE_CONFIG": ":4096:8", **hidden}
-
-
-def setup_environment(config: RunConfig) -> dict[str, str]:
-    return environment(config.setup_threads, config.device)
-
-
-def cell_environment(config: RunConfig) -> dict[str, str]:
-    return environment(config.threads, config.device)
-
-
 def execute(jobs: Sequence[Job], settings: Settings, listener: Listener) -> list[Job]:
-    """Set every data set up on all cores, then run the cells on ``settings.jobs`` workers side by side.
+    """Set every data set up, then run the cells on ``settings.jobs`` workers side by side.
 
-    A failed cell is recorded and the others go on. The workers start first: their imports take 10 s, while set-up
-    has work for one core at a time anyway.
+    A failed cell is recorded and the others go on. All workers start at once, since their imports take 10 s; the
+    first of them does the set-up, on as many threads as that has been given.
 
     Returns:
         The cells that failed.
@@ -100,22 +37,19 @@ def execute(jobs: Sequence[Job], settings: Settings, listener: Listener) -> list
         UserError: data missing, a wrong setting, nothing that could be set up, or a cell that asks more of the data
             than there is.
     """
-    first = jobs[0].config
-    setup_worker = Worker(setup_environment(first))
-    workers = [Worker(cell_environment(first)) for _ in jobs[: settings.jobs]]
+    workers = [Worker(environment(jobs[0].config)) for _ in jobs[: settings.jobs]]
     try:
-        broken = set_up(jobs, settings, listener, setup_worker)
-        setup_worker.close()
+        broken = set_up(jobs, settings, listener, workers)
         for job in broken:
             listener.failed(job, broken[job])
         return [*broken, *run_cells([job for job in jobs if job not in broken], settings, listener, workers)]
     finally:
-        for worker in (setup_worker, *workers):
+        for worker in workers:
             worker.close()
 
 
-def set_up(jobs: Sequence[Job], settings: Settings, listener: Listener, worker: Worker) -> dict[Job, str]:
-    """Make (or find) the representation and graph of every data set before any cell starts.
+def set_up(jobs: Sequence[Job], settings: Settings, listener: Listener, workers: list[Worker]) -> dict[Job, str]:
+    """Make (or find) the representation and graph of every data set before any cell starts, on the first worker.
 
     Returns:
         The cells that cannot run, with the error: their representation collapsed, or its making crashed.
@@ -124,13 +58,8 @@ def set_up(jobs: Sequence[Job], settings: Settings, listener: Listener, worker: 
     last_error = UserError("")
     for key in dict.fromkeys(job.setup_key for job in jobs):
         sharing = [job for job in jobs if job.setup_key == key]
-        wanted = setup_environment(sharing[0].config)
-        own = worker if worker.environment == wanted else Worker(wanted)
-        try:
-            event = _set_up_one(sharing[0], settings, listener, own)
-        finally:
-            if own is not worker:
-                own.close()
+        workers[0] = workers[0].fit_for(sharing[0].config)
+        event = _set_up_one(sharing[0], settings, listener, workers[0])
         if event["event"] == "ready":
             for job in sharing:
                 check_budget(job.config, event["points"])
@@ -230,9 +159,7 @@ class _Lane(threading.Thread):
         self._worker.close()
 
     def _run_one(self, job: Job) -> None:
-        wanted = cell_environment(job.config)
-        if self._worker.environment != wanted:
-            self._replace_worker(wanted)
+        self._worker = self._worker.fit_for(job.config)
         self._tell("begun", job)
         for event in self._worker.run(message("cell", job, self._settings, self._n_lanes)):
             if self._stopped:
@@ -254,11 +181,6 @@ class _Lane(threading.Thread):
             with Recorder(job.path) as recorder:
                 if recorder.header_written:
                     recorder.write_failure(event["error"], "")
-            self._replace_worker(self._worker.environment)
-
-    def _replace_worker(self, wanted: Mapping[str, str]) -> None:
-        self._worker.close()
-        self._worker = Worker(wanted)
 
     def _tell(self, what: str, *facts: Any) -> None:
         with self._telling:

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from dgal_bench.checks import check_budget
 from dgal_bench.clock import Stopwatch
-from dgal_bench.config import RunConfig, check_budget, to_dict
+from dgal_bench.config import RunConfig, to_dict
 from dgal_bench.data.datamodule import PoolDataModule, Standardise
 from dgal_bench.data.datasets import ImageData, load
 from dgal_bench.data.pool import Pool

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from dgal_bench.config import GROUPS, RunConfig, compose, to_dict
+from dgal_bench.compose import GROUPS, compose
+from dgal_bench.config import RunConfig, to_dict
 from dgal_bench.errors import ConfigError
 from dgal_bench.identity import ALGORITHM_VERSION, check_resumable
 from dgal_bench.record import CellLog, read_cell

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgal_bench.config import RunConfig, compose
+from dgal_bench.compose import compose
+from dgal_bench.config import RunConfig
 from dgal_bench.lab import Cell, Lab, open_lab
 from dgal_bench.loop import run_cell
 from dgal_bench.record import Recorder, RoundRecord, read_cell

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from dgal_bench import cli
-from dgal_bench.cli import main, parse, split_values
+from dgal_bench.arguments import parse, split_values
+from dgal_bench.cli import main
 from dgal_bench.progress import Bar, Lines, duration
 from dgal_bench.record import choice, read_cell, read_results
 from dgal_bench.sweep import Settings, plan
@@ -274,10 +275,10 @@ def alone(lab, root, strategies, seeds, *overrides):
 
 
 def test_two_jobs_killed_and_started_again_give_the_bits_of_one_left_alone(lab, tmp_path, cache_root):
-    """SIGKILL of the whole sweep in the middle of its cells, twice, under jobs=2; then to the end."""
+    """SIGKILL of the whole sweep in the middle of its cells, then to the end. Twenty more kills are in slow tests."""
     root = tmp_path / "swept"
     words = command(root, cache_root, "strategy=random,margin,dgmg", "seed=0,1", "rounds=6", "jobs=2")
-    kill_at_random_moments(words, root, kills=2, rng=random.Random(0), whom="parent")
+    kill_at_random_moments(words, root, kills=1, rng=random.Random(0), whom="parent")
     done = finish(words)
     assert done.returncode == 0, done.stderr
     assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "margin", "dgmg"), (0, 1), "rounds=6")

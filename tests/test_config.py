@@ -2,17 +2,9 @@
 
 import pytest
 
-from dgal_bench.config import (
-    GROUPS,
-    KINDS,
-    check_budget,
-    compose,
-    differences,
-    from_dict,
-    group_names,
-    read_group,
-    to_dict,
-)
+from dgal_bench.checks import KINDS, check_budget
+from dgal_bench.compose import GROUPS, compose, group_names, read_group
+from dgal_bench.config import differences, from_dict, to_dict
 from dgal_bench.errors import ConfigError
 from dgal_bench.strategies import resolved
 
@@ -53,7 +45,7 @@ def test_a_profiles_file_lists_every_difference_from_paper():
     """What a profile changes is what its file says, key by key."""
     from omegaconf import OmegaConf
 
-    from dgal_bench.config import keys
+    from dgal_bench.compose import keys
 
     for profile in group_names("profile"):
         for dataset in group_names("dataset"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from dgal_bench.config import group_names, read_group
+from dgal_bench.compose import group_names, read_group
 from dgal_bench.data.datamodule import PoolDataModule, Slices, Standardise, channel_statistics
 from dgal_bench.data.datasets import DATASETS, ImageData, load
 from dgal_bench.data.pool import Pool

@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).parent.parent / "dgal_bench"
 # A room imports only from rooms above it in this list, and from its own folder.
 # fmt: off
 LAYERS = (
-    "errors", "arrays", "config", "seeding", "threads", "clock", "data", "graph", "models", "strategies",
-    "provenance", "cache", "representation", "record", "identity", "lab", "loop", "worker", "sweep", "engine",
-    "progress", "report", "cli",
+    "errors", "arrays", "config", "checks", "compose", "seeding", "threads", "clock", "data", "graph", "models",
+    "strategies", "provenance", "cache", "representation", "record", "identity", "lab", "loop", "worker", "sweep",
+    "process", "engine", "progress", "report", "arguments", "cli",
 )
 # fmt: on
 

@@ -217,7 +217,7 @@ def test_real_mnist_runs(tmp_path):
     root = os.environ.get("DGAL_DATA")
     if not root:
         pytest.skip("needs $DGAL_DATA")
-    from dgal_bench.config import compose
+    from dgal_bench.compose import compose
 
     config = compose(
         {"dataset": "mnist", "representation": "vae", "profile": "smoke", "strategy": "dgmg"},

@@ -19,7 +19,8 @@ from dgal_bench.report.statistics import (
     ratio_interval,
     t_interval,
 )
-from dgal_bench.report.tables import group, summarise, summary_csv, summary_md
+from dgal_bench.report.summary import group, summarise, summary_csv
+from dgal_bench.report.tables import summary_md
 from dgal_bench.report.write import write_report
 
 
@@ -74,7 +75,9 @@ def header(strategy, seed, restrict="everything", acquire="margin", profile="cpu
         "fingerprint": {
             "algorithm_version": version, "git": "0123456789", "torch": "2.x", "device": "cpu", "graph": "g",
         },
-        "provenance": {"machine": {"cpu": "Abacus", "cores": 2}, "git": {"revision": "0123456789abcdef", "dirty": False}},
+        "provenance": {
+            "machine": {"cpu": "Abacus", "cores": 2}, "git": {"revision": "0123456789abcdef", "dirty": False},
+        },
         "setup": {
             "representation": {"kind": "vae", "seconds": 7.0, "label_share": {"latents": 0.9, "pixels": 0.8}},
             "graph": {"seconds": 0.5, "components": 1, "exact": True, "recall": 1.0},

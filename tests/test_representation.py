@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgal_bench.config import compose
+from dgal_bench.compose import compose
 from dgal_bench.data.datasets import load
 from dgal_bench.errors import UserError
 from dgal_bench.lab import open_lab

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dgal_bench.clock import Stopwatch
-from dgal_bench.config import StrategyConfig, group_names
+from dgal_bench.compose import group_names
+from dgal_bench.config import StrategyConfig
 from dgal_bench.data.pool import Pool, initial_set
 from dgal_bench.errors import ConfigError
 from dgal_bench.graph.diffusion import diffuse, score

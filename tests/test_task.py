@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dgal_bench.config import compose
+from dgal_bench.compose import compose
 from dgal_bench.data.pool import Pool, initial_set
 from dgal_bench.errors import ConfigError
 from dgal_bench.lab import Cell

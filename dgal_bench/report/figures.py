@@ -10,7 +10,7 @@ from matplotlib.ticker import PercentFormatter
 
 from dgal_bench.record import CellLog, RoundRecord
 from dgal_bench.report.statistics import cumulative_query_seconds, t_interval
-from dgal_bench.report.tables import Group
+from dgal_bench.report.summary import Group
 
 # Colour says what the network is shown (Okabe and Ito's palette, safe for colour-blind eyes), the marker by which
 # criterion it picks: a strategy looks the same everywhere.

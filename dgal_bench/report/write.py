@@ -8,7 +8,8 @@ import matplotlib
 from dgal_bench.errors import ResultsError
 from dgal_bench.record import read_results
 from dgal_bench.report.figures import save_figures
-from dgal_bench.report.tables import group, summary_csv, summary_md
+from dgal_bench.report.summary import group, summary_csv
+from dgal_bench.report.tables import summary_md
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,92 @@
+"""Values that no type can rule out: each miss says the value and the knob to turn."""
+
+from functools import reduce
+from math import isfinite
+from typing import Any
+
+from dgal_bench.config import RunConfig, TrainingConfig
+from dgal_bench.errors import ConfigError, did_you_mean
+
+# The names of the literal registries, known here so that a misspelt kind fails before anything is imported or run;
+# a test holds them against the registries.
+KINDS = {
+    "net.kind": ("cnn",),
+    "training.optimizer": ("adam", "sgd"),
+    "representation.kind": ("pca", "pixels", "vae"),
+    "graph.kernel": ("gaussian_k", "local_scaling", "uniform"),
+    "graph.symmetrize": ("max", "mean", "none"),
+    "graph.backend": ("auto", "faiss", "torch"),
+    "device": ("auto", "cpu", "cuda"),
+}
+
+
+def check_values(config: RunConfig) -> None:
+    """Bounds that need no data: each miss says the value and the knob."""
+    _check_kinds(config)
+    at_least = {
+        "rounds": (config.rounds, 1),
+        "batch_size": (config.batch_size, 1),
+        "initial_size": (config.initial_size, 1),
+        "predict_batch_size": (config.predict_batch_size, 1),
+        "threads": (config.threads, 1),
+        "training.train_batch_size": (config.training.train_batch_size, 2),
+        "training.max_epochs": (config.training.max_epochs, 1),
+        "representation.latent_dim": (config.representation.latent_dim, 1),
+        "representation.train_batch_size": (config.representation.train_batch_size, 2),
+        "representation.max_epochs": (config.representation.max_epochs, 1),
+        "representation.patience": (config.representation.patience, 1),
+        "representation.threads": (config.setup_threads, 1),
+        "graph.graph_k": (config.graph.graph_k, 1),
+        "training.patience": (config.training.patience, 1),
+        "net.channels": (min(config.net.channels, default=0), 1),
+        "net.kernels": (min(config.net.kernels, default=0), 1),
+        "net.feature_dim": (config.net.feature_dim, 1),
+    }
+    for key, (value, least) in at_least.items():
+        if value < least:
+            raise ConfigError(f"{key}={value} is too small: use {least} or more")
+    if config.restricted_size < config.batch_size:
+        raise ConfigError(
+            f"restricted_size={config.restricted_size} is below batch_size={config.batch_size}: "
+            "a batch cannot be picked from fewer candidates; raise restricted_size"
+        )
+    _check_training(config.training)
+    if not 0 < config.representation.holdout <= 0.5:
+        raise ConfigError(f"representation.holdout={config.representation.holdout}: use a share above 0 and up to 0.5")
+    seed = config.representation.seed
+    if isinstance(seed, str) and seed != "cell":
+        raise ConfigError(f"representation.seed={seed}: use a number, or 'cell' for one representation per seed")
+    lengths = {len(config.net.channels), len(config.net.kernels), len(config.net.pools)}
+    if len(lengths) > 1:
+        raise ConfigError("net.channels, net.kernels and net.pools must have the same length")
+
+
+def _check_kinds(config: RunConfig) -> None:
+    for key, choices in KINDS.items():
+        kind: Any = reduce(getattr, key.split("."), config)
+        if kind not in choices:
+            raise ConfigError(f"unknown {key} '{kind}'{did_you_mean(str(kind), choices)}")
+
+
+def _check_training(training: TrainingConfig) -> None:
+    for name in ("lr", "momentum", "weight_decay", "min_delta"):
+        value = getattr(training, name)
+        if not (isfinite(value) and value >= 0):
+            raise ConfigError(f"training.{name}={value}: use a number of 0 or more")
+    if training.optimizer == "adam" and training.momentum:
+        raise ConfigError(f"training.momentum={training.momentum} is sgd's: set training.momentum=0 with adam")
+
+
+def check_budget(config: RunConfig, n_points: int) -> None:
+    """Refuse a cell that asks more of the data than there is."""
+    wanted = config.initial_size + config.rounds * config.batch_size
+    if wanted > n_points:
+        raise ConfigError(
+            f"{config.dataset.name}: initial_size={config.initial_size} + rounds={config.rounds} x "
+            f"batch_size={config.batch_size} = {wanted} labels, but the pool has {n_points} points: lower one of them"
+        )
+    if config.graph.graph_k >= n_points:
+        raise ConfigError(
+            f"graph.graph_k={config.graph.graph_k}, but a point of {n_points} has only {n_points - 1} neighbours: "
+            f"use {n_points - 1} or less"
+        )

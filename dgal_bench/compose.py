@@ -1,0 +1,114 @@
+"""One cell's configuration out of ``conf/`` groups and ``key=value`` overrides, with OmegaConf, in Hydra's surface."""
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dgal_bench.checks import check_values
+from dgal_bench.config import RunConfig, from_dict
+from dgal_bench.errors import ConfigError, did_you_mean
+
+GROUPS = ("dataset", "representation", "profile", "strategy")
+
+
+def conf_dir() -> Path:
+    """The folder of the groups: inside the package when installed from a wheel, beside it in a checkout."""
+    packaged = Path(__file__).parent / "conf"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def group_names(group: str) -> list[str]:
+    """The choices of a group: the names of its files."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+@cache
+def _file(relative: str) -> DictConfig:
+    return OmegaConf.load(conf_dir() / relative)  # type: ignore[return-value]
+
+
+def read_group(group: str, name: str) -> DictConfig:
+    """The content of ``conf/<group>/<name>.yaml``; a miss names the nearest."""
+    if name not in group_names(group):
+        raise ConfigError(f"unknown {group} '{name}'{did_you_mean(name, group_names(group))}")
+    return _file(f"{group}/{name}.yaml")
+
+
+def compose(choices: Mapping[str, str], overrides: Iterable[str] = ()) -> RunConfig:
+    """The configuration of one cell.
+
+    Args:
+        choices: a name for each of GROUPS.
+        overrides: ``a.b=value`` strings, applied last.
+
+    Raises:
+        ConfigError: an unknown name, a misspelt key or a value of the wrong type.
+    """
+    profile = read_group("profile", choices["profile"])
+    parts = [
+        _file("config.yaml"),
+        read_group("dataset", choices["dataset"]),
+        read_group("representation", choices["representation"]),
+        OmegaConf.create({"profile": choices["profile"]}),
+        profile.get("all") or {},
+        profile.get(choices["dataset"]) or {},
+        read_group("strategy", choices["strategy"]),
+    ]
+    composed = OmegaConf.merge(*parts)
+    for override in overrides:
+        check_key(override.partition("=")[0], _plain(composed))
+    try:
+        composed = OmegaConf.merge(composed, *map(_parsed, overrides))
+        config = from_dict(composed)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error)) from error
+    check_values(config)
+    return config
+
+
+def _parsed(override: str) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist([override])
+    except YAMLError as error:
+        raise ConfigError(f"{override}: the value is not valid YAML; is a bracket or quote left open?") from error
+
+
+def _one_line(error: OmegaConfBaseException) -> str:
+    key = error.full_key if isinstance(error.full_key, str) else ""
+    message = (error.msg if isinstance(error.msg, str) else str(error)).splitlines()[0]
+    return f"{key}: {message}" if key else message
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return OmegaConf.to_container(config, resolve=False)  # type: ignore[return-value]
+
+
+def keys(config: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """Every dotted key of a nested mapping, inner nodes included."""
+    found: set[str] = set()
+    for name, value in config.items():
+        found.add(prefix + name)
+        if isinstance(value, Mapping):
+            found |= keys(value, f"{prefix}{name}.")
+    return found
+
+
+def check_key(key: str, composed: Mapping[str, Any], extra: Iterable[str] = ()) -> None:
+    """Refuse a key that the configuration does not have; a part's own settings are checked where it is built.
+
+    ``extra``: names that are known elsewhere, to be suggested too.
+    """
+    known = keys(composed) | set(extra)
+    if key not in known and not key.startswith(("strategy.restrict.", "strategy.acquire.")):
+        raise ConfigError(f"unknown key '{key}'{_near_key(key, known)}")
+
+
+def _near_key(key: str, known: set[str]) -> str:
+    """The nearest key, also when only its last word was given (``graph_k`` for ``graph.graph_k``)."""
+    last = [name for name in sorted(known) if name.split(".")[-1] == key.split(".")[-1]]
+    return f"; did you mean '{last[0]}'?" if last else did_you_mean(key, known)
