@@ -8,14 +8,14 @@ INSTALLED := $(VENV)/.installed-$(FAISS)
 
 ARGS = $(if $(SUITE),suite=$(SUITE)) $(if $(DATASET),dataset=$(DATASET)) $(if $(STRATEGIES),strategy=$(STRATEGIES)) \
        $(if $(SEEDS),seed=$(SEEDS)) $(if $(ROUNDS),rounds=$(ROUNDS)) $(if $(PROFILE),profile=$(PROFILE)) \
-       $(if $(RESULTS),results=$(RESULTS)) $(if $(JOBS),jobs=$(JOBS)) $(OVERRIDES)
+       $(if $(RESULTS),results=$(RESULTS)) $(if $(JOBS),jobs=$(JOBS)) $(if $(PLUGINS),plugins=$(PLUGINS)) $(OVERRIDES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench smoke test test-all lint type report clean
+.PHONY: help setup bench smoke report data test test-all lint type clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  bench takes DATASET= STRATEGIES= SEEDS= ROUNDS= PROFILE= SUITE= RESULTS= JOBS= OVERRIDES='key=value ...'"
+	@echo "  bench takes DATASET= STRATEGIES= SEEDS= ROUNDS= PROFILE= SUITE= RESULTS= JOBS= PLUGINS= OVERRIDES='key=value ...'"
 
 setup: $(INSTALLED)  ## make .venv and install everything into it (a few minutes, once)
 
@@ -34,6 +34,10 @@ smoke: setup  ## run every strategy for seconds, on a tiny subset
 
 report: setup  ## tables and figures of RESULTS (default results/runs)
 	@$(BIN)/dgal-bench report $(or $(RESULTS),results/runs)
+
+comma := ,
+data: setup  ## find, download and check the files of DATASET (none named: say what is there)
+	@$(BIN)/dgal-bench data $(subst $(comma), ,$(DATASET))
 
 test: setup  ## the fast tests
 	@$(BIN)/python -m pytest

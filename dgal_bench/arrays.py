@@ -19,6 +19,9 @@ Features: TypeAlias = Tensor
 TieKeys: TypeAlias = Callable[[Index], Tensor]
 """Positions -> (m,) int64 keys that order equal scores; a pure function of the position."""
 
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""How long work tells how far it is: what is being done, how much is done, and of how much."""
+
 
 @dataclass(frozen=True, eq=False)
 class Outputs:

@@ -1,8 +1,8 @@
 """The console script: ``dgal-bench VERB key=value ... [--flag]``, one function per verb."""
 
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING
@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from dgal_bench import __version__
 from dgal_bench.arguments import Command, parse
 from dgal_bench.compose import GROUPS, group_names, read_group
-from dgal_bench.config import available_cores, to_dict
-from dgal_bench.errors import ConfigError, ResultsError, UserError, choose, did_you_mean
+from dgal_bench.config import to_dict
+from dgal_bench.errors import ConfigError, UserError, choose, did_you_mean
 
 if TYPE_CHECKING:
     from dgal_bench.sweep import Settings
@@ -25,6 +25,8 @@ USAGE = """\
       bench     run every cell of a suite, then report; the same command goes on where it was stopped
       run       run one cell: dgal-bench run strategy=dgmg seed=0
       report    tables and figures of a results folder: dgal-bench report RESULTS --out DIR
+      data      find, download and check data sets: dgal-bench data mnist (none named: say what is there)
+      check     put your own strategies to the law tests: dgal-bench check my_strategies.py
 
     groups (one name, or several with commas: they make a grid)
     {groups}
@@ -34,6 +36,8 @@ USAGE = """\
       cache=DIR       where representations and graphs are kept ($DGAL_CACHE, or ~/.cache/dgal_bench)
       jobs=N          cells side by side (all cores)
       resume=anyway   go on with rows begun by another git revision, torch or CPU
+      offline=true    never touch the network ($DGAL_OFFLINE)
+      plugins=FILE    your own strategies: .py files, or entry points of the group dgal_bench.plugins
 
     anything else     a setting of the configuration: rounds=5 graph.graph_k=10,20 strategy.restrict.score=margin
 
@@ -43,10 +47,9 @@ USAGE = """\
       --out DIR       report: where to write (RESULTS/report)
       --version, --help
 
-    exit codes: 0 done, 1 some cells failed, 2 a mistake in the command or a file, 3 data missing, 130 interrupted
+    exit codes: 0 done, 1 cells failed (check: laws broken), 2 a mistake in a command or file,
+    3 data missing or damaged, 130 interrupted
 """
-
-DEFAULTS = {"dataset": "digits", "representation": "vae", "profile": "cpu", "seed": "0"}
 
 
 def say(text: str) -> None:
@@ -54,68 +57,10 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-# Keys that say where and how to run. They change no result, so they are in no configuration.
-PLACES = ("results", "suite", "data", "cache", "jobs", "resume")
-
-
-def settings_of(command: Command, default_suite: str) -> "Settings":
-    from dgal_bench.sweep import Settings
-
-    resume = command.one("resume", "")
-    if resume not in ("", "anyway"):
-        raise ConfigError(f"resume={resume}: the only choice is resume=anyway")
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dgal_bench"
-    return Settings(
-        results=Path(command.one("results", "results/runs")),
-        suite=command.one("suite", default_suite),
-        data=Path(command.one("data", os.environ.get("DGAL_DATA", "data"))),
-        cache=Path(command.one("cache", os.environ.get("DGAL_CACHE", str(home)))),
-        jobs=_positive("jobs", command.one("jobs", str(available_cores()))),
-        resume_anyway=resume == "anyway",
-    )
-
-
-def _positive(key: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{key}={text}: use a whole number of 1 or more")
-    return int(text)
-
-
-def axes_of(command: Command, suite: Mapping[str, object]) -> dict[str, list[str]]:
-    """The grid: defaults, then the suite's axes, then the command line's."""
-    axes = {key: [value] for key, value in DEFAULTS.items()}
-    for key, values in suite.items():
-        axes[key] = [str(value) for value in values] if isinstance(values, list) else [str(values)]
-    axes |= {key: values for key, values in command.values.items() if key not in PLACES}
-    _check_keys(axes)
-    return axes
-
-
-def _check_keys(axes: Mapping[str, Sequence[str]]) -> None:
-    """A misspelt place or group has no dot and may be near a name that the configuration does not know."""
-    from dgal_bench.compose import check_key, compose
-
-    sample = to_dict(compose({**DEFAULTS, "strategy": "random"}))
-    for key in axes:
-        if key not in GROUPS:
-            check_key(key, sample, extra=PLACES)
-
-
-def _only_settings(command: Command) -> None:
-    """Refuse what the verb would ignore: bare words, and flags that are another's."""
-    if command.words:
-        word = command.words[0]
-        raise ConfigError(f"'{word}' is no key=value: this verb takes settings, as in strategy={word}")
-    _only_flags(command, "--print-config", "--dry-run")
-
-
-def _only_flags(command: Command, *known: str) -> None:
-    if other := [flag for flag in command.flags if flag not in known]:
-        raise ConfigError(f"{other[0]} means nothing here: the flags of this verb are {', '.join(known)}")
-
-
 def bench(command: Command) -> int:
-    _only_settings(command)
+    from dgal_bench.request import axes_of, only_settings, settings_of
+
+    only_settings(command)
     settings = settings_of(command, "simple")
     suite = OmegaConf.to_container(read_group("suite", settings.suite))
     assert isinstance(suite, dict)
@@ -123,7 +68,9 @@ def bench(command: Command) -> int:
 
 
 def run(command: Command) -> int:
-    _only_settings(command)
+    from dgal_bench.request import axes_of, only_settings, settings_of
+
+    only_settings(command)
     settings = settings_of(command, "single")
     axes = axes_of(command, {})
     if "strategy" not in axes:
@@ -136,6 +83,7 @@ def run(command: Command) -> int:
 def _sweep(command: Command, axes: Mapping[str, Sequence[str]], settings: "Settings", report: bool) -> int:
     from dgal_bench import engine, sweep
     from dgal_bench.progress import new_progress
+    from dgal_bench.request import check_writable
 
     jobs = sweep.plan(axes, settings)
     if "--print-config" in command.flags:
@@ -149,7 +97,7 @@ def _sweep(command: Command, axes: Mapping[str, Sequence[str]], settings: "Setti
             say(f"{log.status if log else 'to run':8} {job.name}" + (f" ({len(log.records)} rows)" if log else ""))
         say(f"{len(jobs)} cells: {len(jobs) - len(todo)} done, {len(todo)} to run, {settings.jobs} side by side")
         return 0
-    _check_writable(settings.results)
+    check_writable(settings.results)
     failed = []
     if todo:
         done_rounds = sum(len(log.records) for job in todo if (log := logs[job.path]) is not None)
@@ -168,22 +116,12 @@ def _sweep(command: Command, axes: Mapping[str, Sequence[str]], settings: "Setti
     return 1 if failed else 0
 
 
-def _check_writable(results: Path) -> None:
-    """Say so before hours of work, not after."""
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise ResultsError(f"results={results} is a file, not a folder: set another results=DIR") from error
-    except OSError as error:
-        raise ResultsError(f"results={results} cannot be written: {error.strerror}: set results=DIR") from error
-    if not os.access(results, os.W_OK):
-        raise ResultsError(f"results={results} cannot be written: set results=DIR")
-
-
 def report(command: Command) -> int:
+    from dgal_bench.request import only_flags
+
     if len(command.words) != 1 or command.values:
         raise ConfigError("report takes one results folder: dgal-bench report RESULTS --out DIR")
-    _only_flags(command, "--out")
+    only_flags(command, "--out")
     results = Path(command.words[0])
     _report(results, Path(command.flags.get("--out", results / "report")))
     return 0
@@ -197,7 +135,43 @@ def _report(results: Path, out: Path) -> None:
     say("Written: " + ", ".join(str(path) for path in written.files if path.suffix != ".svg"))
 
 
-VERBS: dict[str, Callable[[Command], int]] = {"bench": bench, "run": run, "report": report}
+def data(command: Command) -> int:
+    from dgal_bench.data.datasets import DATASETS, fetch, whereabouts
+    from dgal_bench.progress import new_progress
+    from dgal_bench.request import data_root, offline, only_flags, only_places
+
+    only_flags(command)
+    only_places(command, "data", "offline")
+    root, alone = data_root(command), offline(command)
+    for name in command.words:
+        choose(DATASETS, name, "data set")
+    progress = new_progress([], 0)
+    try:
+        for name in command.words:
+            fetch(name, root, partial(progress.setting_up, name), alone)
+    finally:
+        progress.close()
+    for name in command.words or DATASETS:
+        say(f"{name:15} {whereabouts(name, root)}")
+    return 0
+
+
+def check(command: Command) -> int:
+    from dgal_bench import laws
+    from dgal_bench.request import only_flags, only_places
+
+    only_flags(command)
+    only_places(command)
+    if not command.words:
+        raise ConfigError("check takes plugin files: dgal-bench check my_strategies.py")
+    verdicts = laws.check_plugins(command.words)
+    say(laws.table(verdicts))
+    return 1 if any(verdict.broken for verdict in verdicts) else 0
+
+
+VERBS: dict[str, Callable[[Command], int]] = {
+    "bench": bench, "run": run, "report": report, "data": data, "check": check,
+}  # fmt: skip
 
 
 def usage() -> str:

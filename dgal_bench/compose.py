@@ -22,9 +22,19 @@ def conf_dir() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
 
 
+_ADDED: dict[tuple[str, str], DictConfig] = {}
+"""Choices that come from no file of ours but from a plugin, by group and name."""
+
+
+def add_choice(group: str, name: str, content: Mapping[str, Any]) -> None:
+    """Let ``name`` be a choice of the group, as if there were a file of that content."""
+    _ADDED[group, name] = OmegaConf.create(dict(content))
+
+
 def group_names(group: str) -> list[str]:
-    """The choices of a group: the names of its files."""
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    """The choices of a group: the names of its files, and what plugins added."""
+    files = [path.stem for path in (conf_dir() / group).glob("*.yaml")]
+    return sorted(files + [name for of, name in _ADDED if of == group])
 
 
 @cache
@@ -36,7 +46,8 @@ def read_group(group: str, name: str) -> DictConfig:
     """The content of ``conf/<group>/<name>.yaml``; a miss names the nearest."""
     if name not in group_names(group):
         raise ConfigError(f"unknown {group} '{name}'{did_you_mean(name, group_names(group))}")
-    return _file(f"{group}/{name}.yaml")
+    added = _ADDED.get((group, name))
+    return _file(f"{group}/{name}.yaml") if added is None else added
 
 
 def compose(choices: Mapping[str, str], overrides: Iterable[str] = ()) -> RunConfig:

@@ -24,6 +24,23 @@ class Listener(Protocol):
     def warn(self, text: str) -> None: ...
 
 
+class Teller:
+    """Tells a listener from several threads, one call at a time; the same warning of many workers is told once."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._telling = threading.Lock()
+        self._warned: set[str] = set()
+
+    def __call__(self, what: str, *facts: Any) -> None:
+        with self._telling:
+            if what == "warn":
+                if facts[0] in self._warned:
+                    return
+                self._warned.add(facts[0])
+            getattr(self._listener, what)(*facts)
+
+
 def execute(jobs: Sequence[Job], settings: Settings, listener: Listener) -> list[Job]:
     """Set every data set up, then run the cells on ``settings.jobs`` workers side by side.
 
@@ -38,17 +55,18 @@ def execute(jobs: Sequence[Job], settings: Settings, listener: Listener) -> list
             than there is.
     """
     workers = [Worker(environment(jobs[0].config)) for _ in jobs[: settings.jobs]]
+    tell = Teller(listener)
     try:
-        broken = set_up(jobs, settings, listener, workers)
+        broken = set_up(jobs, settings, tell, workers)
         for job in broken:
-            listener.failed(job, broken[job])
-        return [*broken, *run_cells([job for job in jobs if job not in broken], settings, listener, workers)]
+            tell("failed", job, broken[job])
+        return [*broken, *run_cells([job for job in jobs if job not in broken], settings, tell, workers)]
     finally:
         for worker in workers:
             worker.close()
 
 
-def set_up(jobs: Sequence[Job], settings: Settings, listener: Listener, workers: list[Worker]) -> dict[Job, str]:
+def set_up(jobs: Sequence[Job], settings: Settings, tell: Teller, workers: list[Worker]) -> dict[Job, str]:
     """Make (or find) the representation and graph of every data set before any cell starts, on the first worker.
 
     Returns:
@@ -59,7 +77,7 @@ def set_up(jobs: Sequence[Job], settings: Settings, listener: Listener, workers:
     for key in dict.fromkeys(job.setup_key for job in jobs):
         sharing = [job for job in jobs if job.setup_key == key]
         workers[0] = workers[0].fit_for(sharing[0].config)
-        event = _set_up_one(sharing[0], settings, listener, workers[0])
+        event = _set_up_one(sharing[0], settings, tell, workers[0])
         if event["event"] == "ready":
             for job in sharing:
                 check_budget(job.config, event["points"])
@@ -74,16 +92,16 @@ def set_up(jobs: Sequence[Job], settings: Settings, listener: Listener, workers:
     return broken
 
 
-def _set_up_one(job: Job, settings: Settings, listener: Listener, worker: Worker) -> dict[str, Any]:
+def _set_up_one(job: Job, settings: Settings, tell: Teller, worker: Worker) -> dict[str, Any]:
     """The last event of a set-up."""
     name = job.config.dataset.name
-    listener.setting_up(name, "loading", 0, 1)
+    tell("setting_up", name, "loading", 0, 1)
     event: dict[str, Any] = {}
     for event in worker.run(message("setup", job, settings, n_lanes=1)):
         if event["event"] == "progress":
-            listener.setting_up(name, event["what"], event["n"], event["of"])
+            tell("setting_up", name, event["what"], event["n"], event["of"])
         elif event["event"] == "warning":
-            listener.warn(event["text"])
+            tell("warn", event["text"])
     return event
 
 
@@ -98,16 +116,18 @@ def message(kind: str, job: Job, settings: Settings, n_lanes: int) -> dict[str, 
         "cache": str(settings.cache),
         "jobs": n_lanes,
         "resume_anyway": settings.resume_anyway,
+        "offline": settings.offline,
+        "plugins": settings.plugins,
     }
 
 
-def run_cells(jobs: Sequence[Job], settings: Settings, listener: Listener, workers: Sequence[Worker]) -> list[Job]:
+def run_cells(jobs: Sequence[Job], settings: Settings, tell: Teller, workers: Sequence[Worker]) -> list[Job]:
     """Run the cells, a thread for each worker; those that failed are returned."""
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in jobs:
         waiting.put(job)
     n_lanes = min(len(workers), len(jobs))
-    lanes = [_Lane(waiting, settings, listener, worker, n_lanes) for worker in workers[:n_lanes]]
+    lanes = [_Lane(waiting, settings, tell, worker, n_lanes) for worker in workers[:n_lanes]]
     try:
         for lane in lanes:
             lane.start()
@@ -126,20 +146,18 @@ def run_cells(jobs: Sequence[Job], settings: Settings, listener: Listener, worke
 class _Lane(threading.Thread):
     """Takes cells off the queue, one worker at a time, until none is left."""
 
-    _telling = threading.Lock()
-
     def __init__(
         self,
         waiting: "queue.SimpleQueue[Job]",
         settings: Settings,
-        listener: Listener,
+        tell: Teller,
         worker: Worker,
         n_lanes: int,
     ) -> None:
         super().__init__(daemon=True)
         self.failed: list[Job] = []
         self.error: BaseException | None = None
-        self._waiting, self._settings, self._listener = waiting, settings, listener
+        self._waiting, self._settings, self._tell = waiting, settings, tell
         self._worker, self._n_lanes = worker, n_lanes
         self._stopped = False
 
@@ -181,7 +199,3 @@ class _Lane(threading.Thread):
             with Recorder(job.path) as recorder:
                 if recorder.header_written:
                     recorder.write_failure(event["error"], "")
-
-    def _tell(self, what: str, *facts: Any) -> None:
-        with self._telling:
-            getattr(self._listener, what)(*facts)

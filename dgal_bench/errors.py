@@ -1,7 +1,9 @@
 """What a user can get wrong, said in one line; and lookups that name the nearest right spelling."""
 
+import traceback
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,6 +17,10 @@ class UserError(Exception):
 
 class ConfigError(UserError):
     """A key, kind or value of the configuration is wrong."""
+
+
+class StrategyError(UserError):
+    """A strategy broke its contract: its cell fails, the others go on."""
 
 
 class ResultsError(UserError):
@@ -41,3 +47,14 @@ def choose(choices: Mapping[str, T], name: str, what: str) -> T:
     if name not in choices:
         raise ConfigError(f"unknown {what} '{name}'{did_you_mean(name, choices)}")
     return choices[name]
+
+
+def innermost(error: BaseException, within: str = "") -> str:
+    """``TypeError: message (my_strategies.py, line 7)``: the last line of ours or the user's that led to the error.
+
+    ``within``: only frames of files whose path contains this.
+    """
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if within in f.filename]
+    own = [frame for frame in frames if "site-packages" not in frame.filename and "<" not in frame.filename]
+    where = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}{where}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dgal_bench.arrays import Progress
 from dgal_bench.checks import check_budget
 from dgal_bench.clock import Stopwatch
 from dgal_bench.config import RunConfig, to_dict
@@ -18,7 +19,6 @@ from dgal_bench.identity import ALGORITHM_VERSION
 from dgal_bench.models.nets import build_net, cost
 from dgal_bench.models.predict import Predictor
 from dgal_bench.models.task import TaskModule
-from dgal_bench.models.vae import Progress
 from dgal_bench.provenance import provenance, revision
 from dgal_bench.representation import Setup, prepare
 from dgal_bench.seeding import TieBreak, isolated, rng_for, seed_for, torch_rng_for

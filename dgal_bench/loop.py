@@ -1,5 +1,6 @@
 """The active-learning loop of one cell: train, test, query on the clock, check, annotate, record."""
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,6 +21,8 @@ from dgal_bench.record import Recorder, RoundRecord, picks
 from dgal_bench.seeding import isolated
 from dgal_bench.strategies import Query
 from dgal_bench.threads import on_threads
+
+log = logging.getLogger(__name__)
 
 
 def run_cell(
@@ -120,14 +123,20 @@ def warm_up(cell: Cell, pool: Pool) -> None:
 
 def start(cell: Cell, recorder: Recorder, resume_anyway: bool) -> tuple[Pool, int]:
     """The pool and the round to begin with: after the rows of the file, or at the initial set of a new one."""
-    config, data, log = cell.config, cell.lab.data, recorder.log
+    config, data, rows = cell.config, cell.lab.data, recorder.log
     header = cell.header(f"{data.name}/{recorder.path.parent.name}/{recorder.path.stem}")
-    if log is None:
+    if rows is None:
         first = initial_set(data.labels, data.n_classes, config.initial_size, config.seed, config.balanced)
+        if len(classes := data.labels[first].unique()) == 1:
+            log.warning(
+                "%s, seed %d: the initial set of %d holds only class %d, so the first network cannot tell any apart: "
+                "raise initial_size, or set balanced=true",
+                data.name, config.seed, len(first), int(classes),
+            )  # fmt: skip
         recorder.write_header(header | {"initial": first.tolist()})
         return Pool(data.size, data.n_classes, first, data.labels[first]), 0
-    changed = check_resumable(log, header, resume_anyway)
-    if not log.done and (changed or log.failure):
+    changed = check_resumable(rows, header, resume_anyway)
+    if not rows.done and (changed or rows.failure):
         recorder.write_continuation({"changed": changed, "provenance": header["provenance"]})
-    labeled = torch.tensor(log.header["initial"] + picks(log.records), dtype=torch.int64)
-    return Pool(data.size, data.n_classes, labeled, data.labels[labeled]), len(log.records)
+    labeled = torch.tensor(rows.header["initial"] + picks(rows.records), dtype=torch.int64)
+    return Pool(data.size, data.n_classes, labeled, data.labels[labeled]), len(rows.records)

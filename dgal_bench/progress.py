@@ -19,8 +19,9 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
-def new_progress(jobs: Sequence[Job], done_rounds: int, stream: TextIO = sys.stderr) -> "Lines | Bar":
-    """A Listener for these cells, of whose evaluations ``done_rounds`` are on disk already."""
+def new_progress(jobs: Sequence[Job], done_rounds: int) -> "Lines | Bar":
+    """A Listener on stderr for these cells, of whose evaluations ``done_rounds`` are on disk already."""
+    stream = sys.stderr
     rounds = sum(job.config.rounds + 1 for job in jobs) - done_rounds
     return Bar(rounds, stream) if stream.isatty() else Lines(len(jobs), rounds, stream)
 
@@ -99,7 +100,8 @@ class Bar:
         return self._bar
 
     def setting_up(self, name: str, what: str, done: int, of: int) -> None:
-        bar = self._show(f"set-up {name}: {what}", of, "epoch" if "epoch" in what else "step")
+        unit = next((word for word in ("epoch", "MB") if word in what), "step")
+        bar = self._show(f"set-up {name}: {what}", of, unit)
         bar.update(done - bar.n)
 
     def _cells(self) -> tqdm:

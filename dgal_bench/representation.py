@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from dgal_bench import cache
-from dgal_bench.arrays import Features
+from dgal_bench.arrays import Features, Progress
 from dgal_bench.config import GraphConfig, RepresentationConfig, RunConfig, to_dict
 from dgal_bench.data.datasets import ImageData
 from dgal_bench.errors import ConfigError
 from dgal_bench.graph.knn import knn, nearest, pick_backend
 from dgal_bench.graph.transition import Graph, diagnostics, transition
-from dgal_bench.models.vae import Progress, encode, train_vae
+from dgal_bench.models.vae import encode, train_vae
 from dgal_bench.provenance import provenance
 from dgal_bench.seeding import isolated, rng_for, seed_for
 from dgal_bench.threads import on_threads
@@ -113,6 +113,11 @@ def latents_key(config: RunConfig, data: ImageData, device: torch.device) -> str
 def _make_latents(
     config: RunConfig, data: ImageData, device: torch.device, progress: Progress
 ) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+    if bool((data.images == data.images[0]).all()):
+        raise ConfigError(
+            f"all {data.size:,} images of the pool of {data.name} are identical: no representation can tell them "
+            "apart; look at the data set's files"
+        )
     start = perf_counter()
     kind, seed = config.representation.kind, config.representation_seed
     with on_threads(config.setup_threads):
@@ -135,7 +140,10 @@ def _make_graph(
     config: RunConfig, features: Features, device: torch.device, progress: Progress
 ) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
     if bool((features == features[0]).all()):
-        raise ConfigError("all images have the same representation: there is no graph to build on it")
+        raise ConfigError(
+            f"all {len(features):,} images have the same representation: there is no graph to build on it; "
+            "choose another representation="
+        )
     progress("graph", 0, 1)
     start = perf_counter()
     spec = config.graph

@@ -28,6 +28,8 @@ class Settings:
     cache: Path
     jobs: int
     resume_anyway: bool
+    offline: bool
+    plugins: Sequence[str]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,17 +12,19 @@ import signal
 import sys
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dgal_bench import plugins
 from dgal_bench.config import from_dict
-from dgal_bench.errors import ConfigError, DataError, ResultsError, UserError
+from dgal_bench.data.datasets import fetch
+from dgal_bench.errors import ConfigError, DataError, ResultsError, UserError, innermost
 from dgal_bench.lab import Cell, Lab, open_lab
 from dgal_bench.loop import run_cell
+from dgal_bench.models.trainer import silence_lightning
 from dgal_bench.record import Recorder
 
 Emit = Callable[..., None]
@@ -43,14 +45,6 @@ def jobs_from(stream: Any) -> Iterator[dict[str, Any]]:
         yield json.loads(waiting.get())
 
 
-def quiet() -> None:
-    """Lightning's hints and tips say nothing about a cell."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", module="torch")
-
-
 def hide_missing_gpus() -> None:
     """torch's optimizers look for a GPU driver at every step: 0.4 ms, a tenth of a tiny network's whole step."""
     if not torch.cuda.is_available():
@@ -69,16 +63,18 @@ class Emitter(logging.Handler):
 
 
 def handle(job: dict[str, Any], emit: Emit, labs: dict[str, Lab]) -> None:
+    plugins.install(job["plugins"])
     config = from_dict(job["config"])
     key = job["setup_key"]
+
+    def progress(what: str, done: int, of: int) -> None:
+        emit("progress", what=what, n=done, of=of)
+
+    if job["job"] == "setup":
+        fetch(config.dataset.name, Path(job["data"]), progress, job["offline"])
     if key not in labs:
         labs.clear()  # one data set in memory at a time
-        labs[key] = open_lab(
-            config,
-            Path(job["data"]),
-            Path(job["cache"]),
-            lambda what, done, of: emit("progress", what=what, n=done, of=of),
-        )
+        labs[key] = open_lab(config, Path(job["data"]), Path(job["cache"]), progress)
     lab = labs[key]
     if job["job"] == "setup":
         Cell.of(config, lab).new_module(0)  # a network that does not fit the images is a mistake to find now
@@ -102,9 +98,8 @@ def handle(job: dict[str, Any], emit: Emit, labs: dict[str, Lab]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The error as a user should see it: the message alone for a user's mistake, with its type otherwise."""
-    message = " ".join(str(error).split()) or "no message"
-    return message if isinstance(error, UserError) else f"{type(error).__name__}: {message}"
+    """The error as a user should see it: the message alone for a user's mistake, with type and place otherwise."""
+    return " ".join(str(error).split()) if isinstance(error, UserError) else innermost(error)
 
 
 def main() -> None:
@@ -115,7 +110,7 @@ def main() -> None:
     def emit(event: str, **facts: Any) -> None:
         events.write(json.dumps({"event": event, **facts}) + "\n")
 
-    quiet()
+    silence_lightning()
     hide_missing_gpus()
     logging.getLogger("dgal_bench").addHandler(Emitter(emit))
     labs: dict[str, Lab] = {}

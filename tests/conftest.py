@@ -1,21 +1,18 @@
-"""One small lab on real digits for all tests, and helpers that make configurations and cells of it."""
+"""One small lab on real digits for all tests; nothing is downloaded."""
 
+import os
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from dgal_bench.compose import compose
-from dgal_bench.config import RunConfig
-from dgal_bench.lab import Cell, Lab, open_lab
-from dgal_bench.loop import run_cell
-from dgal_bench.record import Recorder, RoundRecord, read_cell
-from dgal_bench.strategies import resolved
-from dgal_bench.worker import quiet
-
-TINY = ("representation.threads=1", "dataset.pool_size=200", "dataset.test_size=60", "restricted_size=20")
+from dgal_bench import compose, plugins, sweep
+from dgal_bench.lab import Lab
+from dgal_bench.laws import practice, practice_lab
+from dgal_bench.models.trainer import silence_lightning
+from dgal_bench.strategies import ACQUISITIONS, ORIGINS, RESTRICTIONS
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +25,13 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def silence() -> None:
-    quiet()
+    silence_lightning()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def offline() -> None:
+    """For this process and those it starts: missing data is an error everywhere, also where there is a network."""
+    os.environ["DGAL_OFFLINE"] = "true"
 
 
 @pytest.fixture(scope="session")
@@ -36,23 +39,19 @@ def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@cache
-def tiny(strategy: str, *overrides: str) -> RunConfig:
-    """Two queries of five on 200 digits, PCA instead of a VAE: a cell takes a third of a second."""
-    choices = {"dataset": "digits", "representation": "pca", "profile": "smoke", "strategy": strategy}
-    config = compose(choices, [*TINY, *overrides])
-    return RunConfig(**{**vars(config), "strategy": resolved(config.strategy)})
-
-
 @pytest.fixture(scope="session")
 def lab(cache_root: Path) -> Lab:
-    return open_lab(tiny("random"), Path("no-data-needed"), cache_root, lambda what, done, of: None)
+    return practice_lab(cache_root)
 
 
-def run_tiny(lab: Lab, path: Path, config: RunConfig) -> tuple[RoundRecord, ...]:
-    """Run a cell in this process; its rows as read back from the file."""
-    with Recorder(path) as recorder:
-        run_cell(Cell.of(config, lab), recorder, lambda record: None)
-    log = read_cell(path)
-    assert log is not None
-    return log.records
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    tables: list[dict[Any, Any]] = [compose._ADDED, RESTRICTIONS, ACQUISITIONS, ORIGINS, plugins.INSTALLED]
+    before = [dict(table) for table in tables]
+    yield
+    for table, content in zip(tables, before, strict=True):
+        table.clear()
+        table.update(content)
+    practice.cache_clear()
+    sweep._configured.cache_clear()

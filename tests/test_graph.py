@@ -89,11 +89,27 @@ def test_bad_input_is_refused_before_faiss_loses_it_silently():
         knn(cloud(50), 5, "fais")
 
 
-def test_without_faiss_auto_is_torch_and_asking_for_it_is_an_error(monkeypatch):
+def test_without_faiss_auto_is_torch_said_once_and_asking_for_it_is_an_error(monkeypatch, caplog):
     monkeypatch.setattr(knn_module.importlib.util, "find_spec", lambda name: None)
+    knn_module._say_that_faiss_is_missing.cache_clear()
     assert knn(cloud(50), 5).method == "torch"
+    assert knn(cloud(50), 5).method == "torch"
+    assert [record.getMessage() for record in caplog.records] == [
+        "faiss is not installed: the torch backend builds the graph (exact, slower); pip install faiss-cpu, or set "
+        "graph.backend=torch"
+    ]
     with pytest.raises(ConfigError, match="faiss is not installed"):
         knn(cloud(50), 5, "faiss")
+
+
+def test_two_packages_that_own_faiss_are_refused_and_torch_still_works(monkeypatch):
+    """pip says nothing when the second is installed; the last one wins, and removing either breaks the other."""
+    monkeypatch.setattr(knn_module, "_installed", lambda name: name in ("faiss-cpu", "faiss-gpu"))
+    for backend in ("auto", "faiss"):
+        with pytest.raises(ConfigError, match="faiss-cpu and faiss-gpu are both installed") as caught:
+            knn(cloud(50), 5, backend)
+        assert "pip uninstall -y faiss-cpu faiss-gpu, then install one of them" in str(caught.value)
+    assert knn(cloud(50), 5, "torch").method == "torch"
 
 
 def dense(graph):

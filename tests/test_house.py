@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "dgal_bench"
 # fmt: off
 LAYERS = (
     "errors", "arrays", "config", "checks", "compose", "seeding", "threads", "clock", "data", "graph", "models",
-    "strategies", "provenance", "cache", "representation", "record", "identity", "lab", "loop", "worker", "sweep",
-    "process", "engine", "progress", "report", "arguments", "cli",
+    "strategies", "plugins", "provenance", "cache", "representation", "record", "identity", "lab", "loop",
+    "laws", "worker", "sweep", "process", "engine", "progress", "report", "arguments", "request", "cli",
 )
 # fmt: on
 

@@ -9,17 +9,17 @@ import torch
 
 from dgal_bench.arrays import smallest
 from dgal_bench.data.pool import Pool
-from dgal_bench.errors import ResultsError
+from dgal_bench.errors import ResultsError, StrategyError
 from dgal_bench.graph.diffusion import diffuse
 from dgal_bench.lab import Cell, open_lab
+from dgal_bench.laws import practice, run_here
 from dgal_bench.loop import boundary_share, run_cell
 from dgal_bench.record import Recorder, choice, read_cell
 from dgal_bench.strategies import Strategy
-from tests.conftest import run_tiny, tiny
 
 
 def test_rounds_queries_and_rounds_plus_one_evaluations(lab, tmp_path):
-    rows = run_tiny(lab, tmp_path / "seed-0.jsonl", tiny("dgmg", "rounds=3"))
+    rows = run_here(lab, tmp_path / "seed-0.jsonl", practice("dgmg", "rounds=3"))
     assert [r.round for r in rows] == [0, 1, 2, 3]
     assert [r.n_labeled for r in rows] == [10, 15, 20, 25]
     assert [r.indices is not None for r in rows] == [True, True, True, False]
@@ -34,8 +34,8 @@ def test_rounds_queries_and_rounds_plus_one_evaluations(lab, tmp_path):
 
 
 def test_the_header_says_what_it_was_made_from(lab, tmp_path):
-    config, path = tiny("dgmg"), tmp_path / "dgmg" / "seed-0.jsonl"
-    run_tiny(lab, path, config)
+    config, path = practice("dgmg"), tmp_path / "dgmg" / "seed-0.jsonl"
+    run_here(lab, path, config)
     header = read_cell(path).header
     fingerprint = header["fingerprint"]
     assert header["cell"] == "digits/dgmg/seed-0"
@@ -50,7 +50,7 @@ def test_the_header_says_what_it_was_made_from(lab, tmp_path):
 
 
 def test_reach_is_the_share_with_h_above_0(lab, tmp_path):
-    rows = run_tiny(lab, tmp_path / "seed-0.jsonl", tiny("random"))
+    rows = run_here(lab, tmp_path / "seed-0.jsonl", practice("random"))
     first = torch.tensor(read_cell(tmp_path / "seed-0.jsonl").header["initial"])
     graph = lab.setup.graph
     heat = diffuse(graph, first, lab.data.labels[first], 10, graph.default_steps)
@@ -69,19 +69,19 @@ def test_strategies_of_a_seed_share_the_initial_set_and_the_first_network(lab, t
     first = {}
     for strategy in ("random", "margin", "rsmg", "dgmg"):
         path = tmp_path / strategy / "seed-0.jsonl"
-        first[strategy] = run_tiny(lab, path, tiny(strategy))[0].accuracy, tuple(read_cell(path).header["initial"])
+        first[strategy] = run_here(lab, path, practice(strategy))[0].accuracy, tuple(read_cell(path).header["initial"])
     assert len(set(first.values())) == 1
 
 
 @pytest.fixture(scope="module")
 def undisturbed(lab, tmp_path_factory):
     path = tmp_path_factory.mktemp("alone") / "seed-0.jsonl"
-    return run_tiny(lab, path, tiny("dgmg", "rounds=4")), path.read_bytes()
+    return run_here(lab, path, practice("dgmg", "rounds=4")), path.read_bytes()
 
 
 @pytest.mark.parametrize("stopped_after", [0, 1, 3])
 def test_a_cell_stopped_and_continued_is_the_same_bits(lab, tmp_path, undisturbed, stopped_after):
-    path, config = tmp_path / "seed-0.jsonl", tiny("dgmg", "rounds=4")
+    path, config = tmp_path / "seed-0.jsonl", practice("dgmg", "rounds=4")
 
     def stop(record):
         if record.round == stopped_after:
@@ -90,7 +90,7 @@ def test_a_cell_stopped_and_continued_is_the_same_bits(lab, tmp_path, undisturbe
     with pytest.raises(KeyboardInterrupt), Recorder(path) as recorder:
         run_cell(Cell.of(config, lab), recorder, stop)
     assert len(read_cell(path).records) == stopped_after + 1
-    rows = run_tiny(lab, path, config)
+    rows = run_here(lab, path, config)
     assert [choice(r) for r in rows] == [choice(r) for r in undisturbed[0]]
 
 
@@ -100,14 +100,14 @@ def test_a_file_cut_anywhere_goes_on_to_the_same_bits(lab, tmp_path, undisturbed
     rows, whole = undisturbed
     path = tmp_path / "seed-0.jsonl"
     path.write_bytes(whole[: int(share * len(whole))])
-    again = run_tiny(lab, path, tiny("dgmg", "rounds=4"))
+    again = run_here(lab, path, practice("dgmg", "rounds=4"))
     assert [choice(r) for r in again] == [choice(r) for r in rows]
 
 
 def test_a_finished_cell_is_left_alone(lab, tmp_path, undisturbed):
     path = tmp_path / "seed-0.jsonl"
     path.write_bytes(undisturbed[1])
-    run_tiny(lab, path, tiny("dgmg", "rounds=4"))
+    run_here(lab, path, practice("dgmg", "rounds=4"))
     assert path.read_bytes() == undisturbed[1]
 
 
@@ -124,19 +124,19 @@ def forged(path, lab, name, value):
 @pytest.mark.parametrize("name", ["data", "latents", "graph", "algorithm_version"])
 def test_rows_made_from_something_else_are_not_continued(lab, tmp_path, name):
     path = tmp_path / "seed-0.jsonl"
-    run_tiny(lab, path, tiny("dgmg"))
+    run_here(lab, path, practice("dgmg"))
     forged(path, lab, name, "somethingelse")
     before = path.read_bytes()
     with pytest.raises(ResultsError, match=f"made from something else .{name} somethin"):
-        run_tiny(lab, path, tiny("dgmg"))
+        run_here(lab, path, practice("dgmg"))
     assert path.read_bytes() == before
 
 
 def test_another_configuration_is_refused_and_the_difference_named(lab, tmp_path):
     path = tmp_path / "seed-0.jsonl"
-    run_tiny(lab, path, tiny("dgmg"))
+    run_here(lab, path, practice("dgmg"))
     with pytest.raises(ResultsError, match=r"another configuration \(graph.graph_k: 10 -> 7\)"):
-        run_tiny(lab, path, tiny("dgmg", "graph.graph_k=7"))
+        run_here(lab, path, practice("dgmg", "graph.graph_k=7"))
 
 
 @pytest.mark.parametrize(
@@ -144,12 +144,12 @@ def test_another_configuration_is_refused_and_the_difference_named(lab, tmp_path
 )
 def test_another_machine_or_revision_needs_anyway_and_leaves_a_line(lab, tmp_path, name, value):
     path = tmp_path / "seed-0.jsonl"
-    run_tiny(lab, path, tiny("dgmg"))
+    run_here(lab, path, practice("dgmg"))
     forged(path, lab, name, value)
     with pytest.raises(ResultsError, match=f"{name}: '{value}' -> .*add resume=anyway"):
-        run_tiny(lab, path, tiny("dgmg"))
+        run_here(lab, path, practice("dgmg"))
     with Recorder(path) as recorder:
-        run_cell(Cell.of(tiny("dgmg"), lab), recorder, lambda record: None, resume_anyway=True)
+        run_cell(Cell.of(practice("dgmg"), lab), recorder, lambda record: None, resume_anyway=True)
     log = read_cell(path)
     assert log.done
     assert log.continuations[0]["changed"][0].startswith(f"{name}: '{value}' -> ")
@@ -157,24 +157,24 @@ def test_another_machine_or_revision_needs_anyway_and_leaves_a_line(lab, tmp_pat
 
 def test_a_strategy_that_cheats_is_caught_before_its_row_is_written(lab, tmp_path):
     """Picks a labeled point: the round is not recorded."""
-    cell = Cell.of(tiny("random"), lab)
+    cell = Cell.of(practice("random"), lab)
 
     def picks_labeled(query, candidates, batch_size):
         return torch.cat([query.pool.labeled[:1], candidates[: batch_size - 1]])
 
     cheat = replace(cell, strategy=Strategy("cheat", cell.strategy.restrict, picks_labeled))
     path = tmp_path / "seed-0.jsonl"
-    with pytest.raises(ValueError, match="1 of 5 points that are labeled already"), Recorder(path) as recorder:
+    with pytest.raises(StrategyError, match="1 of 5 points that are labeled already"), Recorder(path) as recorder:
         run_cell(cheat, recorder, lambda record: None)
     assert read_cell(path).records == ()
 
 
 def test_the_graph_names_its_neighbours_on_any_pool(lab, cache_root):
     """DGMG by hand, from the ledger of a row: diffusion, smallest, margin."""
-    config = tiny("dgmg", "rounds=1")
+    config = practice("dgmg", "rounds=1")
     cell = Cell.of(config, lab)
     path = cache_root / "by-hand" / "seed-0.jsonl"
-    row = run_tiny(lab, path, config)[0]
+    row = run_here(lab, path, config)[0]
     first = torch.tensor(read_cell(path).header["initial"])
     pool = Pool(200, 10, first, lab.data.labels[first])
     query = cell.query(pool, None, None, 0)
@@ -188,8 +188,8 @@ def test_the_graph_names_its_neighbours_on_any_pool(lab, cache_root):
 @pytest.mark.parametrize("strategy", ["random", "margin", "dgmg"])
 def test_any_number_of_interruptions(lab, tmp_path, strategy):
     """Cut at 12 random bytes one after the other, going on each time for one round."""
-    config = tiny(strategy, "rounds=6")
-    alone = run_tiny(lab, tmp_path / "alone" / "seed-0.jsonl", config)
+    config = practice(strategy, "rounds=6")
+    alone = run_here(lab, tmp_path / "alone" / "seed-0.jsonl", config)
     path = tmp_path / "seed-0.jsonl"
     rng = torch.Generator().manual_seed(0)
     for _ in range(12):
@@ -206,7 +206,7 @@ def test_any_number_of_interruptions(lab, tmp_path, strategy):
             pass
         raw = path.read_bytes()
         path.write_bytes(raw[: len(raw) - int(torch.randint(0, len(raw) // 3, (1,), generator=rng))])
-    assert [choice(r) for r in run_tiny(lab, path, config)] == [choice(r) for r in alone]
+    assert [choice(r) for r in run_here(lab, path, config)] == [choice(r) for r in alone]
 
 
 @pytest.mark.slow
@@ -224,15 +224,28 @@ def test_real_mnist_runs(tmp_path):
         ["representation.threads=1"],
     )
     mnist = open_lab(config, Path(root), tmp_path / "cache", lambda what, done, of: None)
-    rows = run_tiny(mnist, tmp_path / "seed-0.jsonl", config)
+    rows = run_here(mnist, tmp_path / "seed-0.jsonl", config)
     assert len(rows) == 3
     assert mnist.setup.ledger["representation"]["active_latents"] > 0
 
 
 def test_a_pool_used_up_by_the_last_query_can_be_continued(lab, tmp_path):
     """190 + 2 x 5 = 200: killed before the last evaluation, no query is left to warm up for."""
-    path, config = tmp_path / "seed-0.jsonl", tiny("dgmg", "initial_size=190")
-    alone = run_tiny(lab, path, config)
+    path, config = tmp_path / "seed-0.jsonl", practice("dgmg", "initial_size=190")
+    alone = run_here(lab, path, config)
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
-    assert [choice(r) for r in run_tiny(lab, path, config)] == [choice(r) for r in alone]
+    assert [choice(r) for r in run_here(lab, path, config)] == [choice(r) for r in alone]
     assert alone[-1].n_labeled == 200
+
+
+def test_an_initial_set_of_one_class_works_with_a_warning(lab, tmp_path, caplog):
+    for strategy in ("random", "margin", "dgmg"):
+        rows = run_here(lab, tmp_path / strategy / "seed-0.jsonl", practice(strategy, "initial_size=1"))
+        assert [row.n_labeled for row in rows] == [1, 6, 11]
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == 3
+    assert len(set(texts)) == 1  # the same for every strategy of the seed: a sweep tells it once
+    assert texts[0].startswith("digits, seed 0: the initial set of 1 holds only class ")
+    assert texts[0].endswith("raise initial_size, or set balanced=true")
+    run_here(lab, tmp_path / "all" / "seed-0.jsonl", practice("random", "balanced=true"))
+    assert len(caplog.records) == 3

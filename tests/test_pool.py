@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dgal_bench.data.pool import Pool, initial_set
-from dgal_bench.errors import ConfigError
+from dgal_bench.errors import ConfigError, StrategyError
 
 
 def pool_of(labeled, size=10):
@@ -29,12 +29,12 @@ def test_annotate_moves_points_and_keeps_the_partition():
     ],
 )
 def test_check_distrusts_a_batch(batch, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(StrategyError, match=message):
         pool_of([7, 2]).check(torch.tensor(batch), 2)
 
 
 def test_check_wants_positions():
-    with pytest.raises(ValueError, match="int64"):
+    with pytest.raises(StrategyError, match="int64"):
         pool_of([7]).check(torch.tensor([0.0, 1.0]), 2)
 
 

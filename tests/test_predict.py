@@ -5,12 +5,12 @@ import torch
 from dgal_bench.clock import Stopwatch
 from dgal_bench.data.pool import Pool
 from dgal_bench.lab import Cell
+from dgal_bench.laws import practice
 from dgal_bench.models.predict import Predictor
-from tests.conftest import tiny
 
 
 def predictor(lab, module=None):
-    cell = Cell.of(tiny("margin", "predict_batch_size=7"), lab)
+    cell = Cell.of(practice("margin", "predict_batch_size=7"), lab)
     pool = Pool(lab.data.size, 10, torch.tensor([0, 1]), lab.data.labels[:2])
     module = module or cell.new_module(0)
     return Predictor(module, cell.datamodule(pool, 0), lab.device, Stopwatch()), module

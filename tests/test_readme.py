@@ -1,22 +1,18 @@
 """What the README shows works as shown."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
-from torch.nn.functional import one_hot
 
-from dgal_bench.arrays import Index, smallest
-from dgal_bench.cli import main
-from dgal_bench.config import StrategyConfig
+from dgal_bench import plugins
+from dgal_bench.cli import VERBS, main
 from dgal_bench.data.pool import Pool
 from dgal_bench.lab import Cell
+from dgal_bench.laws import LAWS, practice, run_here
 from dgal_bench.record import RoundRecord
-from dgal_bench.strategies import ACQUISITIONS, Query
-from tests.conftest import run_tiny, tiny
 
 HERE = Path(__file__).parent.parent
 README = (HERE / "README.md").read_text()
@@ -28,23 +24,31 @@ def block(kind):
 
 
 @pytest.fixture
-def added(monkeypatch):
-    """The example's part in the registry, and its strategy's configuration."""
-    names = {"dataclass": dataclass, "one_hot": one_hot, "smallest": smallest, "Index": Index, "Query": Query}
-    exec(block("python"), names)
-    monkeypatch.setitem(ACQUISITIONS, "classwise_margin", names["ClasswiseMargin"])
-    shown = OmegaConf.create({"restricted_size": 20, **OmegaConf.create(block("yaml"))})
-    return StrategyConfig(**OmegaConf.to_container(shown, resolve=True)["strategy"])
+def plugin(tmp_path, registries):
+    """The example as a user would save it."""
+    path = tmp_path / "my_strategies.py"
+    path.write_text(block("python"))
+    return path
 
 
-def test_the_example_strategy_runs(lab, tmp_path, added):
-    rows = run_tiny(lab, tmp_path / "seed-0.jsonl", replace(tiny("dgmg"), strategy=added))
+def test_the_example_is_about_thirty_lines_and_keeps_every_law(plugin, capsys):
+    assert len(block("python").splitlines()) <= 32
+    assert main(["check", str(plugin)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "dgcm"
+    assert lines[-1] == f"{len(LAWS)} of {len(LAWS)} laws hold, 0 broken"
+
+
+def test_the_example_runs_beside_the_others(lab, tmp_path, plugin):
+    plugins.install([str(plugin)])
+    rows = run_here(lab, tmp_path / "seed-0.jsonl", practice("dgcm"))
     assert len(rows) == 3
     assert all(row.n_scored == 20 for row in rows[:-1])
 
 
-def test_the_example_takes_predicted_classes_in_turn(lab, added):
-    cell = Cell.of(replace(tiny("dgmg"), strategy=added), lab)
+def test_the_example_takes_predicted_classes_in_turn(lab, plugin):
+    plugins.install([str(plugin)])
+    cell = Cell.of(practice("dgcm"), lab)
     first = torch.arange(10)
     pool = Pool(200, 10, first, lab.data.labels[first])
     probs = torch.tensor([[0.50, 0.49, 0.01], [0.6, 0.3, 0.1], [0.55, 0.44, 0.01], [0.1, 0.9, 0.0], [0.0, 0.2, 0.8]])
@@ -78,11 +82,12 @@ def test_every_path_and_make_target_it_names_is_there():
 @pytest.mark.parametrize(
     "line", [line for line in README.splitlines() if line.startswith(("make bench ", ".venv/bin/dgal-bench "))]
 )
-def test_its_commands_are_understood(line, tmp_path, capsys):
+def test_its_commands_are_understood(line, tmp_path, capsys, plugin, monkeypatch):
     """Each is planned, not run: a renamed key or choice would be refused."""
+    monkeypatch.chdir(tmp_path)
     line = line.partition("  #")[0].strip()
     if line.startswith("make"):
-        names = {"DATASET": "dataset", "STRATEGIES": "strategy", "SEEDS": "seed"}
+        names = {"DATASET": "dataset", "STRATEGIES": "strategy", "SEEDS": "seed", "PLUGINS": "plugins"}
         pairs = dict(re.findall(r"([A-Z]+)=('[^']*'|\S+)", line))
         words = [
             "bench",
@@ -91,7 +96,8 @@ def test_its_commands_are_understood(line, tmp_path, capsys):
         ]
     else:
         words = line.split()[1:]
-    if words[0] == "report":
-        pytest.skip("needs results")
+    if words[0] not in ("bench", "run"):
+        assert words[0] in VERBS  # and each has tests of its own
+        return
     assert main([*words, f"results={tmp_path}", "--dry-run"]) == 0
     assert "cells" in capsys.readouterr().out or "--print-config" in words

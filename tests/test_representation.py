@@ -10,8 +10,15 @@ from dgal_bench.compose import compose
 from dgal_bench.data.datasets import load
 from dgal_bench.errors import UserError
 from dgal_bench.lab import open_lab
-from dgal_bench.representation import flat_pixels, label_share, latents_key, prepare, principal_components
-from tests.conftest import tiny
+from dgal_bench.laws import practice
+from dgal_bench.representation import (
+    REPRESENTATIONS,
+    flat_pixels,
+    label_share,
+    latents_key,
+    prepare,
+    principal_components,
+)
 
 CPU = torch.device("cpu")
 
@@ -29,23 +36,23 @@ def data():
     ["representation.seed=1", "representation.latent_dim=5", "representation.threads=2", "representation.lr=0.1"],
 )
 def test_the_key_covers_the_recipe(override):
-    assert latents_key(tiny("random"), data(), CPU) != latents_key(tiny("random", override), data(), CPU)
+    assert latents_key(practice("random"), data(), CPU) != latents_key(practice("random", override), data(), CPU)
 
 
 def test_the_key_covers_the_pixels_and_not_the_labels():
     images = data().images.clone()
     images[0, 0, 0, 0] += 1
-    key = latents_key(tiny("random"), data(), CPU)
-    assert latents_key(tiny("random"), replace(data(), images=images), CPU) != key
-    assert latents_key(tiny("random"), replace(data(), labels=data().labels.flip(0)), CPU) == key
-    assert latents_key(tiny("dgmg", "seed=3", "rounds=1"), data(), CPU) == key  # shared by all strategies and seeds
-    per_seed = [latents_key(tiny("random", f"seed={s}", "representation.seed=cell"), data(), CPU) for s in (0, 1)]
+    key = latents_key(practice("random"), data(), CPU)
+    assert latents_key(practice("random"), replace(data(), images=images), CPU) != key
+    assert latents_key(practice("random"), replace(data(), labels=data().labels.flip(0)), CPU) == key
+    assert latents_key(practice("dgmg", "seed=3", "rounds=1"), data(), CPU) == key  # shared by all strategies and seeds
+    per_seed = [latents_key(practice("random", f"seed={s}", "representation.seed=cell"), data(), CPU) for s in (0, 1)]
     assert per_seed[0] == key != per_seed[1]
 
 
 def test_another_graph_reuses_the_latents(cache_root):
-    first = prepare(tiny("random"), data(), cache_root, CPU, silent)
-    other = prepare(tiny("random", "graph.graph_k=4"), data(), cache_root, CPU, silent)
+    first = prepare(practice("random"), data(), cache_root, CPU, silent)
+    other = prepare(practice("random", "graph.graph_k=4"), data(), cache_root, CPU, silent)
     assert first.latents_sha256 == other.latents_sha256
     assert first.graph_sha256 != other.graph_sha256
     assert other.ledger["graph"]["graph_k"] == 4
@@ -79,17 +86,35 @@ def test_the_ledger_says_what_it_cost_and_how_good_it_is(lab):
     assert graph["n_points"] == 200
 
 
-def test_an_identical_pool_has_no_graph(tmp_path):
-    same = replace(data(), images=torch.zeros_like(data().images))
-    with pytest.raises(UserError, match="all images have the same representation"):
-        prepare(tiny("random"), same, tmp_path, CPU, silent)
+@pytest.mark.parametrize("kind", ["vae", "pca", "pixels"])
+def test_an_identical_pool_is_an_error_of_the_representation(tmp_path, kind):
+    same = replace(data(), images=torch.full_like(data().images, 7))
+    with pytest.raises(UserError, match="all 200 images of the pool of digits are identical: no representation can"):
+        prepare(practice("random", f"representation.kind={kind}"), same, tmp_path, CPU, silent)
+
+
+def test_a_representation_that_tells_nothing_apart_has_no_graph(tmp_path, monkeypatch):
+    monkeypatch.setitem(REPRESENTATIONS, "pixels", lambda data, *rest: (torch.ones(data.size, 3), {}))
+    with pytest.raises(UserError, match="all 200 images have the same representation: there is no graph"):
+        prepare(practice("random", "representation.kind=pixels"), data(), tmp_path, CPU, silent)
+
+
+def test_nan_in_features_is_refused_with_its_count(tmp_path, monkeypatch):
+    def broken(data, *rest):
+        features = torch.randn(data.size, 3, generator=torch.Generator().manual_seed(0))
+        features[[4, 90], 1] = torch.tensor([torch.nan, torch.inf])
+        return features, {}
+
+    monkeypatch.setitem(REPRESENTATIONS, "pixels", broken)
+    with pytest.raises(UserError, match="2 of 200 feature rows hold NaN or infinity"):
+        prepare(practice("random", "representation.kind=pixels"), data(), tmp_path, CPU, silent)
 
 
 def test_asking_for_a_missing_gpu_is_an_error(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match="torch sees no GPU"):
-        open_lab(tiny("random", "device=cuda"), Path("unused"), tmp_path, silent)
+        open_lab(practice("random", "device=cuda"), Path("unused"), tmp_path, silent)
 
 
 @pytest.mark.slow

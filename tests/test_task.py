@@ -11,10 +11,10 @@ from dgal_bench.compose import compose
 from dgal_bench.data.pool import Pool, initial_set
 from dgal_bench.errors import ConfigError
 from dgal_bench.lab import Cell
+from dgal_bench.laws import practice
 from dgal_bench.models.nets import build_net, cost
 from dgal_bench.models.task import StopWhenFlat, TaskModule, fit, measure_accuracy, new_trainer
 from dgal_bench.seeding import isolated
-from tests.conftest import tiny
 
 
 def config(dataset):
@@ -82,7 +82,7 @@ def test_it_is_not_armed_at_chance_nor_before_min_epochs():
 
 
 def one_round(lab, n_labeled=40, seed=0, round_=0, **overrides):
-    cell = Cell.of(tiny("random", f"seed={seed}", *[f"training.{k}={v}" for k, v in overrides.items()]), lab)
+    cell = Cell.of(practice("random", f"seed={seed}", *[f"training.{k}={v}" for k, v in overrides.items()]), lab)
     first = initial_set(lab.data.labels, 10, n_labeled, seed)
     pool = Pool(lab.data.size, 10, first, lab.data.labels[first])
     module, data = cell.new_module(round_), cell.datamodule(pool, round_)
@@ -101,7 +101,7 @@ def test_a_round_is_the_same_bits_again(lab):
 
 def test_initial_weights_differ_by_seed_and_round_only(lab):
     def weights(strategy, seed, round_):
-        cell = Cell.of(tiny(strategy, f"seed={seed}"), lab)
+        cell = Cell.of(practice(strategy, f"seed={seed}"), lab)
         return next(cell.new_module(round_).parameters())
 
     assert torch.equal(weights("random", 0, 1), weights("dgmg", 0, 1))

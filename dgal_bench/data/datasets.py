@@ -3,14 +3,15 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dgal_bench.arrays import Labels
+from dgal_bench.arrays import Labels, Progress
+from dgal_bench.data.files import Source, check, missing, obtain
 from dgal_bench.errors import ConfigError, DataError, choose
 from dgal_bench.seeding import rng_for
 
@@ -67,33 +68,94 @@ def _digits(root: Path) -> ImageData:
     return ImageData("digits", images[pool], labels[pool], images[test], labels[test], n_classes=10, maximum=16)
 
 
-def _mnist_like(name: str, class_name: str, root: Path) -> ImageData:
-    """60,000 and 10,000 grey 28x28 images in torchvision's layout: ROOT/<class_name>/raw/*-ubyte."""
+def _mnist_like(source: Source, root: Path) -> ImageData:
+    """60,000 and 10,000 grey 28x28 images in torchvision's layout: ROOT/MNIST/raw/*-ubyte."""
     import torchvision
 
-    source = getattr(torchvision.datasets, class_name)
-    where = root / class_name / "raw"
+    parser = getattr(torchvision.datasets, source.torchvision_class)
     try:
-        pool, test = (source(str(root), train=train, download=False) for train in (True, False))
+        pool, test = (parser(str(root), train=train, download=False) for train in (True, False))
     except (RuntimeError, OSError, ValueError, AssertionError) as error:
-        what = "is not complete" if where.is_dir() else "is not there"
-        raise DataError(
-            f"data set '{name}' {what} at {where.resolve()} ({str(error).splitlines()[0]}): put the four *-ubyte "
-            "files of the set there, or set DGAL_DATA (or data=DIR) to the folder that holds them"
-        ) from error
+        raise DataError(f"data set '{source.name}' cannot be read ({str(error).splitlines()[0]})") from error
     shapes = (tuple(pool.data.shape), tuple(test.data.shape))
     if shapes != ((60000, 28, 28), (10000, 28, 28)):
-        raise DataError(f"data set '{name}' at {where} has shapes {shapes}, not 60,000 and 10,000 images of 28x28")
+        raise DataError(f"data set '{source.name}' has shapes {shapes}, not 60,000 and 10,000 images of 28x28")
     return ImageData(
-        name, pool.data.unsqueeze(1), pool.targets.long(), test.data.unsqueeze(1), test.targets.long(), n_classes=10
+        source.name,
+        pool.data.unsqueeze(1),
+        pool.targets.long(),
+        test.data.unsqueeze(1),
+        test.targets.long(),
+        n_classes=10,
     )
 
 
-DATASETS: dict[str, Callable[[Path], ImageData]] = {
-    "digits": _digits,
-    "mnist": lambda root: _mnist_like("mnist", "MNIST", root),
-    "fashion_mnist": lambda root: _mnist_like("fashion_mnist", "FashionMNIST", root),
+MNIST = Source(
+    "mnist",
+    "MNIST/raw",
+    "MNIST",
+    {
+        "train-images-idx3-ubyte": (
+            47_040_016,
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        ),
+        "train-labels-idx1-ubyte": (60_008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+        "t10k-images-idx3-ubyte": (7_840_016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+        "t10k-labels-idx1-ubyte": (10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+    },
+)
+FASHION_MNIST = Source(
+    "fashion_mnist",
+    "FashionMNIST/raw",
+    "FashionMNIST",
+    {
+        "train-images-idx3-ubyte": (
+            47_040_016,
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        ),
+        "train-labels-idx1-ubyte": (60_008, "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"),
+        "t10k-images-idx3-ubyte": (7_840_016, "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"),
+        "t10k-labels-idx1-ubyte": (10_008, "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"),
+    },
+)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """How a data set is read from its root folder, and the files that this needs: None where it is embedded."""
+
+    read: Callable[[Path], ImageData]
+    source: Source | None = None
+
+
+DATASETS: dict[str, Dataset] = {
+    "digits": Dataset(_digits),
+    "mnist": Dataset(partial(_mnist_like, MNIST), MNIST),
+    "fashion_mnist": Dataset(partial(_mnist_like, FASHION_MNIST), FASHION_MNIST),
 }
+
+
+def fetch(name: str, root: Path, progress: Progress, offline: bool = False) -> None:
+    """The prepare step, the only one that downloads: the files of a data set under ``root``, checked.
+
+    Raises:
+        ConfigError: no such data set.
+        DataError: a file cannot be had, or one that is there is not the published one.
+    """
+    if source := choose(DATASETS, name, "data set").source:
+        obtain(source, root, progress, offline)
+
+
+def whereabouts(name: str, root: Path) -> str:
+    """One line: embedded, checked and where, or not there. A damaged file raises DataError."""
+    source = choose(DATASETS, name, "data set").source
+    if source is None:
+        return "ships inside scikit-learn"
+    where = source.at(root).resolve()
+    if missing(source, where):
+        return f"not complete at {where}: dgal-bench data {name}"
+    check(source, root)
+    return f"{len(source.files)} files, {source.size / 1e6:.1f} MB, as published, at {where}"
 
 
 def load(name: str, root: Path, pool_size: int | None = None, test_size: int | None = None) -> ImageData:
@@ -101,9 +163,12 @@ def load(name: str, root: Path, pool_size: int | None = None, test_size: int | N
 
     Raises:
         ConfigError: no such data set, or a subset larger than the set.
-        DataError: its files are missing, truncated or of the wrong shape under ``root``.
+        DataError: its files are missing, truncated or not the published ones under ``root``.
     """
-    data = choose(DATASETS, name, "data set")(root)
+    dataset = choose(DATASETS, name, "data set")
+    if dataset.source:
+        check(dataset.source, root)
+    data = dataset.read(root)
     if pool_size is not None:
         keep = _subset(data.size, pool_size, name, "pool_size")
         data = replace(data, images=data.images[keep], labels=data.labels[keep])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dgal_bench.arrays import Index, Labels
-from dgal_bench.errors import ConfigError
+from dgal_bench.errors import ConfigError, StrategyError
 from dgal_bench.seeding import rng_for
 
 
@@ -41,20 +41,23 @@ class Pool:
         return Pool(self.size, self.n_classes, torch.cat([self.labeled, batch]), torch.cat([self.labels, labels]))
 
     def check(self, batch: Index, batch_size: int) -> None:
-        """Distrust every strategy: exactly ``batch_size`` distinct unlabeled positions of the pool, or ValueError."""
-        if batch.dtype != torch.int64 or batch.dim() != 1:
-            raise ValueError(
-                f"the batch must be a flat int64 tensor of positions, not {tuple(batch.shape)} {batch.dtype}"
+        """Distrust every strategy: ``batch_size`` distinct unlabeled positions of the pool, or StrategyError."""
+        if not isinstance(batch, Tensor):
+            raise StrategyError(
+                f"the strategy must pick a flat int64 tensor of positions, not a {type(batch).__name__}"
             )
+        if batch.dtype != torch.int64 or batch.dim() != 1 or batch.device.type != "cpu":
+            kind = f"{tuple(batch.shape)} {batch.dtype} on {batch.device}"
+            raise StrategyError(f"the strategy must pick a flat int64 tensor of positions on the CPU, not {kind}")
         if len(batch) != batch_size:
-            raise ValueError(f"the strategy picked {len(batch)} points where the batch size is {batch_size}")
+            raise StrategyError(f"the strategy picked {len(batch)} points where the batch size is {batch_size}")
         outside = batch[(batch < 0) | (batch >= self.size)]
         if len(outside):
-            raise ValueError(f"the strategy picked {outside.tolist()}, outside the pool of {self.size} points")
+            raise StrategyError(f"the strategy picked {outside.tolist()}, outside the pool of {self.size} points")
         if twice := batch_size - len(batch.unique()):
-            raise ValueError(f"the strategy picked {twice} of {batch_size} points twice")
+            raise StrategyError(f"the strategy picked {twice} of {batch_size} points twice")
         if known := int((~self._unlabeled_mask()[batch]).sum()):
-            raise ValueError(f"the strategy picked {known} of {batch_size} points that are labeled already")
+            raise StrategyError(f"the strategy picked {known} of {batch_size} points that are labeled already")
 
 
 def initial_set(labels: Labels, n_classes: int, size: int, seed: int, balanced: bool = False) -> Index:

@@ -1,9 +1,12 @@
 """Nearest neighbours: FAISS where it is installed (on the GPU where FAISS and torch both see one), else torch."""
 
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,10 @@ _BLOCK = 16_000_000
 _RECALL_SAMPLE = 1000
 
 _CPU = torch.device("cpu")
+
+FAISS_PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")
+
+log = logging.getLogger(__name__)
 
 Search = Callable[[Features, Features, int, torch.device], Tensor]
 """(base (N, d), queries (m, d), k, device) -> (m, k) int64 positions in the base, nearest first, -1 for none."""
@@ -75,15 +82,53 @@ def knn(
 
 
 def pick_backend(backend: str) -> str:
-    """``auto`` resolved: FAISS where installed and not on macOS (two OpenMP runtimes can crash there), else torch."""
-    if backend != "auto":
-        choose(BACKENDS, backend, "graph.backend")
-        if backend == "faiss" and importlib.util.find_spec("faiss") is None:
-            raise ConfigError(
-                "graph.backend=faiss, but faiss is not installed: install an extra (cpu or gpu), or use torch"
-            )
-        return backend
-    return "faiss" if importlib.util.find_spec("faiss") and sys.platform != "darwin" else "torch"
+    """``auto`` resolved: FAISS where installed and not on macOS (two OpenMP runtimes can crash there), else torch.
+
+    Raises:
+        ConfigError: an unknown backend, FAISS asked for and missing, or two packages that both own its module.
+    """
+    if backend == "auto" and sys.platform == "darwin":
+        return "torch"
+    if backend == "auto" and importlib.util.find_spec("faiss") is None:
+        _say_that_faiss_is_missing()
+        return "torch"
+    name = "faiss" if backend == "auto" else backend
+    choose(BACKENDS, name, "graph.backend")
+    if name == "faiss":
+        _check_faiss()
+    return name
+
+
+@cache
+def _say_that_faiss_is_missing() -> None:
+    log.warning(
+        "faiss is not installed: the torch backend builds the graph (exact, slower); "
+        "pip install faiss-cpu, or set graph.backend=torch"
+    )
+
+
+def _check_faiss() -> None:
+    if importlib.util.find_spec("faiss") is None:
+        raise ConfigError(
+            "graph.backend=faiss, but faiss is not installed: pip install faiss-cpu, or set graph.backend=torch"
+        )
+    if len(owners := faiss_packages()) > 1:
+        raise ConfigError(
+            f"{' and '.join(owners)} are both installed and own the same module: pip uninstall -y {' '.join(owners)}, "
+            "then install one of them, or set graph.backend=torch"
+        )
+
+
+def faiss_packages() -> list[str]:
+    """The installed distributions that own the module ``faiss``: one, or something is wrong."""
+    return sorted(name for name in FAISS_PACKAGES if _installed(name))
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
 
 
 def nearest(base: Features, queries: Features, k: int, backend: str = "auto") -> Tensor:

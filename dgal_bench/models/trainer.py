@@ -1,7 +1,18 @@
 """The one way a Lightning Trainer is made here: silent, on one device, exact when asked to be."""
 
+import logging
+import warnings
+
 import lightning
 import torch
+
+
+def silence_lightning() -> None:
+    """Its hints and tips, and torch's, say nothing about a cell."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", module="torch")
 
 
 def silent_trainer(

@@ -2,21 +2,19 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import lightning
 import torch
 from torch import Tensor, nn
 
+from dgal_bench.arrays import Progress
 from dgal_bench.config import RepresentationConfig
 from dgal_bench.data.datasets import ImageData
 from dgal_bench.errors import UserError
 from dgal_bench.models.trainer import silent_trainer
 from dgal_bench.seeding import rng_for
-
-Progress = Callable[[str, int, int], None]
-"""(what, done, of) -> None: called as long work goes on."""
 
 # Shares of the pool's variance below which the latents say too little of the images to build a graph on.
 MIN_EXPLAINED_VARIANCE = 0.20

@@ -47,7 +47,20 @@ def _protocol(group: Group) -> list[str]:
         f"{values('restricted_size')} candidates after a restriction; representation "
         f"{values('representation', 'kind')}, K = {values('graph', 'graph_k')}.",
         f"{' / '.join(machines(group))}; {_numbers(threads)} thread(s) a cell, {_numbers(jobs)} cell(s) side by side.",
+        *_plugins(group),
     ]
+
+
+def _plugins(group: Group) -> list[str]:
+    """Which strategies are not this package's, and the code they came from."""
+    sentences = {log.path.parent.name: log.header["config"]["strategy"] for log in group.logs}
+    found = [
+        f"{name} ({part['plugin']})"
+        for name, sentence in sentences.items()
+        for part in (sentence["restrict"], sentence["acquire"])
+        if "plugin" in part
+    ]
+    return [f"From plugins: {', '.join(dict.fromkeys(found))}."] if found else []
 
 
 def machines(group: Group) -> list[str]:
@@ -57,7 +70,9 @@ def machines(group: Group) -> list[str]:
 
 def _machine(header: Mapping[str, Any]) -> str:
     where, print_ = header["provenance"], header["fingerprint"]
-    revision = (where["git"]["revision"] or "?" * 8)[:8] + (" (modified)" if where["git"]["dirty"] else "")
+    # Installed from a wheel there is no revision, but a version.
+    revision = (where["git"]["revision"] or where["versions"].get("dgal-bench", "?"))[:8]
+    revision += " (modified)" if where["git"]["dirty"] else ""
     device = where["machine"]["cpu"] if print_["device"] == "cpu" else print_["device"]
     return f"{device}, {where['machine']['cores']} cores, torch {print_['torch']}, dgal-bench {revision}"
 

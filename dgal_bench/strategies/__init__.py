@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from dgal_bench.config import StrategyConfig
 from dgal_bench.errors import ConfigError, choose, did_you_mean
@@ -25,6 +25,9 @@ ACQUISITIONS: dict[str, Any] = {
     "margin": Margin,
     "entropy": Entropy,
 }
+
+ORIGINS: dict[tuple[str, str], str] = {}
+"""(role, kind) -> the plugin that added it, with the hash of its code; the parts of this package are in none."""
 
 # Fields of a part that are not settings: what set-up made, handed in by name.
 RESOURCES = ("graph",)
@@ -55,7 +58,8 @@ def resolved(config: StrategyConfig) -> StrategyConfig:
 def _resolved(part: Mapping[str, Any], registry: Mapping[str, Any], role: str) -> dict[str, Any]:
     kind, settings = _checked(part, registry, role)
     defaults = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
-    return {"kind": part["kind"], **defaults, **settings}
+    origin = ORIGINS.get((role, part["kind"]))
+    return {"kind": part["kind"], **({"plugin": origin} if origin else {}), **defaults, **settings}
 
 
 def _checked(part: Mapping[str, Any], registry: Mapping[str, Any], role: str) -> tuple[Any, dict[str, Any]]:
@@ -65,17 +69,23 @@ def _checked(part: Mapping[str, Any], registry: Mapping[str, Any], role: str) ->
         raise ConfigError(f"{where} has no kind{did_you_mean('', registry)}")
     kind = choose(registry, str(part["kind"]), f"{where}.kind")
     fields = {field.name: field for field in dataclasses.fields(kind) if field.name not in RESOURCES}
-    settings = {name: value for name, value in part.items() if name != "kind"}
+    origin = ORIGINS.get((role, part["kind"]))
+    if part.get("plugin", origin) != origin:
+        raise ConfigError(
+            f"{where}.kind '{part['kind']}' is of {part['plugin']}, but {origin or 'no plugin'} is loaded"
+        )
+    settings = {name: value for name, value in part.items() if name not in ("kind", "plugin")}
+    hints = get_type_hints(kind)
     for name, value in settings.items():
         if name not in fields:
             raise ConfigError(f"{where}.{name} is no setting of '{part['kind']}'{did_you_mean(name, fields)}")
-        settings[name] = _typed(f"{where}.{name}", value, fields[name].type)
+        settings[name] = _typed(f"{where}.{name}", value, hints[name])
     missing = [n for n, f in fields.items() if n not in settings and f.default is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"{where} of kind '{part['kind']}' needs {', '.join(missing)}")
     try:
         kind(**settings, **{name: None for name in RESOURCES if name in _names(kind)})
-    except ConfigError as error:
+    except (ConfigError, ValueError, TypeError) as error:
         raise ConfigError(f"{where}.{error}") from error
     return kind, settings
 

@@ -1,0 +1,116 @@
+"""What a command asks for: where and how to run, and the grid of cells, every word of it checked."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dgal_bench import plugins
+from dgal_bench.arguments import Command
+from dgal_bench.compose import GROUPS, check_key, compose
+from dgal_bench.config import available_cores, to_dict
+from dgal_bench.errors import ConfigError, ResultsError
+from dgal_bench.sweep import Settings
+
+DEFAULTS = {"dataset": "digits", "representation": "vae", "profile": "cpu", "seed": "0"}
+
+# Keys that say where and how to run. They change no result, so they are in no configuration (a plugin's hash is: it
+# stands beside the kind of each of its parts).
+PLACES = ("results", "suite", "data", "cache", "jobs", "resume", "offline", "plugins")
+
+
+def settings_of(command: Command, default_suite: str) -> Settings:
+    """Where and how to run; the plugins it names are loaded, so that their strategies can be asked for."""
+    resume = command.one("resume", "")
+    if resume not in ("", "anyway"):
+        raise ConfigError(f"resume={resume}: the only choice is resume=anyway")
+    return Settings(
+        results=results_root(command),
+        suite=command.one("suite", default_suite),
+        data=data_root(command),
+        cache=cache_root(command),
+        jobs=_positive("jobs", command.one("jobs", str(available_cores()))),
+        resume_anyway=resume == "anyway",
+        offline=offline(command),
+        plugins=plugins.install(command.values.get("plugins", [])),
+    )
+
+
+def results_root(command: Command) -> Path:
+    """The results folder, there or not; refused where it can never be one."""
+    results = Path(command.one("results", "results/runs"))
+    nearest = next(path for path in (results, *results.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ResultsError(f"results={results} cannot be a folder, {nearest} is a file: set another results=DIR")
+    return results
+
+
+def data_root(command: Command) -> Path:
+    return Path(command.one("data", os.environ.get("DGAL_DATA", "data")))
+
+
+def cache_root(command: Command) -> Path:
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dgal_bench"
+    return Path(command.one("cache", os.environ.get("DGAL_CACHE", str(home))))
+
+
+def offline(command: Command) -> bool:
+    choices = {"true": True, "false": False, "1": True, "0": False}
+    text = command.one("offline", os.environ.get("DGAL_OFFLINE", "false")).lower()
+    if text not in choices:
+        raise ConfigError(f"offline={text}: use true or false (also in $DGAL_OFFLINE)")
+    return choices[text]
+
+
+def only_places(command: Command, *known: str) -> None:
+    """Refuse keys that the verb would ignore."""
+    if other := [key for key in command.values if key not in known]:
+        takes = f"the keys of this verb are {', '.join(known)}" if known else "this verb takes none"
+        raise ConfigError(f"{other[0]}= means nothing here: {takes}")
+
+
+def _positive(key: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{key}={text}: use a whole number of 1 or more")
+    return int(text)
+
+
+def axes_of(command: Command, suite: Mapping[str, object]) -> dict[str, list[str]]:
+    """The grid: defaults, then the suite's axes, then the command line's."""
+    axes = {key: [value] for key, value in DEFAULTS.items()}
+    for key, values in suite.items():
+        axes[key] = [str(value) for value in values] if isinstance(values, list) else [str(values)]
+    axes |= {key: values for key, values in command.values.items() if key not in PLACES}
+    _check_keys(axes)
+    return axes
+
+
+def _check_keys(axes: Mapping[str, Sequence[str]]) -> None:
+    """A misspelt place or group has no dot and may be near a name that the configuration does not know."""
+    sample = to_dict(compose({**DEFAULTS, "strategy": "random"}))
+    for key in axes:
+        if key not in GROUPS:
+            check_key(key, sample, extra=PLACES)
+
+
+def only_settings(command: Command) -> None:
+    """Refuse what the verb would ignore: bare words, and flags that are another's."""
+    if command.words:
+        word = command.words[0]
+        raise ConfigError(f"'{word}' is no key=value: this verb takes settings, as in strategy={word}")
+    only_flags(command, "--print-config", "--dry-run")
+
+
+def only_flags(command: Command, *known: str) -> None:
+    if other := [flag for flag in command.flags if flag not in known]:
+        has = f"the flags of this verb are {', '.join(known)}" if known else "this verb has no flags"
+        raise ConfigError(f"{other[0]} means nothing here: {has}")
+
+
+def check_writable(results: Path) -> None:
+    """Say so before hours of work, not after."""
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResultsError(f"results={results} cannot be written: {error.strerror}: set results=DIR") from error
+    if not os.access(results, os.W_OK):
+        raise ResultsError(f"results={results} cannot be written: set results=DIR")

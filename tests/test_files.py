@@ -1,0 +1,295 @@
+"""The files of data sets: what a load refuses, and the one step that fetches. Downloads come from this machine only."""
+
+import fcntl
+import gzip
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import threading
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torchvision
+
+from dgal_bench.cli import main
+from dgal_bench.data import datasets
+from dgal_bench.data.datasets import DATASETS, MNIST, Dataset, load
+from dgal_bench.data.files import MANIFEST, Source, check, missing, obtain
+from dgal_bench.errors import DataError, ResultsError
+
+CONTENT = {"images": b"pixels" * 500_000, "labels": b"0123456789"}
+
+
+def source_of(content, torchvision_class="Toy", name="toy", folder="TOY/raw"):
+    files = {file: (len(raw), hashlib.sha256(raw).hexdigest()) for file, raw in content.items()}
+    return Source(name, folder, torchvision_class, files)
+
+
+TOY = source_of(CONTENT)
+
+
+class Heard:
+    """What a server was asked for, and what progress was told."""
+
+    def __init__(self):
+        self.paths, self.progress = [], []
+
+    def told(self, what, done, of):
+        self.progress.append((what, done, of))
+
+
+@pytest.fixture
+def heard():
+    return Heard()
+
+
+@pytest.fixture
+def server(tmp_path, heard):
+    """A mirror on this machine that serves a folder; its address and the folder."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            heard.paths.append(self.path)
+
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as http_server:
+        threading.Thread(target=http_server.serve_forever, args=(0.01,), daemon=True).start()
+        yield SimpleNamespace(url=f"http://127.0.0.1:{http_server.server_port}/", folder=folder)
+        http_server.shutdown()
+
+
+NOWHERE = "http://127.0.0.1:9/"  # the discard port: refused at once
+
+
+@pytest.fixture
+def published(server, monkeypatch):
+    """Publish files on the mirror as torchvision names them: archives, their md5, and where they are."""
+
+    def publish(content, torchvision_class="Toy", mirrors=None, level=6):
+        resources = []
+        for name, raw in content.items():
+            packed = gzip.compress(raw, level, mtime=0)
+            (server.folder / f"{name}.gz").write_bytes(packed)
+            resources.append((f"{name}.gz", hashlib.md5(packed).hexdigest()))
+        known = SimpleNamespace(mirrors=mirrors or [server.url], resources=resources)
+        original = getattr(torchvision.datasets, torchvision_class, None)
+        for name in ("mirrors", "resources"):
+            if original is not None:
+                monkeypatch.setattr(original, name, getattr(known, name))
+        if original is None:
+            monkeypatch.setattr(torchvision.datasets, torchvision_class, known, raising=False)
+
+    return publish
+
+
+def lay_out(root, content=CONTENT, packed=False):
+    where = TOY.at(root)
+    where.mkdir(parents=True, exist_ok=True)
+    for name, raw in content.items():
+        (where / (f"{name}.gz" if packed else name)).write_bytes(gzip.compress(raw) if packed else raw)
+    return where
+
+
+def test_what_is_missing_is_downloaded_unpacked_checked_and_written_down(tmp_path, published, heard, server):
+    published(CONTENT)
+    obtain(TOY, tmp_path, heard.told)
+    where = TOY.at(tmp_path)
+    assert {name: (where / name).read_bytes() for name in CONTENT} == CONTENT
+    check(TOY, tmp_path)
+    manifest = json.loads((where / MANIFEST).read_text())
+    assert manifest["files"]["images"]["sha256"] == TOY.files["images"][1]
+    assert manifest["files"]["images"]["from"] == f"{server.url}images.gz"
+    assert {path.name for path in where.iterdir()} == {"images", "labels", MANIFEST, ".lock"}  # no archive, no part
+    whats = {what for what, _, _ in heard.progress}
+    assert whats == {"downloading images.gz (MB)", "downloading labels.gz (MB)"}
+    asked = len(heard.paths)
+    obtain(TOY, tmp_path, heard.told)  # again: nothing to fetch
+    assert len(heard.paths) == asked == 2
+
+
+def test_progress_counts_megabytes(tmp_path, published, heard):
+    big = {"images": os.urandom(5_200_000)}
+    published(big)
+    obtain(source_of(big), tmp_path, heard.told)
+    done = [done for _, done, _ in heard.progress]
+    assert done == sorted(done)
+    assert done[-1] == 5
+    assert {of for _, _, of in heard.progress} == {5}
+
+
+def test_the_next_mirror_is_tried(tmp_path, published, server, heard):
+    published(CONTENT, mirrors=[NOWHERE, server.url])
+    obtain(TOY, tmp_path, heard.told)
+    check(TOY, tmp_path)
+
+
+def test_a_mirror_that_serves_something_else_is_not_believed(tmp_path, published, server, heard):
+    published(CONTENT)
+    (server.folder / "labels.gz").write_bytes(gzip.compress(b"a page that asks for a login"))
+    with pytest.raises(DataError, match="cannot be downloaded") as caught:
+        obtain(TOY, tmp_path, heard.told)
+    assert missing(TOY, TOY.at(tmp_path)) == ["labels"]
+    assert "\n" not in str(caught.value)
+
+
+def test_no_network_is_one_line_that_says_what_to_put_where(tmp_path, published, heard):
+    published(CONTENT, mirrors=[NOWHERE])
+    with pytest.raises(DataError) as caught:
+        obtain(TOY, tmp_path, heard.told)
+    text = str(caught.value)
+    assert caught.value.exit_code == 3
+    assert f"not there at {TOY.at(tmp_path)} and cannot be downloaded ({NOWHERE}images.gz: no connection)" in text
+    assert "put images, labels (or their .gz) there" in text
+    assert "DGAL_DATA" in text
+    assert "\n" not in text
+
+
+def test_offline_asks_nobody(tmp_path, published, heard):
+    published(CONTENT)
+    with pytest.raises(DataError, match="offline=true forbids to download it"):
+        obtain(TOY, tmp_path, heard.told, offline=True)
+    assert heard.paths == []
+
+
+def test_archives_that_lie_there_are_unpacked_without_a_network(tmp_path, heard):
+    where = lay_out(tmp_path, packed=True)
+    obtain(TOY, tmp_path, heard.told, offline=True)
+    check(TOY, tmp_path)
+    assert (where / "images.gz").exists()  # the user's: left alone
+    assert json.loads((where / MANIFEST).read_text())["files"]["labels"]["from"] == "labels.gz"
+
+
+def test_an_archive_cut_short_is_named_and_leaves_nothing_half(tmp_path, heard):
+    where = lay_out(tmp_path, packed=True)
+    whole = (where / "images.gz").read_bytes()
+    (where / "images.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"images.gz cannot be unpacked .*: delete it and try again"):
+        obtain(TOY, tmp_path, heard.told, offline=True)
+    assert {path.name for path in where.iterdir()} == {"images.gz", "labels.gz", ".lock"}
+
+
+def test_a_part_that_a_kill_left_is_no_file(tmp_path, published, heard):
+    """Killed while unpacking or downloading: only whole files have their names, and the next try starts over."""
+    published(CONTENT)
+    where = lay_out(tmp_path, {"labels": CONTENT["labels"]})
+    (where / "images.part").write_bytes(b"pix")
+    obtain(TOY, tmp_path, heard.told)
+    check(TOY, tmp_path)
+    assert not (where / "images.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda raw: raw[:1000], r"images of data set 'toy' has 1,000 bytes where 3,000,000 are published: delete it"),
+        (
+            lambda raw: b"X" + raw[1:],
+            r"images of data set 'toy' is not the published one \(sha256 \w{12}, not \w{12}\)",
+        ),
+        (lambda raw: b"", r"has 0 bytes where 3,000,000"),
+    ],
+    ids=["truncated", "one byte changed", "empty"],
+)
+def test_a_damaged_file_is_refused_and_never_replaced(tmp_path, published, heard, damage, said):
+    published(CONTENT)
+    where = lay_out(tmp_path)
+    (where / "images").write_bytes(damage(CONTENT["images"]))
+    for step in (lambda: check(TOY, tmp_path), lambda: obtain(TOY, tmp_path, heard.told)):
+        with pytest.raises(DataError, match=said) as caught:
+            step()
+        assert caught.value.exit_code == 3
+    assert (where / "images").read_bytes() == damage(CONTENT["images"])
+    assert heard.paths == []
+
+
+def test_one_at_a_time(tmp_path, published, heard):
+    """A second one waits for the lock, then finds everything there and asks nobody."""
+    published(CONTENT)
+    where = TOY.at(tmp_path)
+    where.mkdir(parents=True)
+    with (where / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=obtain, args=(TOY, tmp_path, heard.told))
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        assert heard.paths == []
+        lay_out(tmp_path)  # what the holder does meanwhile
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert heard.paths == []
+    check(TOY, tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path, heard):
+    (tmp_path / "TOY").write_text("a file where a folder should be")
+    with pytest.raises(ResultsError, match=r"data set 'toy' cannot be put at .*; set data=DIR or DGAL_DATA"):
+        obtain(TOY, tmp_path, heard.told, offline=True)
+
+
+def test_the_verb_fetches_and_says_where(tmp_path, published, monkeypatch, capsys):
+    published(CONTENT)
+    monkeypatch.setitem(DATASETS, "toy", Dataset(lambda root: pytest.fail("nothing is read"), TOY))
+    assert main(["data", "toy", f"data={tmp_path}", "offline=true"]) == 3
+    assert "dgal-bench: data set 'toy' is not there at" in capsys.readouterr().err
+    assert main(["data", "toy", f"data={tmp_path}", "offline=false"]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"toy             2 files, 3.0 MB, as published, at {TOY.at(tmp_path)}\n"
+    assert "[set-up] toy: downloading images.gz (MB)" in err
+    assert main(["data", f"data={tmp_path}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(DATASETS)
+    assert lines[0].endswith("ships inside scikit-learn")
+    assert "not complete" in lines[1]
+
+
+def test_the_verb_refuses_what_it_does_not_know(capsys):
+    assert main(["data", "mnits"]) == 2
+    assert "unknown data set 'mnits'; did you mean 'mnist'?" in capsys.readouterr().err
+    assert main(["data", "mnist", "seed=3"]) == 2
+    assert "seed= means nothing here: the keys of this verb are data, offline" in capsys.readouterr().err
+    assert main(["data", "offline=perhaps"]) == 2
+    assert "offline=perhaps: use true or false" in capsys.readouterr().err
+
+
+@pytest.mark.skipif("DGAL_DATA" not in os.environ, reason="needs $DGAL_DATA")
+def test_the_real_mnist_by_the_whole_way(tmp_path, published, heard):
+    """Its files, packed and served by this machine, arrive as the data set whose sha256 are in the registry."""
+    raw = MNIST.at(Path(os.environ["DGAL_DATA"]))
+    published({name: (raw / name).read_bytes() for name in MNIST.files}, "MNIST", level=1)
+    datasets.fetch("mnist", tmp_path, heard.told)
+    assert load("mnist", tmp_path).images.shape == (60_000, 1, 28, 28)
+    cut = MNIST.at(tmp_path) / "train-images-idx3-ubyte"
+    whole = cut.read_bytes()
+    cut.write_bytes(whole[:-1])
+    with pytest.raises(DataError, match="has 47,040,015 bytes where 47,040,016 are published"):
+        load("mnist", tmp_path)
+    cut.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(DataError, match="is not the published one"):
+        load("mnist", tmp_path)
+    shutil.rmtree(tmp_path / "MNIST")
+
+
+def test_a_file_of_the_right_content_and_the_wrong_shape_is_refused(tmp_path, monkeypatch):
+    """Should a registry line ever be wrong: shapes are looked at too."""
+    import struct
+
+    content = {}
+    for name in MNIST.files:
+        n = 3
+        header = struct.pack(">IIII", 2051, n, 28, 28) if "images" in name else struct.pack(">II", 2049, n)
+        content[name] = header + bytes(n * 784 if "images" in name else n)
+    source = replace(MNIST, files=source_of(content).files)
+    where = source.at(tmp_path)
+    where.mkdir(parents=True)
+    for name, raw in content.items():
+        (where / name).write_bytes(raw)
+    monkeypatch.setitem(DATASETS, "mnist", Dataset(partial(datasets._mnist_like, source), source))
+    with pytest.raises(DataError, match=r"has shapes \(\(3, 28, 28\), \(3, 28, 28\)\), not 60,000 and 10,000"):
+        load("mnist", tmp_path)

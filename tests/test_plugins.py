@@ -1,0 +1,267 @@
+"""Strategies from outside the package: what a plugin adds, how it is checked, and what becomes of one that cheats."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgal_bench import laws, plugins
+from dgal_bench.cli import main
+from dgal_bench.compose import group_names
+from dgal_bench.config import StrategyConfig
+from dgal_bench.errors import ConfigError
+from dgal_bench.laws import PRACTICE, practice, run_here
+from dgal_bench.record import read_cell
+from dgal_bench.strategies import ACQUISITIONS, resolved
+
+pytestmark = pytest.mark.usefixtures("registries")
+
+HEAD = """
+from dataclasses import dataclass
+import random
+import numpy as np
+import torch
+from dgal_bench.strategies import Query
+
+@dataclass(frozen=True)
+class Mine:
+    factor: float = 1.0
+    def __call__(self, query, candidates, batch_size):
+{body}
+
+ACQUISITIONS = {{"mine": Mine}}
+"""
+
+
+def acquisition(tmp_path, body, name="mine.py"):
+    """A plugin file whose acquisition has this body."""
+    path = tmp_path / name
+    path.write_text(HEAD.format(body="\n".join(f"        {line}" for line in body.splitlines())))
+    return path
+
+
+def restriction(tmp_path, body):
+    path = tmp_path / "mine.py"
+    text = HEAD.format(body="\n".join(f"        {line}" for line in body.splitlines()))
+    path.write_text(text.replace("query, candidates, batch_size", "query").replace("ACQUISITIONS", "RESTRICTIONS"))
+    return path
+
+
+def broken_laws(path, lab):
+    """Law -> breach, for the one strategy of a plugin."""
+    (reference,) = plugins.install([str(path)])
+    (name,) = laws.sentences(plugins.INSTALLED[reference])
+    return {verdict.law: verdict.broken for verdict in laws.judge(lab, name) if verdict.broken}
+
+
+def test_a_cheat_that_writes_does_not_spoil_the_lab_of_the_next(tmp_path, lab):
+    before = lab.data.images.clone(), lab.setup.graph.weights.clone()
+    body = "query.images[:] = 0\nreturn candidates[query.ties(candidates).argsort()[:batch_size]]"
+    assert set(broken_laws(acquisition(tmp_path, body), lab)) == {UNCHANGED}
+    assert torch.equal(lab.data.images, before[0])
+    assert torch.equal(lab.setup.graph.weights, before[1])
+
+
+FULL, RESTRICTS, SAME, GLOBALS, UNCHANGED, HIDDEN, PHASES, RESUMES = laws.LAWS
+
+
+def test_an_honest_one_keeps_every_law(tmp_path, lab):
+    assert (
+        broken_laws(acquisition(tmp_path, "return candidates[query.ties(candidates).argsort()[:batch_size]]"), lab)
+        == {}
+    )
+
+
+# Each cheats in its own way, and one law at least says how: the law, the plugin's body, a part of what is said.
+CHEATS = {
+    "too few": (FULL, "return candidates[: batch_size - 2]", "picked 3 points where the batch size is 5"),
+    "too many": (FULL, "return candidates[: batch_size + 1]", "picked 6 points where the batch size is 5"),
+    "twice the same": (FULL, "return candidates[:1].repeat(batch_size)", "picked 4 of 5 points twice"),
+    "labeled": (
+        FULL,
+        "return torch.cat([query.pool.labeled[:1], candidates[: batch_size - 1]])",
+        "picked 1 of 5 points that are labeled already",
+    ),
+    "outside": (FULL, "return candidates[:batch_size] + 1000", "outside the pool of 200 points"),
+    "negative": (FULL, "return -1 - torch.arange(batch_size)", "outside the pool of 200 points"),
+    "a list": (FULL, "return candidates[:batch_size].tolist()", "a flat int64 tensor of positions, not a list"),
+    "floats": (FULL, "return candidates[:batch_size].float()", "not (5,) torch.float32"),
+    "an error": (FULL, "return candidates[[]][0]", "(mine.py, line 12)"),
+    "a hidden draw": (SAME, "return candidates[torch.randperm(len(candidates))[:batch_size]]", "draw from query.rng"),
+    "python's generator": (GLOBALS, "random.random()\nreturn candidates[:batch_size]", "generator of random has moved"),
+    "numpy's generator": (GLOBALS, "np.random.rand()\nreturn candidates[:batch_size]", "generator of numpy has moved"),
+    "writes to the pool": (UNCHANGED, "query.pool.labels[:] = 3\nreturn candidates[:batch_size]", "query.pool.labels"),
+    "writes to images": (UNCHANGED, "query.images[0] += 1\nreturn candidates[:batch_size]", "query.images"),
+    "an unknown phase": (
+        PHASES, "with query.clock.phase('think'):\n    return candidates[:batch_size]", "phase 'think' is not one",
+    ),
+    "a memory of its own": (
+        RESUMES,
+        "seen = self.__dict__.setdefault('seen', [])\nseen.append(len(query.pool.labeled))\n"
+        "return candidates[len(seen) :][:batch_size]",
+        "stopped after round 0, it goes on to another round 1",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_cheat_is_found_by_its_law(cheat, tmp_path, lab):
+    law, body, said = CHEATS[cheat]
+    assert said in broken_laws(acquisition(tmp_path, body), lab)[law]
+
+
+def test_one_that_has_seen_the_hidden_labels_is_found(tmp_path, lab, monkeypatch):
+    """What no honest plugin can do from a query alone: the labels are smuggled in."""
+    path = acquisition(tmp_path, "return candidates[SMUGGLED[candidates].argsort(stable=True)[:batch_size]]")
+    plugins.install([str(path)])
+    select = laws.Asked.select
+
+    def smuggle(self):
+        sys.modules["dgal_bench_plugin_mine"].SMUGGLED = self.cell.lab.data.labels
+        return select(self)
+
+    monkeypatch.setattr(laws.Asked, "select", smuggle)
+    assert "it has seen them" in broken_laws(path, lab)[HIDDEN]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return query.pool.labeled", "points that are labeled already"),
+        ("return query.pool.unlabeled[:3]", "only 3 candidates for a batch of 5"),
+        ("return query.pool.unlabeled[:1].repeat(9)", "twice"),
+        ("return query.pool.unlabeled + 900", "outside the pool"),
+    ],
+)
+def test_a_restriction_that_cheats_is_found(tmp_path, lab, body, said):
+    assert said in broken_laws(restriction(tmp_path, body), lab)[RESTRICTS]
+
+
+def test_check_says_what_broke_and_exits_1(tmp_path, capsys):
+    path = acquisition(tmp_path, "return candidates[: batch_size - 2]")
+    assert main(["check", str(path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "(mine)"  # a part in no sentence is put into one
+    assert lines[1].startswith("  BROKEN  picks a full batch")
+    assert lines[2].strip() == "with 1 labels and seed 0: the strategy picked 3 points where the batch size is 5"
+    assert lines[-1].endswith(" broken")
+    assert not (tmp_path / "__pycache__").exists()
+
+
+def test_a_sentence_of_its_own_is_a_strategy_like_any_other(tmp_path, lab):
+    path = acquisition(tmp_path, "return candidates[query.ties(candidates).argsort()[:batch_size]]")
+    sentence = '{"restrict": {"kind": "uniform", "restricted_size": "${restricted_size}"}, "acquire": {"kind": "mine"}}'
+    path.write_text(path.read_text() + f'STRATEGIES = {{"rsmine": {sentence}}}\n')
+    (reference,) = plugins.install([str(path)])
+    assert plugins.install([str(path)]) == (reference,)  # again: no clash with itself
+    assert "rsmine" in group_names("strategy")
+    config = practice("rsmine", "strategy.acquire.factor=2")
+    origin = plugins.INSTALLED[reference].origin
+    assert config.strategy.acquire == {"kind": "mine", "plugin": origin, "factor": 2.0}
+    assert config.strategy.restrict == {"kind": "uniform", "restricted_size": 20}
+    rows = run_here(lab, tmp_path / "seed-0.jsonl", config)
+    assert [row.n_candidates for row in rows] == [20, 20, None]
+
+
+def test_rows_of_changed_code_are_not_gone_on_with(tmp_path, lab, capsys):
+    """The hash of the plugin's file is part of the configuration of the strategies that use it, and of no other."""
+    path = acquisition(tmp_path, "return candidates[:batch_size]")
+    words = ["run", f"plugins={path}", "representation=pca", "profile=smoke", f"results={tmp_path}", *PRACTICE]
+    plugins.install([str(path)])
+    config = practice("margin", "strategy.acquire={kind: mine}")
+    file = tmp_path / "single" / "digits" / "margin" / "seed-0.jsonl"
+    run_here(lab, file, config)
+    ACQUISITIONS.pop("mine")
+    plugins.INSTALLED.clear()
+    path.write_text(path.read_text() + "# another thought\n")
+    assert main([*words, "strategy=margin", "strategy.acquire={kind: mine}", "--dry-run"]) == 2
+    err = capsys.readouterr().err
+    assert "holds results of another configuration (strategy.acquire.plugin: 'mine.py@" in err
+
+
+def test_a_configuration_from_another_plugin_is_refused_by_a_worker(tmp_path):
+    path = acquisition(tmp_path, "return candidates[:batch_size]")
+    plugins.install([str(path)])
+    made_elsewhere = StrategyConfig("margin", {"kind": "everything"}, {"kind": "mine", "plugin": "mine.py@0000"})
+    with pytest.raises(ConfigError, match=r"is of mine.py@0000, but mine.py@\w+ is loaded"):
+        resolved(made_elsewhere)
+
+
+MISTAKES = {
+    "x = (": "is not valid Python: '(' was never closed (line 1)",
+    "1 / 0": "fails when it is run: ZeroDivisionError: division by zero (wrong.py, line 1)",
+    "import nowhere_at_all": "fails when it is run: ModuleNotFoundError: No module named 'nowhere_at_all'",
+    "pass": "defines none of RESTRICTIONS, ACQUISITIONS, STRATEGIES: there is nothing to add",
+    "ACQUISITIONS = [1]": "ACQUISITIONS must be a dictionary of names, not list",
+    "ACQUISITIONS = {'f': lambda query, candidates, size: 1}": "must be a class with @dataclass(frozen=True)",
+    "STRATEGIES = {'a': {'restrict': {'kind': 'everything'}}}": "strategy 'a' must be {\"restrict\"",
+    "STRATEGIES = {'dgmg': {'restrict': {'kind': 'everything'}, 'acquire': {'kind': 'margin'}}}": (
+        "there is a strategy 'dgmg' already"
+    ),
+    "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass A:\n    def __call__(self, query): pass\n"
+    "ACQUISITIONS = {'a': A}": "must be callable as part(query, candidates, batch_size)",
+    "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass A:\n    x: list[int]\n"
+    "    def __call__(self, q, c, b): pass\nACQUISITIONS = {'a': A}": "setting 'x' must be an int, float, str or bool",
+    "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass A:\n"
+    "    def __call__(self, q, c, b): pass\nACQUISITIONS = {'margin': A}": "kind 'margin' is taken already",
+}
+
+
+@pytest.mark.parametrize("source", MISTAKES)
+def test_a_plugin_that_is_none_is_one_line_and_exit_code_2(source, tmp_path, capsys):
+    path = tmp_path / "wrong.py"
+    path.write_text(source)
+    assert main(["bench", f"plugins={path}", "--dry-run"]) == 2
+    err = capsys.readouterr().err
+    assert MISTAKES[source] in err
+    assert err.count("\n") == 1
+
+
+def test_a_plugin_that_is_not_there(tmp_path, capsys):
+    assert main(["check", str(tmp_path / "nowhere.py")]) == 2
+    assert "nowhere.py cannot be read: No such file" in capsys.readouterr().err
+    assert main(["bench", "plugins=nonesuch", "--dry-run"]) == 2
+    assert "neither a .py file nor an entry point of the group dgal_bench.plugins" in capsys.readouterr().err
+
+
+def test_an_entry_point_is_a_plugin_too(tmp_path, monkeypatch):
+    """A distribution as pip leaves it: a module, and metadata that name it."""
+    acquisition(tmp_path, "return candidates[:batch_size]", name="mine_package.py")
+    info = tmp_path / "mine_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[dgal_bench.plugins]\nmine = mine_package\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert plugins.install(["mine"]) == ("mine",)
+    assert plugins.INSTALLED["mine"].origin.startswith("mine_package.py@")
+    assert "mine" in ACQUISITIONS
+
+
+@pytest.mark.slow
+def test_a_sweep_with_a_cheat_fails_its_cells_only_and_exits_1(tmp_path, cache_root):
+    """Real workers: the plugin reaches them, its honest strategy is swept, its cheat is recorded and named."""
+    path = acquisition(tmp_path, "return candidates[: batch_size - 2]")
+    honest = "query.ties(candidates).argsort()[:batch_size]"
+    path.write_text(
+        path.read_text().replace("ACQUISITIONS = ", "CHEAT = ")
+        + "\n@dataclass(frozen=True)\nclass Honest:\n    def __call__(self, query, candidates, batch_size):\n"
+        + f"        return candidates[{honest}]\n\n"
+        + 'ACQUISITIONS = {"cheat": Mine, "honest": Honest}\n'
+        + 'ALL = {"kind": "everything"}\n'
+        + 'STRATEGIES = {n: {"restrict": ALL, "acquire": {"kind": n}} for n in ("cheat", "honest")}\n'
+    )
+    words = [sys.executable, "-m", "dgal_bench.cli", "bench", f"plugins={path}", "strategy=cheat,honest", "seed=0"]
+    base = ["representation=pca", "profile=smoke", f"results={tmp_path}/r", f"cache={cache_root}", *PRACTICE]
+    done = subprocess.run([*words, *base], capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "digits/cheat/seed-0: FAILED: the strategy picked 3 points where the batch size is 5" in done.stderr
+    assert "1 of 2 cells failed; the same command tries them again" in done.stderr
+    good, bad = (
+        read_cell(Path(tmp_path / "r" / "simple" / "digits" / n / "seed-0.jsonl")) for n in ("honest", "cheat")
+    )
+    assert (good.status, bad.status) == ("done", "failed")
+    assert good.header["config"]["strategy"]["acquire"]["plugin"].startswith("mine.py@")
+    assert "Traceback" not in done.stderr
+    assert f"From plugins: honest ({good.header['config']['strategy']['acquire']['plugin']})." in done.stdout
