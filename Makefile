@@ -11,7 +11,7 @@ ARGS = $(if $(SUITE),suite=$(SUITE)) $(if $(DATASET),dataset=$(DATASET)) $(if $(
        $(if $(RESULTS),results=$(RESULTS)) $(if $(JOBS),jobs=$(JOBS)) $(if $(PLUGINS),plugins=$(PLUGINS)) $(OVERRIDES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench smoke report data test test-all lint type clean
+.PHONY: help setup bench smoke report data doctor test test-all lint type clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ report: setup  ## tables and figures of RESULTS (default results/runs)
 comma := ,
 data: setup  ## find, download and check the files of DATASET (none named: say what is there)
 	@$(BIN)/dgal-bench data $(subst $(comma), ,$(DATASET))
+
+doctor: setup  ## is this machine fit to run, and if not, what mends it
+	@$(BIN)/dgal-bench doctor
 
 test: setup  ## the fast tests
 	@$(BIN)/python -m pytest

@@ -27,6 +27,7 @@ USAGE = """\
       report    tables and figures of a results folder: dgal-bench report RESULTS --out DIR
       data      find, download and check data sets: dgal-bench data mnist (none named: say what is there)
       check     put your own strategies to the law tests: dgal-bench check my_strategies.py
+      doctor    is this machine fit to run, and if not, what mends it
 
     groups (one name, or several with commas: they make a grid)
     {groups}
@@ -47,7 +48,7 @@ USAGE = """\
       --out DIR       report: where to write (RESULTS/report)
       --version, --help
 
-    exit codes: 0 done, 1 cells failed (check: laws broken), 2 a mistake in a command or file,
+    exit codes: 0 done, 1 cells failed (check: laws broken; doctor: trouble found), 2 a mistake in a command or file,
     3 data missing or damaged, 130 interrupted
 """
 
@@ -169,8 +170,21 @@ def check(command: Command) -> int:
     return 1 if any(verdict.broken for verdict in verdicts) else 0
 
 
+def doctor(command: Command) -> int:
+    from dgal_bench.doctor import examine, table
+    from dgal_bench.request import cache_root, data_root, only_flags, only_places, results_root
+
+    if command.words:
+        raise ConfigError(f"doctor takes no '{command.words[0]}', only data=DIR, cache=DIR and results=DIR")
+    only_flags(command)
+    only_places(command, "data", "cache", "results")
+    findings = examine(data_root(command), cache_root(command), results_root(command))
+    say(table(findings))
+    return 1 if any(finding.state == "trouble" for finding in findings) else 0
+
+
 VERBS: dict[str, Callable[[Command], int]] = {
-    "bench": bench, "run": run, "report": report, "data": data, "check": check,
+    "bench": bench, "run": run, "report": report, "data": data, "check": check, "doctor": doctor,
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "dgal_bench"
 # fmt: off
 LAYERS = (
     "errors", "arrays", "config", "checks", "compose", "seeding", "threads", "clock", "data", "graph", "models",
-    "strategies", "plugins", "provenance", "cache", "representation", "record", "identity", "lab", "loop",
+    "strategies", "plugins", "provenance", "cache", "representation", "doctor", "record", "identity", "lab", "loop",
     "laws", "worker", "sweep", "process", "engine", "progress", "report", "arguments", "request", "cli",
 )
 # fmt: on

@@ -65,6 +65,7 @@ MISTAKES = [
     (["data", "mnist", "--dry-run"], "--dry-run means nothing here: this verb has no flags"),
     (["check"], "check takes plugin files: dgal-bench check my_strategies.py"),
     (["check", "x.py", "seed=1"], "seed= means nothing here: this verb takes none"),
+    (["doctor", "digits"], "doctor takes no 'digits', only data=DIR, cache=DIR and results=DIR"),
     (["run"], "run needs a strategy"),
     (["run", "strategy=random,margin"], "strategy takes one value, not 2"),
     (["report"], "report takes one results folder"),
