@@ -1,0 +1,66 @@
+"""The built wheel, in an environment of its own, away from the repository."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from dgal_bench import __version__
+from dgal_bench.record import read_results
+
+HERE = Path(__file__).parent.parent
+
+
+def run(*words, cwd, **environment):
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "DGAL_", "VIRTUAL_ENV"))}
+    done = subprocess.run(
+        list(map(str, words)),
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        cwd=cwd,
+        check=False,
+        env=kept | environment,
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return done
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_the_main_job_away_from_the_repository(tmp_path):
+    """``dgal-bench bench dataset=digits``, whole: installing takes minutes, and so does the job. Needs an index."""
+    try:
+        run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, HERE, cwd=tmp_path)
+        (wheel,) = tmp_path.glob("dgal_bench-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            names = set(archive.namelist())
+        inside = {f"dgal_bench/{path.relative_to(HERE)}" for path in (HERE / "conf").rglob("*.yaml")}
+        assert len(inside) > 10
+        assert inside <= names
+        assert not [name for name in names if name.startswith(("tests/", "conf/"))]
+        run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+        run(tmp_path / "venv/bin/python", "-m", "pip", "install", "--quiet", f"{wheel}[cpu]", cwd=tmp_path)
+
+        command = tmp_path / "venv/bin/dgal-bench"
+        assert run(command, "--version", cwd=tmp_path).stdout == f"dgal-bench {__version__}\n"
+        assert "no trouble found" in run(command, "doctor", cwd=tmp_path).stdout
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        done = run(command, "bench", "dataset=digits", cwd=elsewhere, DGAL_CACHE=str(tmp_path / "cache"))
+        logs = read_results(elsewhere / "results" / "runs")
+        assert len(logs) == 45
+        assert all(log.done for log in logs)
+        assert {log.header["provenance"]["git"]["revision"] for log in logs} == {None}
+        assert {log.header["provenance"]["versions"]["dgal-bench"] for log in logs} == {__version__}
+        assert "| dgmg " in done.stdout
+        last = {log.header["cell"].split("/")[1]: log.records[-1].accuracy for log in logs}
+        assert last["random"] > 0.8
+        assert (
+            elsewhere / "results/runs/simple/report/simple-digits-cpu-accuracy-query-time.png"
+        ).stat().st_size > 10_000
+    finally:
+        shutil.rmtree(tmp_path, ignore_errors=True)  # six gigabytes
