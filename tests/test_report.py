@@ -10,7 +10,7 @@ from scipy import stats
 
 from dgal_bench.errors import ResultsError
 from dgal_bench.record import Recorder, RoundRecord, read_results
-from dgal_bench.report.figures import accuracy_against_query_time, styles
+from dgal_bench.report.figures import FIGURES, accuracy_against_query_time, styles
 from dgal_bench.report.statistics import (
     area_under_curve,
     cumulative_query_seconds,
@@ -194,6 +194,30 @@ def test_the_curves_are_the_rows(results):
     # the mean over both seeds of the seconds before rows 1 and 2: (3, 6) and (8, 16)
     assert lines["margin"].get_xdata().tolist() == pytest.approx([4.5, 12.0])
     assert lines["dgmg"].get_ydata().tolist() == pytest.approx([0.61, 0.81])
+
+
+def test_the_frame_follows_the_means_and_no_accuracy_is_above_1(tmp_path):
+    """Two seeds that differ by up to 75 points: the t band of their mean leaves 0..1 on both sides."""
+    for seed, shift in ((0, -0.1), (1, 0.15)):
+        rows = [row(r.round, r.n_labeled, r.accuracy + shift * (r.round + 1), 1.0) for r in ROWS]
+        cell(tmp_path, "margin", seed, rows)
+    (one,) = group(read_results(tmp_path))
+    for draw in FIGURES.values():
+        low, high = draw(one).axes[0].get_ylim()
+        means = draw(one).axes[0].lines[0].get_ydata()
+        assert 0 <= low < min(means)
+        assert max(means) <= high <= 1
+
+
+def test_an_installed_wheel_is_named_by_its_version(tmp_path):
+    installed = header("margin", 0)
+    installed["provenance"] |= {"git": {"revision": None, "dirty": None}, "versions": {"dgal-bench": "9.8.7"}}
+    with Recorder(tmp_path / "suite" / "toy" / "margin" / "seed-0.jsonl") as recorder:
+        recorder.write_header(installed)
+        for one in scaled(1):
+            recorder.write(one)
+    (one,) = group(read_results(tmp_path))
+    assert "dgal-bench 9.8.7;" in summary_md([one])
 
 
 def test_a_strategy_looks_the_same_everywhere_and_two_never_alike(results):

@@ -80,6 +80,7 @@ def _canvas(
     axes = figure.add_subplot()
     n_seeds = {len(group.finished(strategy)) for strategy in group.strategies}
     looks = styles(group, _order(group))
+    drawn: list[float] = []
     for strategy, look in looks.items():
         logs = list(group.finished(strategy).values())
         rows = range(first_row, min(len(log.records) for log in logs))
@@ -90,6 +91,9 @@ def _canvas(
         if len(logs) > 1:
             low, high = [e.low for e in estimates], [e.high for e in estimates]
             axes.fill_between(x, low, high, color=look["color"], alpha=0.07, linewidth=0)
+        drawn += [e.mean for e in estimates]
+    # The frame follows the means: with few seeds a t band is wider than accuracies can be.
+    axes.set_ylim(max(0.0, min(drawn, default=0.0) - 0.1), min(1.0, max(drawn, default=1.0) + 0.05))
     axes.set_xlabel(xlabel)
     axes.set_ylabel("test accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -97,7 +101,8 @@ def _canvas(
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False)
     figure.supxlabel(
-        f"mean and 95 % t band over {'/'.join(map(str, sorted(n_seeds)))} seeds, profile {group.profile}",
+        f"mean and 95 % t band (cut at the frame) over {'/'.join(map(str, sorted(n_seeds)))} seeds, "
+        f"profile {group.profile}",
         fontsize=8,
         color="#555555",
     )
