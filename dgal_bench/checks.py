@@ -4,7 +4,7 @@ from functools import reduce
 from math import isfinite
 from typing import Any
 
-from dgal_bench.config import RunConfig, TrainingConfig
+from dgal_bench.config import RepresentationConfig, RunConfig, TrainingConfig
 from dgal_bench.errors import ConfigError, did_you_mean
 
 # The names of the literal registries, known here so that a misspelt kind fails before anything is imported or run;
@@ -51,11 +51,7 @@ def check_values(config: RunConfig) -> None:
             "a batch cannot be picked from fewer candidates; raise restricted_size"
         )
     _check_training(config.training)
-    if not 0 < config.representation.holdout <= 0.5:
-        raise ConfigError(f"representation.holdout={config.representation.holdout}: use a share above 0 and up to 0.5")
-    seed = config.representation.seed
-    if isinstance(seed, str) and seed != "cell":
-        raise ConfigError(f"representation.seed={seed}: use a number, or 'cell' for one representation per seed")
+    _check_representation(config.representation)
     lengths = {len(config.net.channels), len(config.net.kernels), len(config.net.pools)}
     if len(lengths) > 1:
         raise ConfigError("net.channels, net.kernels and net.pools must have the same length")
@@ -66,6 +62,18 @@ def _check_kinds(config: RunConfig) -> None:
         kind: Any = reduce(getattr, key.split("."), config)
         if kind not in choices:
             raise ConfigError(f"unknown {key} '{kind}'{did_you_mean(str(kind), choices)}")
+
+
+def _check_representation(representation: RepresentationConfig) -> None:
+    for name in ("lr", "recon_weight"):
+        value = getattr(representation, name)
+        if not (isfinite(value) and value > 0):
+            raise ConfigError(f"representation.{name}={value}: use a number above 0")
+    if not 0 < representation.holdout <= 0.5:
+        raise ConfigError(f"representation.holdout={representation.holdout}: use a share above 0 and up to 0.5")
+    seed = representation.seed
+    if isinstance(seed, str) and seed != "cell":
+        raise ConfigError(f"representation.seed={seed}: use a number, or 'cell' for one representation per seed")
 
 
 def _check_training(training: TrainingConfig) -> None:

@@ -1,5 +1,6 @@
 """The console script: ``dgal-bench VERB key=value ... [--flag]``, one function per verb."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -172,13 +173,13 @@ def check(command: Command) -> int:
 
 def doctor(command: Command) -> int:
     from dgal_bench.doctor import examine, table
-    from dgal_bench.request import cache_root, data_root, only_flags, only_places, results_root
+    from dgal_bench.request import cache_root, data_root, only_flags, only_places
 
     if command.words:
         raise ConfigError(f"doctor takes no '{command.words[0]}', only data=DIR, cache=DIR and results=DIR")
     only_flags(command)
     only_places(command, "data", "cache", "results")
-    findings = examine(data_root(command), cache_root(command), results_root(command))
+    findings = examine(data_root(command), cache_root(command), Path(command.one("results", "results/runs")))
     say(table(findings))
     return 1 if any(finding.state == "trouble" for finding in findings) else 0
 
@@ -207,6 +208,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"dgal-bench: {error}\n")
         return error.exit_code
+    except BrokenPipeError:  # | head: who was told has heard enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("dgal-bench: stopped; what was finished is kept, and the same command goes on from there\n")
         return 130

@@ -28,7 +28,10 @@ _ADDED: dict[tuple[str, str], DictConfig] = {}
 
 def add_choice(group: str, name: str, content: Mapping[str, Any]) -> None:
     """Let ``name`` be a choice of the group, as if there were a file of that content."""
-    _ADDED[group, name] = OmegaConf.create(dict(content))
+    try:
+        _ADDED[group, name] = OmegaConf.create(dict(content))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{group} '{name}': {_one_line(error)}") from error
 
 
 def group_names(group: str) -> list[str]:
@@ -70,19 +73,23 @@ def compose(choices: Mapping[str, str], overrides: Iterable[str] = ()) -> RunCon
         profile.get(choices["dataset"]) or {},
         read_group("strategy", choices["strategy"]),
     ]
-    composed = OmegaConf.merge(*parts)
-    for override in overrides:
-        check_key(override.partition("=")[0], _plain(composed))
     try:
+        composed = OmegaConf.merge(*parts)
+        for override in overrides:
+            check_key(override.partition("=")[0], _plain(composed))
         composed = OmegaConf.merge(composed, *map(_parsed, overrides))
         config = from_dict(composed)
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error
+    if config.dataset.name not in group_names("dataset"):
+        raise ConfigError(f"unknown dataset.name '{config.dataset.name}': choose with dataset=NAME")
     check_values(config)
     return config
 
 
 def _parsed(override: str) -> DictConfig:
+    if override.partition("=")[2].strip() == "???":  # OmegaConf's word for a missing value: it would be passed over
+        raise ConfigError(f"{override} is no value")
     try:
         return OmegaConf.from_dotlist([override])
     except YAMLError as error:

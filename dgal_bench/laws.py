@@ -85,9 +85,9 @@ def candidates_are_unlabeled(lab: Lab, strategy: str) -> None:
         asked = Asked(lab, strategy, n_labeled=n_labeled)
         candidates = asked.cell.strategy.restrict(asked.query)
         try:
-            asked.pool.check(candidates, len(candidates))
+            asked.pool.check(candidates, len(candidates) if isinstance(candidates, torch.Tensor) else 0, "left")
         except StrategyError as error:
-            raise LawError(f"{asked.when}, among the candidates: {error}") from error
+            raise LawError(f"{asked.when}: {error}") from error
         if len(candidates) < BATCH:
             raise LawError(f"{asked.when}: only {len(candidates)} candidates for a batch of {BATCH}")
 
@@ -163,14 +163,19 @@ def phases_sum_to_the_total(lab: Lab, strategy: str) -> None:
 
 
 def goes_on_after_a_stop(lab: Lab, strategy: str) -> None:
-    """A cell that is stopped after any round and goes on in a new process has the rows of one that was left alone."""
+    """A cell that is stopped after any round and goes on in a new process has the rows of one that was left alone.
+
+    A plugin's module is run afresh for each, as a new process would.
+    """
     config = practice(strategy, "rounds=3")
     with tempfile.TemporaryDirectory() as folder:
         whole, cut = Path(folder) / "whole" / "seed-0.jsonl", Path(folder) / "cut" / "seed-0.jsonl"
+        plugins.run_again()
         rows = run_here(lab, whole, config)
         cut.parent.mkdir()
         for kept in range(1, 3):
             cut.write_bytes(b"".join(whole.read_bytes().splitlines(keepends=True)[: 1 + kept]))
+            plugins.run_again()
             for round_, (one, other) in enumerate(zip(rows, run_here(lab, cut, config), strict=True)):
                 if choice(one) != choice(other):
                     raise LawError(
@@ -200,6 +205,10 @@ LAWS: dict[str, Callable[[Lab, str], None]] = {
 }
 
 
+FIRST = (full_batch, candidates_are_unlabeled)
+"""The laws without which the others say nothing."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """How a strategy stands to a law; ``broken`` says how it broke it, None where it holds."""
@@ -210,7 +219,10 @@ class Verdict:
 
 
 def judge(lab: Lab, strategy: str) -> Iterator[Verdict]:
-    """A strategy before every law; an error of its own counts as a breach."""
+    """A strategy before every law; an error of its own counts as a breach.
+
+    One that does not even pick and restrict as it must is not asked further: it would break everything.
+    """
     for law, holds in LAWS.items():
         broken = None
         try:
@@ -220,6 +232,8 @@ def judge(lab: Lab, strategy: str) -> Iterator[Verdict]:
         except Exception as error:  # noqa: BLE001 - whatever a user's code raises is a finding
             broken = innermost(error)
         yield Verdict(strategy, law, broken)
+        if broken and holds in FIRST:
+            return
 
 
 def copied(lab: Lab) -> Lab:
@@ -276,5 +290,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
             if verdict.strategy == strategy:
                 lines.append(f"  {'BROKEN' if verdict.broken else 'ok':7} {verdict.law}")
                 lines += [f"          {verdict.broken}"] if verdict.broken else []
+        untried = len(LAWS) - sum(verdict.strategy == strategy for verdict in verdicts)
+        lines += [f"  -       {untried} more laws, not tried before this is mended"] if untried else []
     n_broken = sum(verdict.broken is not None for verdict in verdicts)
     return "\n".join([*lines, f"{len(verdicts) - n_broken} of {len(verdicts)} laws hold, {n_broken} broken"])

@@ -62,9 +62,10 @@ def run_round(cell: Cell, pool: Pool, round_: int, jobs: int) -> tuple[RoundReco
         with clock.running():
             selection = cell.strategy.select(query, config.batch_size)
         pool.check(selection.indices, config.batch_size)
+        pool.check(selection.candidates, len(selection.candidates), "left")
         pool = pool.annotate(selection.indices, cell.lab.data.labels[selection.indices])  # the oracle
         facts |= query_facts(cell, query, selection.indices)
-        facts |= {"n_candidates": selection.n_candidates, "n_scored": predict.n_scored}
+        facts |= {"n_candidates": len(selection.candidates), "n_scored": predict.n_scored}
     return RoundRecord(**facts), pool
 
 

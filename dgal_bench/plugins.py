@@ -2,7 +2,8 @@
 
 ``RESTRICTIONS`` and ``ACQUISITIONS``: kind -> frozen dataclass. ``STRATEGIES``: name -> its sentence, as the content of
 a file in conf/strategy: ``{"restrict": {"kind": ...}, "acquire": {"kind": ...}}``. The sha256 of the plugin's file
-stands beside the kind of each of its parts in the configuration: rows of different code are never mixed.
+stands beside the kind of each of its parts in the configuration (of a package: of all its files; what it imports from
+elsewhere is not covered): rows of different code are never mixed. A part with a field ``graph`` is given the graph.
 """
 
 import dataclasses
@@ -63,12 +64,12 @@ def _is_file(reference: str) -> bool:
 
 def load(reference: str) -> Plugin:
     """Run a plugin and check what it holds; nothing is registered."""
-    names, path, source = _run_file(Path(reference)) if _is_file(reference) else _run_entry_point(reference)
-    origin = f"{path.name}@{hashlib.sha256(source).hexdigest()[:16]}"
+    names, path, sha256 = _run_file(Path(reference)) if _is_file(reference) else _run_entry_point(reference)
+    origin = f"{path.name}@{sha256[:16]}"
     tables = [names.get(name, {}) for name in TABLES]
     for name, table in zip(TABLES, tables, strict=True):
         if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
-            raise ConfigError(f"{path.name}: {name} must be a dictionary of names, not {type(table).__name__}")
+            raise ConfigError(f"{path.name}: {name} must be a dictionary whose keys are names (text)")
     if not any(tables):
         raise ConfigError(f"{path.name} defines none of {', '.join(TABLES)}: there is nothing to add")
     for role, table in (("restriction", tables[0]), ("acquisition", tables[1])):
@@ -79,25 +80,26 @@ def load(reference: str) -> Plugin:
     return Plugin(origin, *tables)
 
 
-def _run_file(path: Path) -> tuple[dict[str, Any], Path, bytes]:
+def _run_file(path: Path) -> tuple[dict[str, Any], Path, str]:
     """Run from the very bytes that are hashed, without a cache of compiled code beside the user's file."""
     try:
         source = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"plugins={path} cannot be read: {error.strerror}") from error
-    module = types.ModuleType(f"dgal_bench_plugin_{path.stem}")
+    sha256 = hashlib.sha256(source).hexdigest()
+    module = types.ModuleType(f"dgal_bench_plugin_{path.stem}_{sha256[:8]}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # where a dataclass looks its annotations up
     try:
         exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102 - running it is what was asked for
     except SyntaxError as error:
         raise ConfigError(f"plugins={path} is not valid Python: {error.msg} (line {error.lineno})") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"plugins={path} fails when it is run: {innermost(error, str(path))}") from error
-    return module.__dict__, path, source
+    return module.__dict__, path, sha256
 
 
-def _run_entry_point(name: str) -> tuple[dict[str, Any], Path, bytes]:
+def _run_entry_point(name: str) -> tuple[dict[str, Any], Path, str]:
     known = {point.name: point for point in entry_points(group=GROUP)}
     if name not in known:
         raise ConfigError(
@@ -105,10 +107,13 @@ def _run_entry_point(name: str) -> tuple[dict[str, Any], Path, bytes]:
         )
     try:
         module = known[name].load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"plugins={name} fails when it is imported: {innermost(error)}") from error
-    path = Path(inspect.getsourcefile(module) or "")
-    return vars(module), path, path.read_bytes()
+    if not isinstance(module, types.ModuleType) or module.__file__ is None:
+        raise ConfigError(f"plugins={name}: the entry point {known[name].value} must name a module with a file")
+    path = Path(module.__file__)
+    files = sorted(path.parent.rglob("*.py")) if hasattr(module, "__path__") else [path]
+    return vars(module), path, hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _check_part(what: str, part: Any, n_arguments: int) -> None:
@@ -116,8 +121,8 @@ def _check_part(what: str, part: Any, n_arguments: int) -> None:
         raise ConfigError(f"{what} must be a class with @dataclass(frozen=True): its fields are its settings")
     try:
         hints = get_type_hints(part)
-    except NameError as error:
-        raise ConfigError(f"{what}: a setting has an unknown type: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"{what}: the type of a setting cannot be made out: {error}") from error
     for field in dataclasses.fields(part):
         hint = hints[field.name]
         union = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -127,17 +132,30 @@ def _check_part(what: str, part: Any, n_arguments: int) -> None:
             )
     asked = "query" if n_arguments == 1 else "query, candidates, batch_size"
     try:
-        inspect.signature(part.__call__).bind(None, *range(n_arguments))
-    except (TypeError, AttributeError):
+        own_call = next(vars(one)["__call__"] for one in part.__mro__ if "__call__" in vars(one))
+        inspect.signature(own_call).bind(None, *range(n_arguments))
+    except (TypeError, StopIteration):
         raise ConfigError(f"{what} must be callable as part({asked})") from None
 
 
 def _check_sentence(what: str, sentence: Any) -> None:
-    parts = [sentence.get(role) for role in ("restrict", "acquire")] if isinstance(sentence, dict) else [None]
-    if set(sentence) != {"restrict", "acquire"} or not all(isinstance(part, dict) and "kind" in part for part in parts):
+    parts = (
+        list(sentence.values()) if isinstance(sentence, dict) and set(sentence) == {"restrict", "acquire"} else [None]
+    )
+    if not all(isinstance(part, dict) and "kind" in part for part in parts):
         raise ConfigError(
             f'{what} must be {{"restrict": {{"kind": ...}}, "acquire": {{"kind": ...}}}} with the settings of each part'
         )
+
+
+def run_again() -> None:
+    """Run every plugin afresh, as a new process would: nothing that its module remembers is left."""
+    for reference, plugin in INSTALLED.items():
+        again = load(reference)
+        for kind in plugin.restrictions:
+            RESTRICTIONS[kind] = again.restrictions[kind]
+        for kind in plugin.acquisitions:
+            ACQUISITIONS[kind] = again.acquisitions[kind]
 
 
 def _register(plugin: Plugin) -> Plugin:

@@ -147,8 +147,10 @@ def read_results(root: Path) -> list[CellLog]:
     Raises:
         ResultsError: there is no such folder, no cell in it, or a file is damaged.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise ResultsError(f"{root} is not a folder of results: run 'dgal-bench bench results={root}' first")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise ResultsError(f"{root} cannot be read: Permission denied")
     logs = [log for path in sorted(root.rglob("seed-*.jsonl")) if (log := read_cell(path)) is not None]
     if not logs:
         raise ResultsError(f"{root} holds no results: run 'dgal-bench bench results={root}' first")

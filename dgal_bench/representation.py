@@ -124,7 +124,7 @@ def _make_latents(
         latents, facts = REPRESENTATIONS[kind](data, config.representation, seed, device, progress)
         seconds = perf_counter() - start
         progress("label shares", 0, 1)
-        shares = label_shares(data, latents, config.representation.latent_dim)
+        shares = label_shares(data, latents, config.representation.latent_dim, config.graph.backend)
     ledger = {
         "kind": kind,
         "seconds": seconds,
@@ -156,7 +156,7 @@ def _make_graph(
     return {name: tensor.numpy() for name, tensor in arrays.items()}, facts
 
 
-def label_shares(data: ImageData, latents: Features, n_components: int) -> dict[str, float]:
+def label_shares(data: ImageData, latents: Features, n_components: int, backend: str) -> dict[str, float]:
     """Share of a point's 20 nearest neighbours with its label, for the latents, PCA and pixels; on a sample.
 
     For judging a representation only: nothing that a strategy sees depends on it.
@@ -164,14 +164,14 @@ def label_shares(data: ImageData, latents: Features, n_components: int) -> dict[
     sample = torch.from_numpy(rng_for(0, "label share").permutation(data.size)[:_QUALITY_SAMPLE].astype(np.int64))
     pixels = flat_pixels(data)
     spaces = {"latents": latents, "pca": principal_components(pixels, n_components), "pixels": pixels}
-    return {name: label_share(space, data.labels, sample) for name, space in spaces.items()}
+    return {name: label_share(space, data.labels, sample, backend) for name, space in spaces.items()}
 
 
-def label_share(features: Features, labels: Tensor, sample: Tensor) -> float:
+def label_share(features: Features, labels: Tensor, sample: Tensor, backend: str = "auto") -> float:
     """Mean over the sample of the share of the 20 nearest other points that have the point's label."""
     k = min(_QUALITY_NEIGHBORS, len(features) - 1)
     centred = features - features.mean(0)
-    found = nearest(centred, centred[sample], k + 1)
+    found = nearest(centred, centred[sample], k + 1, backend)
     # The point itself is among its k + 1 nearest, but for exact duplicates, which then stand in for it.
     own = found == sample[:, None]
     same = (labels[found] == labels[sample, None]) & ~own

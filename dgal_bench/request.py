@@ -31,15 +31,21 @@ def settings_of(command: Command, default_suite: str) -> Settings:
         jobs=_positive("jobs", command.one("jobs", str(available_cores()))),
         resume_anyway=resume == "anyway",
         offline=offline(command),
-        plugins=plugins.install(command.values.get("plugins", [])),
+        plugins=plugins.install(_plugins(command)),
     )
+
+
+def _plugins(command: Command) -> list[str]:
+    if command.values.get("plugins") == []:
+        raise ConfigError("plugins= is an empty list: name a .py file or an entry point")
+    return command.values.get("plugins", [])
 
 
 def results_root(command: Command) -> Path:
     """The results folder, there or not; refused where it can never be one."""
     results = Path(command.one("results", "results/runs"))
-    nearest = next(path for path in (results, *results.absolute().parents) if path.exists())
-    if not nearest.is_dir():
+    nearest = next(path for path in (results, *results.absolute().parents) if os.path.lexists(path))
+    if not os.path.isdir(nearest):
         raise ResultsError(f"results={results} cannot be a folder, {nearest} is a file: set another results=DIR")
     return results
 

@@ -20,7 +20,7 @@ from dgal_bench.cli import main
 from dgal_bench.data import datasets
 from dgal_bench.data.datasets import DATASETS, MNIST, Dataset, load
 from dgal_bench.data.files import MANIFEST, Source, check, missing, obtain
-from dgal_bench.errors import DataError, ResultsError
+from dgal_bench.errors import DataError
 
 CONTENT = {"images": b"pixels" * 500_000, "labels": b"0123456789"}
 
@@ -174,6 +174,50 @@ def test_an_archive_cut_short_is_named_and_leaves_nothing_half(tmp_path, heard):
     assert {path.name for path in where.iterdir()} == {"images.gz", "labels.gz", ".lock"}
 
 
+def test_an_archive_of_another_file_is_named_and_not_taken_for_it(tmp_path, heard):
+    where = lay_out(tmp_path, packed=True)
+    (where / "images.gz").write_bytes(gzip.compress(b"shirts" * 500_000))
+    with pytest.raises(
+        DataError, match=r"images.gz holds another file: unpacked, it is not the published one"
+    ) as caught:
+        obtain(TOY, tmp_path, heard.told, offline=True)
+    assert "delete it and try again" in str(caught.value)
+    assert not (where / "images").exists()
+
+
+def test_offline_makes_nothing_where_nothing_is(tmp_path, heard):
+    with pytest.raises(DataError, match="offline=true"):
+        obtain(TOY, tmp_path, heard.told, offline=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_not_the_archives_fault(tmp_path, heard, monkeypatch):
+    where = lay_out(tmp_path, packed=True)
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dgal_bench.data.files.os.fsync", full)
+    with pytest.raises(DataError, match=r"cannot be put there \(No space left on device\)"):
+        obtain(TOY, tmp_path, heard.told, offline=True)
+    assert {path.name for path in where.iterdir()} == {"images.gz", "labels.gz", ".lock"}
+
+
+def test_the_manifest_of_a_second_try_remembers_the_first(tmp_path, published, server, heard):
+    published(CONTENT)
+    whole = (server.folder / "labels.gz").read_bytes()
+    (server.folder / "labels.gz").unlink()
+    with pytest.raises(DataError, match="404"):
+        obtain(TOY, tmp_path, heard.told)
+    (server.folder / "labels.gz").write_bytes(whole)
+    obtain(TOY, tmp_path, heard.told)
+    files = json.loads((TOY.at(tmp_path) / MANIFEST).read_text())["files"]
+    assert {name: file["from"] for name, file in files.items()} == {
+        "images": f"{server.url}images.gz",
+        "labels": f"{server.url}labels.gz",
+    }
+
+
 def test_a_part_that_a_kill_left_is_no_file(tmp_path, published, heard):
     """Killed while unpacking or downloading: only whole files have their names, and the next try starts over."""
     published(CONTENT)
@@ -218,6 +262,7 @@ def test_one_at_a_time(tmp_path, published, heard):
         waiting = threading.Thread(target=obtain, args=(TOY, tmp_path, heard.told))
         waiting.start()
         waiting.join(0.3)
+        assert heard.progress == [("waiting for another process that fetches it", 0, 1)]
         assert waiting.is_alive()
         assert heard.paths == []
         lay_out(tmp_path)  # what the holder does meanwhile
@@ -229,8 +274,10 @@ def test_one_at_a_time(tmp_path, published, heard):
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path, heard):
     (tmp_path / "TOY").write_text("a file where a folder should be")
-    with pytest.raises(ResultsError, match=r"data set 'toy' cannot be put at .*; set data=DIR or DGAL_DATA"):
-        obtain(TOY, tmp_path, heard.told, offline=True)
+    with pytest.raises(
+        DataError, match=r"not there at .* and cannot be put there \(Not a directory\): run `dgal-bench data"
+    ):
+        obtain(TOY, tmp_path, heard.told)
 
 
 def test_the_verb_fetches_and_says_where(tmp_path, published, monkeypatch, capsys):

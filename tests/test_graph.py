@@ -58,6 +58,14 @@ def test_backends_agree():
     assert torch.equal(knn(features, 10, "faiss").ids, knn(features, 10, "torch").ids)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_torch_backend_finds_on_the_gpu_what_it_finds_on_the_cpu():
+    features = torch.cat([cloud(3000, 16), with_duplicates()[:, :1].expand(-1, 16)])
+    on_gpu = knn(features, 10, "torch", device=torch.device("cuda"))
+    assert torch.equal(on_gpu.ids, knn(features, 10, "torch").ids)
+
+
 def test_knn_does_not_depend_on_the_order_of_points():
     features = cloud(200)
     order = torch.randperm(200, generator=torch.Generator().manual_seed(3))
@@ -104,7 +112,7 @@ def test_without_faiss_auto_is_torch_said_once_and_asking_for_it_is_an_error(mon
 
 def test_two_packages_that_own_faiss_are_refused_and_torch_still_works(monkeypatch):
     """pip says nothing when the second is installed; the last one wins, and removing either breaks the other."""
-    monkeypatch.setattr(knn_module, "_installed", lambda name: name in ("faiss-cpu", "faiss-gpu"))
+    monkeypatch.setattr(knn_module, "faiss_packages", lambda: ("faiss-cpu", "faiss-gpu"))
     for backend in ("auto", "faiss"):
         with pytest.raises(ConfigError, match="faiss-cpu and faiss-gpu are both installed") as caught:
             knn(cloud(50), 5, backend)

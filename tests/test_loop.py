@@ -249,3 +249,14 @@ def test_an_initial_set_of_one_class_works_with_a_warning(lab, tmp_path, caplog)
     assert texts[0].endswith("raise initial_size, or set balanced=true")
     run_here(lab, tmp_path / "all" / "seed-0.jsonl", practice("random", "balanced=true"))
     assert len(caplog.records) == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("strategy", ["margin", "dgmg"])
+def test_a_cell_on_the_gpu_is_the_same_bits_twice(tmp_path, cache_root, strategy):
+    config = practice(strategy, "device=cuda")
+    lab = open_lab(config, Path("digits need none"), cache_root, lambda what, done, of: None)
+    rows = [run_here(lab, tmp_path / str(i) / "seed-0.jsonl", config) for i in range(2)]
+    assert [choice(row) for row in rows[0]] == [choice(row) for row in rows[1]]
+    assert all(row.query_seconds > 0 for row in rows[0][:-1])

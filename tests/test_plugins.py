@@ -11,7 +11,7 @@ from dgal_bench import laws, plugins
 from dgal_bench.cli import main
 from dgal_bench.compose import group_names
 from dgal_bench.config import StrategyConfig
-from dgal_bench.errors import ConfigError
+from dgal_bench.errors import ConfigError, StrategyError
 from dgal_bench.laws import PRACTICE, practice, run_here
 from dgal_bench.record import read_cell
 from dgal_bench.strategies import ACQUISITIONS, resolved
@@ -86,8 +86,8 @@ CHEATS = {
     ),
     "outside": (FULL, "return candidates[:batch_size] + 1000", "outside the pool of 200 points"),
     "negative": (FULL, "return -1 - torch.arange(batch_size)", "outside the pool of 200 points"),
-    "a list": (FULL, "return candidates[:batch_size].tolist()", "a flat int64 tensor of positions, not a list"),
-    "floats": (FULL, "return candidates[:batch_size].float()", "not (5,) torch.float32"),
+    "a list": (FULL, "return candidates[:batch_size].tolist()", "picked a list, not a flat int64 tensor of positions"),
+    "floats": (FULL, "return candidates[:batch_size].float()", "picked (5,) torch.float32 on cpu, not a flat"),
     "an error": (FULL, "return candidates[[]][0]", "(mine.py, line 12)"),
     "a hidden draw": (SAME, "return candidates[torch.randperm(len(candidates))[:batch_size]]", "draw from query.rng"),
     "python's generator": (GLOBALS, "random.random()\nreturn candidates[:batch_size]", "generator of random has moved"),
@@ -99,8 +99,15 @@ CHEATS = {
     ),
     "a memory of its own": (
         RESUMES,
-        "seen = self.__dict__.setdefault('seen', [])\nseen.append(len(query.pool.labeled))\n"
-        "return candidates[len(seen) :][:batch_size]",
+        "seen = self.__dict__.setdefault('seen', [])\nseen.append(1)\n"
+        "return torch.roll(candidates, len(seen))[:batch_size]",
+        "stopped after round 0, it goes on to another round 1",
+    ),
+    "a memory of its module": (  # of the round before, in the same process only
+        RESUMES,
+        "memory, n = globals().setdefault('MEMORY', {}), len(query.pool.labeled)\n"
+        "before, memory['n'] = memory.get('n', n), n\n"
+        "return torch.roll(candidates, 1 if before == n - 5 else 0)[:batch_size]",
         "stopped after round 0, it goes on to another round 1",
     ),
 }  # fmt: skip
@@ -119,7 +126,7 @@ def test_one_that_has_seen_the_hidden_labels_is_found(tmp_path, lab, monkeypatch
     select = laws.Asked.select
 
     def smuggle(self):
-        sys.modules["dgal_bench_plugin_mine"].SMUGGLED = self.cell.lab.data.labels
+        sys.modules[ACQUISITIONS["mine"].__module__].SMUGGLED = self.cell.lab.data.labels
         return select(self)
 
     monkeypatch.setattr(laws.Asked, "select", smuggle)
@@ -129,14 +136,37 @@ def test_one_that_has_seen_the_hidden_labels_is_found(tmp_path, lab, monkeypatch
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("return query.pool.labeled", "points that are labeled already"),
-        ("return query.pool.unlabeled[:3]", "only 3 candidates for a batch of 5"),
+        (
+            "return query.pool.unlabeled[:3]",
+            "the restriction of the strategy left 3 points where a batch of 5 is picked",
+        ),
+        ("return query.pool.unlabeled.tolist()", "the restriction of the strategy left a list where a batch of 5"),
+        (
+            "return torch.cat([query.pool.labeled[-1:], query.pool.unlabeled[:4]])",
+            "1 of 5 points that are labeled already",
+        ),
         ("return query.pool.unlabeled[:1].repeat(9)", "twice"),
-        ("return query.pool.unlabeled + 900", "outside the pool"),
+        ("return query.pool.unlabeled + 900", "index 900 is out of bounds"),
     ],
 )
-def test_a_restriction_that_cheats_is_found(tmp_path, lab, body, said):
-    assert said in broken_laws(restriction(tmp_path, body), lab)[RESTRICTS]
+def test_a_restriction_that_cheats_is_found_by_the_first_law(tmp_path, lab, body, said):
+    (broken,) = broken_laws(restriction(tmp_path, body), lab).items()
+    assert broken[0] == FULL
+    assert said in broken[1]
+
+
+def test_candidates_that_are_no_batch_of_a_cheat_are_looked_at_too(tmp_path, lab):
+    """The batch is right, yet a candidate is there twice: what the row says of candidates would be wrong."""
+    body = "return torch.cat([query.pool.unlabeled, query.pool.unlabeled[-1:]])"
+    path = restriction(tmp_path, body)
+    path.write_text(
+        path.read_text() + "STRATEGIES = {'a': {'restrict': {'kind': 'mine'}, 'acquire': {'kind': 'margin'}}}"
+    )
+    broken = broken_laws(path, lab)
+    assert "left 1 of " in broken.get(RESTRICTS, "") or "twice" in broken.get(FULL, "")
+    config = practice("a")
+    with pytest.raises(StrategyError, match=r"left 1 of 191 points twice"):
+        run_here(lab, tmp_path / "seed-0.jsonl", config)
 
 
 def test_check_says_what_broke_and_exits_1(tmp_path, capsys):
@@ -146,7 +176,8 @@ def test_check_says_what_broke_and_exits_1(tmp_path, capsys):
     assert lines[0] == "(mine)"  # a part in no sentence is put into one
     assert lines[1].startswith("  BROKEN  picks a full batch")
     assert lines[2].strip() == "with 1 labels and seed 0: the strategy picked 3 points where the batch size is 5"
-    assert lines[-1].endswith(" broken")
+    assert lines[3] == "  -       7 more laws, not tried before this is mended"
+    assert lines[-1] == "0 of 1 laws hold, 1 broken"
     assert not (tmp_path / "__pycache__").exists()
 
 
@@ -189,23 +220,32 @@ def test_a_configuration_from_another_plugin_is_refused_by_a_worker(tmp_path):
         resolved(made_elsewhere)
 
 
+PART = "from dataclasses import dataclass\nimport numpy as np\n@dataclass(frozen=True)\nclass A:\n    {}\n"
+CALLED = "def __call__(self, q, c, b): pass"
 MISTAKES = {
     "x = (": "is not valid Python: '(' was never closed (line 1)",
     "1 / 0": "fails when it is run: ZeroDivisionError: division by zero (wrong.py, line 1)",
+    "raise SystemExit(0)": "fails when it is run: SystemExit: 0",
     "import nowhere_at_all": "fails when it is run: ModuleNotFoundError: No module named 'nowhere_at_all'",
     "pass": "defines none of RESTRICTIONS, ACQUISITIONS, STRATEGIES: there is nothing to add",
-    "ACQUISITIONS = [1]": "ACQUISITIONS must be a dictionary of names, not list",
+    "ACQUISITIONS = [1]": "ACQUISITIONS must be a dictionary whose keys are names",
+    "ACQUISITIONS = {1: 2}": "ACQUISITIONS must be a dictionary whose keys are names",
     "ACQUISITIONS = {'f': lambda query, candidates, size: 1}": "must be a class with @dataclass(frozen=True)",
+    "STRATEGIES = {'a': 5}": "strategy 'a' must be {\"restrict\"",
     "STRATEGIES = {'a': {'restrict': {'kind': 'everything'}}}": "strategy 'a' must be {\"restrict\"",
+    "STRATEGIES = {'a': {'restrict': {'kind': 'uniform', 'restricted_size': '${restricted_size'}, "
+    "'acquire': {'kind': 'margin'}}}": "strategy 'a': ",
+    "import numpy as np\nSTRATEGIES = {'a': {'restrict': {'kind': 'uniform', 'restricted_size': np.int64(20)}, "
+    "'acquire': {'kind': 'margin'}}}": "strategy 'a': ",
     "STRATEGIES = {'dgmg': {'restrict': {'kind': 'everything'}, 'acquire': {'kind': 'margin'}}}": (
         "there is a strategy 'dgmg' already"
     ),
-    "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass A:\n    def __call__(self, query): pass\n"
-    "ACQUISITIONS = {'a': A}": "must be callable as part(query, candidates, batch_size)",
-    "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass A:\n    x: list[int]\n"
-    "    def __call__(self, q, c, b): pass\nACQUISITIONS = {'a': A}": "setting 'x' must be an int, float, str or bool",
-    "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass A:\n"
-    "    def __call__(self, q, c, b): pass\nACQUISITIONS = {'margin': A}": "kind 'margin' is taken already",
+    PART.format("pass") + "ACQUISITIONS = {'a': A}": "must be callable as part(query, candidates, batch_size)",
+    PART.format("def __call__(self, query): pass") + "ACQUISITIONS = {'a': A}": "must be callable as part(query, cand",
+    PART.format(f"x: list[int]\n    {CALLED}") + "ACQUISITIONS = {'a': A}": "setting 'x' must be an int, float, str or",
+    PART.format(f"x: 'int |'\n    {CALLED}") + "ACQUISITIONS = {'a': A}": "the type of a setting cannot be made out",
+    PART.format(f"x: 'np.nope'\n    {CALLED}") + "ACQUISITIONS = {'a': A}": "the type of a setting cannot be made out",
+    PART.format(CALLED) + "ACQUISITIONS = {'margin': A}": "kind 'margin' is taken already",
 }
 
 
@@ -217,6 +257,51 @@ def test_a_plugin_that_is_none_is_one_line_and_exit_code_2(source, tmp_path, cap
     err = capsys.readouterr().err
     assert MISTAKES[source] in err
     assert err.count("\n") == 1
+
+
+def test_two_files_of_one_name_do_not_get_into_each_others_way(tmp_path):
+    for folder, kind in (("a", "one"), ("b", "two")):
+        (tmp_path / folder).mkdir()
+        path = acquisition(tmp_path / folder, "return candidates[:batch_size]")
+        path.write_text(path.read_text().replace('"mine"', f'"{kind}"'))
+    plugins.install([str(tmp_path / "a" / "mine.py"), str(tmp_path / "b" / "mine.py")])
+    assert {"one", "two"} <= set(ACQUISITIONS)
+    assert ACQUISITIONS["one"].__module__ != ACQUISITIONS["two"].__module__
+
+
+def test_a_part_is_given_the_graph_and_may_look_at_it_when_it_is_made(tmp_path, lab):
+    path = tmp_path / "walk.py"
+    path.write_text(
+        PART.format(
+            "graph: object\n    hops: int = 1\n    def __post_init__(self):\n        assert self.graph.size\n"
+            "    def __call__(self, query):\n        return query.pool.unlabeled[: 5 + self.hops]"
+        )
+        + "RESTRICTIONS = {'walk': A}\n"
+    )
+    assert broken_laws(path, lab) == {}
+    config = practice("(walk)", "strategy.restrict.hops=2")
+    rows = run_here(lab, tmp_path / "seed-0.jsonl", config)
+    assert rows[0].n_candidates == 7
+
+
+def test_the_hash_of_a_package_covers_all_its_files(tmp_path, monkeypatch):
+    folder = tmp_path / "some_package"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from some_package.parts import ACQUISITIONS\n")
+    (folder / "parts.py").write_text(PART.format(CALLED) + "ACQUISITIONS = {'a': A}\n")
+    info = tmp_path / "some_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[dgal_bench.plugins]\nsome = some_package\nno = some_package:A\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = plugins.load("some").origin
+    (folder / "parts.py").write_text((folder / "parts.py").read_text() + "# another thought\n")
+    assert plugins.load("some").origin != before
+    (folder / "__init__.py").write_text("from some_package.parts import A, ACQUISITIONS\n")
+    for name in ("some_package", "some_package.parts"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ConfigError, match="the entry point some_package:A must name a module with a file"):
+        plugins.load("no")
 
 
 def test_a_plugin_that_is_not_there(tmp_path, capsys):
@@ -264,4 +349,4 @@ def test_a_sweep_with_a_cheat_fails_its_cells_only_and_exits_1(tmp_path, cache_r
     assert (good.status, bad.status) == ("done", "failed")
     assert good.header["config"]["strategy"]["acquire"]["plugin"].startswith("mine.py@")
     assert "Traceback" not in done.stderr
-    assert f"From plugins: honest ({good.header['config']['strategy']['acquire']['plugin']})." in done.stdout
+    assert f"honest ({good.header['config']['strategy']['acquire']['plugin']})" in done.stdout

@@ -99,6 +99,16 @@ def test_a_representation_that_tells_nothing_apart_has_no_graph(tmp_path, monkey
         prepare(practice("random", "representation.kind=pixels"), data(), tmp_path, CPU, silent)
 
 
+def test_the_torch_backend_needs_no_faiss_at_all(tmp_path, monkeypatch, caplog):
+    """Two packages that own its module, or none: what the messages advise must work."""
+    config = practice("random", "graph.backend=torch")
+    monkeypatch.setattr("dgal_bench.graph.knn.faiss_packages", lambda: ("faiss-cpu", "faiss-gpu"))
+    prepare(config, data(), tmp_path / "two", CPU, silent)
+    monkeypatch.setattr("dgal_bench.graph.knn.importlib.util.find_spec", lambda name: None)
+    prepare(config, data(), tmp_path / "none", CPU, silent)
+    assert caplog.records == []
+
+
 def test_nan_in_features_is_refused_with_its_count(tmp_path, monkeypatch):
     def broken(data, *rest):
         features = torch.randn(data.size, 3, generator=torch.Generator().manual_seed(0))

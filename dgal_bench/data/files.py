@@ -5,17 +5,15 @@ import gzip
 import hashlib
 import json
 import os
-import shutil
 import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dgal_bench.arrays import Progress
-from dgal_bench.errors import DataError, ResultsError
+from dgal_bench.errors import DataError
 
 MANIFEST = "manifest.json"
 _MEGABYTE = 1_000_000
@@ -45,7 +43,7 @@ class Source:
 
 def missing(source: Source, where: Path) -> list[str]:
     """The names of the files that are not in the folder."""
-    return [name for name in source.files if not (where / name).is_file()]
+    return [name for name in source.files if not os.path.isfile(where / name)]
 
 
 def check(source: Source, root: Path) -> None:
@@ -90,66 +88,84 @@ def _trouble(path: Path, size: int, sha256: str) -> str | None:
 def obtain(source: Source, root: Path, progress: Progress, offline: bool = False) -> None:
     """The prepare step: unpack what lies there packed, download what does not, check, and keep a manifest.
 
-    One process at a time; whole files are moved into place, so that a kill leaves nothing half. Files that are there
-    are never replaced.
+    One process at a time; only whole files of the published content get their names, so that a kill leaves nothing
+    half. Files that are there are never replaced.
 
     Raises:
-        DataError: a file cannot be had, or one that is there is not the published one.
-        ResultsError: the folder cannot be written.
+        DataError: a file cannot be had or put there, or one that is there is not the published one.
     """
     where = source.at(root)
-    if missing(source, where):
-        with _locked(where, source.name):
-            origins = {name: _fetch(source, name, where, progress, offline) for name in missing(source, where)}
+    gone = missing(source, where)
+    if offline and not all(os.path.isfile(_packed(where, name)) for name in gone):
+        raise _absent(source, where, " and offline=true forbids to download it")
+    if gone:
+        with _locked(source, where, progress):
+            for name in missing(source, where):
+                _write_manifest(source, where, {name: _fetch(source, name, where, progress)})
             check(source, root)
-            _write_manifest(source, where, origins)
         return
     check(source, root)
     if not (where / MANIFEST).exists():
-        with suppress(ResultsError), _locked(where, source.name):  # a shared read-only folder needs no manifest of ours
+        with suppress(DataError), _locked(source, where, progress):  # a shared read-only folder needs none of ours
             _write_manifest(source, where, {})
 
 
 @contextmanager
-def _locked(where: Path, name: str) -> Iterator[None]:
+def _locked(source: Source, where: Path, progress: Progress) -> Iterator[None]:
     """The folder, made and locked (released by the holder's death); a refusal of the file system is one line."""
     try:
         where.mkdir(parents=True, exist_ok=True)
-        lock = (where / ".lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with lock:
+        with (where / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress("waiting for another process that fetches it", 0, 1)
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as error:
-        raise ResultsError(
-            f"data set '{name}' cannot be put at {where}: {error.strerror}; set data=DIR or DGAL_DATA"
-        ) from error
+        raise _absent(source, where, f" and cannot be put there ({error.strerror})") from error
 
 
-def _fetch(source: Source, name: str, where: Path, progress: Progress, offline: bool) -> str:
+def _packed(where: Path, name: str) -> Path:
+    return where / f"{name}.gz"
+
+
+def _fetch(source: Source, name: str, where: Path, progress: Progress) -> str:
     """Put one file in its place, out of the .gz beside it or else a downloaded one; returns where it came from."""
-    packed = where / f"{name}.gz"
+    packed = _packed(where, name)
     if packed.is_file():
-        _unpack(packed, where / name)
+        _unpack(source, name, packed)
         return packed.name
-    if offline:
-        raise _absent(source, where, " and offline=true forbids to download it")
     url = _download(source, packed, progress)
-    _unpack(packed, where / name)
+    _unpack(source, name, packed)
     packed.unlink()
     return url
 
 
-def _unpack(packed: Path, target: Path) -> None:
-    part = target.with_name(f"{target.name}.part")
+def _unpack(source: Source, name: str, packed: Path) -> None:
+    """Beside its place first, and there only as the published file."""
+    part = packed.with_name(f"{name}.part")
     try:
-        with gzip.open(packed) as archive, part.open("wb") as file:
-            shutil.copyfileobj(archive, file)
+        with part.open("wb") as file:
+            for chunk in _chunks(packed):
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, EOFError, zlib.error) as error:
+        if trouble := _trouble(part, *source.files[name]):
+            raise DataError(f"{packed.resolve()} holds another file: unpacked, it {trouble}; delete it and try again")
+        part.rename(packed.with_name(name))
+    finally:
         part.unlink(missing_ok=True)
+
+
+def _chunks(packed: Path) -> Iterator[bytes]:
+    """The content of an archive, by the megabyte; what goes wrong here is the archive's fault, not the disk's."""
+    try:
+        with gzip.open(packed) as archive:
+            while chunk := archive.read(_MEGABYTE):
+                yield chunk
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{packed.resolve()} cannot be unpacked ({error}): delete it and try again") from error
-    part.rename(target)
 
 
 def _download(source: Source, target: Path, progress: Progress) -> str:
@@ -168,7 +184,7 @@ def _download(source: Source, target: Path, progress: Progress) -> str:
         try:
             pooch.retrieve(url, f"md5:{md5}", fname=target.name, path=target.parent, downloader=fetch)
             return url
-        except (requests.RequestException, ValueError, OSError) as error:
+        except (requests.RequestException, ValueError) as error:  # of a full disk, no other mirror knows better
             errors.append(f"{url}: {_reason(error)}")
     raise _absent(source, target.parent, f" and cannot be downloaded ({'; '.join(errors)})")
 
@@ -207,10 +223,19 @@ class _Counter:
 
 
 def _write_manifest(source: Source, where: Path, origins: Mapping[str, str]) -> None:
-    """What lies there, checked when, and where each file came from; for people and for ``doctor``."""
-    files: dict[str, dict[str, Any]] = {
-        name: {"bytes": size, "sha256": sha256, "from": origins.get(name, "found there")}
+    """What lies there, checked when, and where each file came from; for people."""
+    try:
+        known = json.loads((where / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        known = {}
+    files = {
+        name: {
+            "bytes": size,
+            "sha256": sha256,
+            "from": origins.get(name) or known.get(name, {}).get("from", "found there"),
+        }
         for name, (size, sha256) in source.files.items()
+        if os.path.isfile(where / name)
     }
     beside = where / f"{MANIFEST}.part"
     content = {"data_set": source.name, "checked": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "files": files}

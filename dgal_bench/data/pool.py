@@ -40,24 +40,28 @@ class Pool:
         """The pool after the oracle has labeled ``batch``."""
         return Pool(self.size, self.n_classes, torch.cat([self.labeled, batch]), torch.cat([self.labels, labels]))
 
-    def check(self, batch: Index, batch_size: int) -> None:
-        """Distrust every strategy: ``batch_size`` distinct unlabeled positions of the pool, or StrategyError."""
-        if not isinstance(batch, Tensor):
-            raise StrategyError(
-                f"the strategy must pick a flat int64 tensor of positions, not a {type(batch).__name__}"
-            )
-        if batch.dtype != torch.int64 or batch.dim() != 1 or batch.device.type != "cpu":
-            kind = f"{tuple(batch.shape)} {batch.dtype} on {batch.device}"
-            raise StrategyError(f"the strategy must pick a flat int64 tensor of positions on the CPU, not {kind}")
-        if len(batch) != batch_size:
-            raise StrategyError(f"the strategy picked {len(batch)} points where the batch size is {batch_size}")
-        outside = batch[(batch < 0) | (batch >= self.size)]
+    def check(self, points: Index, size: int, did: str = "picked") -> None:
+        """Distrust every strategy: ``size`` distinct unlabeled positions of the pool, or StrategyError.
+
+        ``did``: what it did with them, ``picked`` as its batch or ``left`` as candidates.
+        """
+        if not isinstance(points, Tensor):
+            raise StrategyError(f"the strategy {did} a {type(points).__name__}, not a flat int64 tensor of positions")
+        if points.dtype != torch.int64 or points.dim() != 1 or points.device.type != "cpu":
+            kind = f"{tuple(points.shape)} {points.dtype} on {points.device}"
+            raise StrategyError(f"the strategy {did} {kind}, not a flat int64 tensor of positions on the CPU")
+        if len(points) != size:
+            raise StrategyError(f"the strategy {did} {len(points)} points where the batch size is {size}")
+        outside = points[(points < 0) | (points >= self.size)]
         if len(outside):
-            raise StrategyError(f"the strategy picked {outside.tolist()}, outside the pool of {self.size} points")
-        if twice := batch_size - len(batch.unique()):
-            raise StrategyError(f"the strategy picked {twice} of {batch_size} points twice")
-        if known := int((~self._unlabeled_mask()[batch]).sum()):
-            raise StrategyError(f"the strategy picked {known} of {batch_size} points that are labeled already")
+            some = ", ".join(map(str, outside[:5].tolist())) + (", ..." if len(outside) > 5 else "")
+            raise StrategyError(f"the strategy {did} [{some}], outside the pool of {self.size} points")
+        taken = torch.zeros(self.size, dtype=torch.bool)
+        taken[points] = True
+        if twice := size - int(taken.sum()):
+            raise StrategyError(f"the strategy {did} {twice} of {size} points twice")
+        if known := int(taken[self.labeled].sum()):
+            raise StrategyError(f"the strategy {did} {known} of {size} points that are labeled already")
 
 
 def initial_set(labels: Labels, n_classes: int, size: int, seed: int, balanced: bool = False) -> Index:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import packages_distributions
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,6 @@ _BLOCK = 16_000_000
 _RECALL_SAMPLE = 1000
 
 _CPU = torch.device("cpu")
-
-FAISS_PACKAGES = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")
 
 log = logging.getLogger(__name__)
 
@@ -119,16 +117,10 @@ def _check_faiss() -> None:
         )
 
 
-def faiss_packages() -> list[str]:
+@cache
+def faiss_packages() -> tuple[str, ...]:
     """The installed distributions that own the module ``faiss``: one, or something is wrong."""
-    return sorted(name for name in FAISS_PACKAGES if _installed(name))
-
-
-def _installed(name: str) -> bool:
-    try:
-        return bool(version(name))
-    except PackageNotFoundError:
-        return False
+    return tuple(sorted(set(packages_distributions().get("faiss", ()))))
 
 
 def nearest(base: Features, queries: Features, k: int, backend: str = "auto") -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from dgal_bench.config import StrategyConfig
-from dgal_bench.errors import ConfigError, choose, did_you_mean
+from dgal_bench.errors import ConfigError, choose, did_you_mean, innermost
 from dgal_bench.graph.transition import Graph
 from dgal_bench.strategies.base import Acquisition, Query, Restriction, Selection, Strategy
 from dgal_bench.strategies.restrict import Diffusion, Everything, Uniform
@@ -83,10 +83,14 @@ def _checked(part: Mapping[str, Any], registry: Mapping[str, Any], role: str) ->
     missing = [n for n, f in fields.items() if n not in settings and f.default is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"{where} of kind '{part['kind']}' needs {', '.join(missing)}")
+    if origin and _names(kind) & set(RESOURCES):
+        return kind, settings  # a stranger's may look at its graph when it is made: ``build`` has one
     try:
         kind(**settings, **{name: None for name in RESOURCES if name in _names(kind)})
-    except (ConfigError, ValueError, TypeError) as error:
+    except ConfigError as error:
         raise ConfigError(f"{where}.{error}") from error
+    except Exception as error:
+        raise ConfigError(f"{where} of kind '{part['kind']}' refuses its settings: {innermost(error)}") from error
     return kind, settings
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from dgal_bench.arrays import Index, Outputs
 from dgal_bench.clock import Stopwatch
 from dgal_bench.data.pool import Pool
+from dgal_bench.errors import StrategyError
 from dgal_bench.seeding import TieBreak
 
 
@@ -48,10 +49,10 @@ class Acquisition(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The positions to label, and how many candidates they were picked from."""
+    """The positions to label, and the candidates they were picked from."""
 
     indices: Index
-    n_candidates: int
+    candidates: Index
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,11 @@ class Strategy:
     def select(self, query: Query, batch_size: int) -> Selection:
         with query.clock.phase("select"):
             candidates = self.restrict(query)
+        if not isinstance(candidates, Tensor) or len(candidates) < batch_size:
+            n = f"{len(candidates)} points" if isinstance(candidates, Tensor) else f"a {type(candidates).__name__}"
+            raise StrategyError(
+                f"the restriction of the strategy left {n} where a batch of {batch_size} is picked from"
+            )
         with query.clock.phase("acquire"):
             batch = self.acquire(query, candidates, batch_size)
-        return Selection(batch, len(candidates))
+        return Selection(batch, candidates)
