@@ -20,6 +20,7 @@ help:  ## show this
 setup: $(INSTALLED)  ## make .venv and install everything into it (a few minutes, once)
 
 $(INSTALLED): pyproject.toml
+	@echo "Set-up, once: $(VENV) gets torch and the rest, about 6 GB, in two to five minutes."
 	$(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/.installed-*
 	@$(BIN)/python -m pip uninstall --quiet --yes faiss-cpu faiss-gpu faiss-gpu-cuvs 2>/dev/null || true

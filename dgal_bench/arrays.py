@@ -39,7 +39,7 @@ def smallest(scores: Tensor, size: int, ids: Index, ties: TieKeys) -> Tensor:
     """Places of the ``size`` smallest scores in ascending (score, tie key) order, without a full sort.
 
     Equal scores are ordered by ``ties(ids)`` and never by place: thousands of points that no label has reached
-    share one score, and in a data set stored class by class their places would pick one class (SPEC 4).
+    share one score, and in a data set stored class by class their places would pick one class.
 
     Args:
         scores: (m,) floats; small = take it.

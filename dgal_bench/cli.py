@@ -30,7 +30,8 @@ USAGE = """\
       check     put your own strategies to the law tests: dgal-bench check my_strategies.py
       doctor    is this machine fit to run, and if not, what mends it
 
-    groups (one name, or several with commas: they make a grid)
+    groups (one name, or several with commas: they make a grid; strategies: dg* restrict the pool by diffusion, rs* at
+    random, mg, lc and ent are margin, least confidence and entropy)
     {groups}
     where and how
       results=DIR     where rows go and are looked for (results/runs)
@@ -191,7 +192,7 @@ VERBS: dict[str, Callable[[Command], int]] = {
 
 def usage() -> str:
     groups = "".join(f"  {group:15} {', '.join(group_names(group))}\n" for group in ("suite", *GROUPS))
-    return dedent(USAGE).replace("{groups}\n", groups)
+    return dedent(USAGE).replace("{groups}\n", groups + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ import torch
 
 
 class Stopwatch:
-    """Seconds by exclusive phase, and their total measured apart (SPEC 8).
+    """Seconds by exclusive phase, and their total measured apart.
 
     ``with watch.running():`` brackets the whole; ``with watch.phase("diffuse"):`` charges a part. What runs outside
     any phase is in ``total`` and in no phase, so that the sum can be checked against it.

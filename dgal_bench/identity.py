@@ -1,4 +1,4 @@
-"""What a result is about, and whether rows made then may be continued now (DESIGN: identity, resume)."""
+"""What a result is about, and whether rows made then may be continued now."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -30,7 +30,7 @@ from dgal_bench.strategies import Selection, resolved
 
 BATCH = 5
 PHASES = frozenset({"embed", "index", "search", "diffuse", "select", "infer", "acquire", "aux_train"})
-"""The phases of a query that a row may hold (SPEC 8)."""
+"""The phases of a query that a row may hold."""
 
 PRACTICE = ("representation.threads=1", "dataset.pool_size=200", "dataset.test_size=60", "restricted_size=20")
 
@@ -149,7 +149,7 @@ def hidden_labels_make_no_difference(lab: Lab, strategy: str) -> None:
 
 
 def phases_sum_to_the_total(lab: Lab, strategy: str) -> None:
-    """Within 2 % or 0.2 ms (SPEC 8); the median of several, since another process may cut in between two readings."""
+    """Within 2 % or 0.2 ms; the median of several, since another process may cut in between two readings."""
     gaps = []
     for _ in range(5):
         asked = Asked(lab, strategy)

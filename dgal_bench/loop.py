@@ -111,7 +111,7 @@ def boundary_share(graph: Graph, labels: torch.Tensor, batch: Index) -> float:
 
 
 def warm_up(cell: Cell, pool: Pool) -> None:
-    """Let predict, the diffusion and the strategy run once untimed, on an untrained network (SPEC 8)."""
+    """Let predict, the diffusion and the strategy run once untimed, on an untrained network."""
     clock = Stopwatch(cell.lab.device)
     config = cell.config
     predict = Predictor(cell.new_module(0), cell.datamodule(pool, 0), cell.lab.device, clock)

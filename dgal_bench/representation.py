@@ -123,7 +123,7 @@ def _make_latents(
     with on_threads(config.setup_threads):
         latents, facts = REPRESENTATIONS[kind](data, config.representation, seed, device, progress)
         seconds = perf_counter() - start
-        progress("label shares", 0, 1)
+        progress("looking at neighbours' labels", 0, 1)
         shares = label_shares(data, latents, config.representation.latent_dim, config.graph.backend)
     ledger = {
         "kind": kind,

@@ -1,4 +1,4 @@
-"""The algebra of SPEC 4, and the three limits that its note on Lemma 4.1 names."""
+"""The algebra of eqs. 7-9 and App. C, and three limits: Lemma 4.1 holds for neither iteration as written."""
 
 import numpy as np
 import pytest
@@ -206,7 +206,7 @@ def test_no_score_finds_a_certain_point_more_worth_asking_than_a_torn_one(name):
 
 
 def test_ova_min_sees_two_class_boundaries_only():
-    """SPEC 4: a point torn evenly between C classes scores 1 - 2/C, one torn between two scores 0."""
+    """A point torn evenly between C classes scores 1 - 2/C, one torn between two scores 0."""
     _, _, torn_in_two, torn_in_four, _ = score("ova_min")(rows()).tolist()
     assert torn_in_two == 0
     assert torn_in_four == pytest.approx(1 - 2 / 4)

@@ -293,7 +293,7 @@ def test_the_verb_fetches_and_says_where(tmp_path, published, monkeypatch, capsy
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(DATASETS)
     assert lines[0].endswith("ships inside scikit-learn")
-    assert "not complete" in lines[1]
+    assert "4 of 4 files are not there, at " in lines[1]
 
 
 def test_the_verb_refuses_what_it_does_not_know(capsys):

@@ -142,7 +142,7 @@ def test_transition_is_stochastic_without_loops(features, kernel, symmetrize):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_affinity_is_the_formula(kernel):
-    """Every weight recomputed by loops from SPEC 3's formulas."""
+    """Every weight recomputed by loops from the formulas (App. B)."""
     neighbors = knn(cloud(60), 9)
     d, ids = neighbors.distances.double().numpy(), neighbors.ids.numpy()
     sigma = d[:, 6]
@@ -190,7 +190,7 @@ def test_a_row_without_weight_stays_zero():
 
 
 def test_default_steps_are_the_papers():
-    """T = ceil(log_K N), SPEC 4: 3 for digits, 4 for the sets of Table 1, 5 at a million, 6 at ten million."""
+    """T = ceil(log_K N): 3 for digits, 4 for the sets of Table 1, 5 at a million, 6 at ten million."""
     from dgal_bench.graph.transition import Graph
 
     for size, steps in {1437: 3, 48_000: 4, 60_000: 4, 124_800: 4, 1_000_000: 5, 10_000_000: 6, 400: 2, 401: 3}.items():
@@ -199,7 +199,7 @@ def test_default_steps_are_the_papers():
 
 
 def test_the_digits_graph_at_5_has_two_components():
-    """FACTS: two components at K = 3 and 5 on the pixels of all 1,797, one at 10."""
+    """Two components at K = 3 and 5 on the pixels of all 1,797, one at 10."""
     data = load("digits", Path("unused"))
     pixels = torch.cat([data.images, data.test_images]).flatten(1).float()
     for k, components in {3: 2, 5: 2, 10: 1}.items():

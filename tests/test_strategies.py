@@ -16,7 +16,7 @@ from dgal_bench.strategies import ACQUISITIONS, RESTRICTIONS, build, resolved
 
 STRATEGIES = group_names("strategy")
 
-# SPEC 8: points passed through the task network, given N_u unlabeled points and m candidates.
+# Points passed through the task network, given N_u unlabeled points and m candidates.
 N_SCORED = {"everything": lambda n_u, m: n_u, "uniform": lambda n_u, m: m, "diffusion": lambda n_u, m: m}
 
 

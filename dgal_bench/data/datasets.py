@@ -152,8 +152,10 @@ def whereabouts(name: str, root: Path) -> str:
     if source is None:
         return "ships inside scikit-learn"
     where = source.at(root).resolve()
-    if missing(source, where):
-        return f"not complete at {where}: dgal-bench data {name}"
+    if gone := missing(source, where):
+        return (
+            f"{len(gone)} of {len(source.files)} files are not there, at {where}: `dgal-bench data {name}` fetches them"
+        )
     check(source, root)
     return f"{len(source.files)} files, {source.size / 1e6:.1f} MB, as published, at {where}"
 

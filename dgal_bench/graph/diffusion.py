@@ -18,7 +18,7 @@ from dgal_bench.graph.transition import Graph
 
 def step(graph: Graph, values: Tensor) -> Tensor:
     """M @ values for (N, C) float32 values: the same bits for any number of threads."""
-    # Bags of CSR rows: a third faster than torch's CSR product, and deterministic (FACTS).
+    # Bags of CSR rows: a third faster than torch's CSR product, and the same bits on any number of threads.
     return F.embedding_bag(
         graph.indices, values, graph.indptr, per_sample_weights=graph.weights, mode="sum", include_last_offset=True
     )

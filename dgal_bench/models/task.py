@@ -77,7 +77,7 @@ class StopWhenFlat(lightning.Callback):
     """Stop after ``patience`` epochs without an improvement of ``min_delta`` nats of the epoch-mean training loss.
 
     Armed only once the loss is below (ln C)/2 and ``min_epochs`` have run: a small set sits at chance for dozens of
-    epochs first, and without ``min_delta`` the loss improves for ever (SPEC 5; the paper gives patience 10 alone).
+    epochs first, and without ``min_delta`` the loss improves for ever (the paper, App. A, gives patience 10 alone).
     """
 
     def __init__(self, training: TrainingConfig, chance: float) -> None:
@@ -113,7 +113,7 @@ def new_trainer(config: RunConfig, device: torch.device) -> lightning.Trainer:
 
 
 def fit(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) -> Fit:
-    """Train on the labeled points until the loss is flat (paper, App. A; SPEC 5)."""
+    """Train on the labeled points until the loss is flat (paper, App. A)."""
     trainer.fit(module, datamodule=data)
     loss = module.epoch_loss
     if not math.isfinite(loss):

@@ -63,7 +63,7 @@ class VaeCNN(nn.Module):
 class VaeModule(lightning.LightningModule):
     """The negative ELBO per image: recon_weight x squared error summed over pixels + KL summed over latents.
 
-    Both are summed: averaging the error while summing the KL, as VAAL's code does, collapses the latent (SPEC 2).
+    Both are summed: averaging the error while summing the KL, as VAAL's code does, collapses the latent.
     """
 
     def __init__(self, vae: VaeCNN, config: RepresentationConfig) -> None:

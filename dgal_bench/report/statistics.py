@@ -21,7 +21,7 @@ class Estimate:
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> Estimate:
-    """Student's interval for the mean of independent seeds; normality is assumed (SPEC 9: under 10 seeds)."""
+    """Student's interval for the mean of independent seeds; normality is assumed."""
     n = len(values)
     mean = sum(values) / n
     if n == 1:
@@ -62,7 +62,7 @@ def mean_scored(records: Sequence[RoundRecord]) -> float:
 
 
 def cumulative_query_seconds(records: Sequence[RoundRecord]) -> list[float]:
-    """For each row the query seconds of the rows before it: what its accuracy has cost (SPEC 1)."""
+    """For each row the query seconds of the rows before it: what its accuracy has cost (paper, Fig. 5)."""
     totals = [0.0]
     for record in records[:-1]:
         totals.append(totals[-1] + (record.query_seconds or 0.0))

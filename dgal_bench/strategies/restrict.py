@@ -43,7 +43,8 @@ class Uniform:
 class Diffusion:
     """DGAL (paper, Alg. 2): the ``restricted_size`` unlabeled points most uncertain under the diffused labels.
 
-    ``diffusion_steps`` T is ceil(log_K N) unless given; ``score`` is one of SPEC 4's, ``p`` the norm of ``ova_norm``.
+    ``diffusion_steps`` T is ceil(log_K N) unless given; ``score`` is one of graph.diffusion's (eq. 9, App. C), and
+    ``p`` the norm of ``ova_norm``.
     """
 
     graph: Graph
