@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from dgal_bench import compose, plugins, sweep
 from dgal_bench.lab import Lab
 from dgal_bench.laws import practice, practice_lab
 from dgal_bench.models.trainer import silence_lightning
 from dgal_bench.strategies import ACQUISITIONS, ORIGINS, RESTRICTIONS
+
+# No test is timed: a machine that is busy is no mistake.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
