@@ -32,7 +32,7 @@ def dense(graph):
 problems = st.tuples(st.integers(0, 10_000), st.integers(0, 6))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(problems)
 def test_a_step_is_the_matrix_product(drawn):
     _, _, _, _, neighbors = problem(drawn[0])
@@ -41,7 +41,7 @@ def test_a_step_is_the_matrix_product(drawn):
     assert torch.allclose(step(graph, values), dense(graph) @ values, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(problems)
 def test_one_propagation_gives_equation_8_and_appendix_c(drawn):
     seed, steps = drawn

@@ -227,6 +227,23 @@ def test_missing_data_is_one_line_and_exit_code_3(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_faiss_packages_stop_a_sweep_and_the_advised_repair_works(tmp_path):
+    """A second one as pip leaves it: its metadata say that the module is its own."""
+    info = tmp_path / "faiss_gpu-1.15.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faiss-gpu\nVersion: 1.15.1\n")
+    (info / "top_level.txt").write_text("faiss\n")
+    words = ["strategy=random", "seed=0", f"cache={tmp_path}/c"]
+    done = bench(tmp_path, *words, PYTHONPATH=f"{tmp_path}:{HERE}")
+    assert done.returncode == 2
+    assert message(done).startswith(
+        "dgal-bench: faiss-cpu and faiss-gpu are both installed and own the same module: pip "
+    )
+    done = bench(tmp_path, *words, "graph.backend=torch", PYTHONPATH=f"{tmp_path}:{HERE}")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_one_class_and_no_faiss_are_each_said_once_and_the_sweep_is_done(tmp_path):
     """Two workers, two strategies: the same warning of both is told once. FAISS is hidden as if never installed."""
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['faiss'] = None\n")
