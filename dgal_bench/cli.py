@@ -160,15 +160,15 @@ def data(command: Command) -> int:
 
 
 def check(command: Command) -> int:
-    from dgal_bench import laws
+    from dgal_bench.judge import check_plugins, table
     from dgal_bench.request import only_flags, only_places
 
     only_flags(command)
     only_places(command)
     if not command.words:
         raise ConfigError("check takes plugin files: dgal-bench check my_strategies.py")
-    verdicts = laws.check_plugins(command.words)
-    say(laws.table(verdicts))
+    verdicts = check_plugins(command.words)
+    say(table(verdicts))
     return 1 if any(verdict.broken for verdict in verdicts) else 0
 
 

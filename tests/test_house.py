@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "dgal_bench"
 LAYERS = (
     "errors", "arrays", "config", "checks", "compose", "seeding", "threads", "clock", "data", "graph", "models",
     "strategies", "plugins", "provenance", "cache", "representation", "doctor", "record", "identity", "lab", "loop",
-    "laws", "worker", "sweep", "process", "engine", "progress", "report", "arguments", "request", "cli",
+    "laws", "judge", "worker", "sweep", "process", "engine", "progress", "report", "arguments", "request", "cli",
 )
 # fmt: on
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgal_bench import laws, plugins
+from dgal_bench import judge, laws, plugins
 from dgal_bench.cli import main
 from dgal_bench.compose import group_names
 from dgal_bench.config import StrategyConfig
@@ -52,8 +52,8 @@ def restriction(tmp_path, body):
 def broken_laws(path, lab):
     """Law -> breach, for the one strategy of a plugin."""
     (reference,) = plugins.install([str(path)])
-    (name,) = laws.sentences(plugins.INSTALLED[reference])
-    return {verdict.law: verdict.broken for verdict in laws.judge(lab, name) if verdict.broken}
+    (name,) = judge.sentences(plugins.INSTALLED[reference])
+    return {verdict.law: verdict.broken for verdict in judge.judge(lab, name) if verdict.broken}
 
 
 def test_a_cheat_that_writes_does_not_spoil_the_lab_of_the_next(tmp_path, lab):
