@@ -89,7 +89,7 @@ def obtain(source: Source, root: Path, progress: Progress, offline: bool = False
     """The prepare step: unpack what lies there packed, download what does not, check, and keep a manifest.
 
     One process at a time; only whole files of the published content get their names, so that a kill leaves nothing
-    half. Files that are there are never replaced.
+    half. Files that are there are never replaced; once in a manifest, they are left to the check of every load.
 
     Raises:
         DataError: a file cannot be had or put there, or one that is there is not the published one.
@@ -103,9 +103,8 @@ def obtain(source: Source, root: Path, progress: Progress, offline: bool = False
             for name in missing(source, where):
                 _write_manifest(source, where, {name: _fetch(source, name, where, progress)})
             check(source, root)
-        return
-    check(source, root)
-    if not (where / MANIFEST).exists():
+    elif not os.path.isfile(where / MANIFEST):
+        check(source, root)
         with suppress(DataError), _locked(source, where, progress):  # a shared read-only folder needs none of ours
             _write_manifest(source, where, {})
 
