@@ -27,8 +27,8 @@ _CPU = torch.device("cpu")
 
 log = logging.getLogger(__name__)
 
-Search = Callable[[Features, Features, int, torch.device], Tensor]
-"""(base (N, d), queries (m, d), k, device) -> (m, k) int64 positions in the base, nearest first, -1 for none."""
+Search = Callable[[Features, int], Tensor]
+"""(queries (m, d), k) -> (m, k) int64 positions in what was indexed, nearest first, -1 for none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +72,24 @@ def knn(
     # Centred, the products of the expansion are as small as they can be.
     centred = (features - features.mean(dim=0)).float().contiguous()
     name = pick_backend(backend)
-    approximate = name == "faiss" and size > exact_limit
-    search = _search_faiss_ivf if approximate else BACKENDS[name]
-    ids, distances = _without_self(centred, search, k, device)
+    approximate = _is_approximate(name, size, exact_limit)
+    ids, distances = _without_self(centred, new_index(centred, backend, exact_limit, device), k)
     recall = _recall(centred, ids, device) if approximate else 1.0
     return Neighbors(ids, distances, f"{name}-ivf" if approximate else name, recall)
+
+
+def new_index(base: Features, backend: str = "auto", exact_limit: int = 200_000, device: torch.device = _CPU) -> Search:
+    """An index over ``base`` (N, d), by Euclidean distance: exact up to ``exact_limit`` points; errors as in ``knn``.
+
+    A point of the base is found among its own neighbours, except where exact duplicates stand in for it.
+    """
+    name = pick_backend(backend)
+    make = _index_faiss_ivf if _is_approximate(name, len(base), exact_limit) else BACKENDS[name]
+    return make(base.float().contiguous(), device)
+
+
+def _is_approximate(name: str, size: int, exact_limit: int) -> bool:
+    return name == "faiss" and size > exact_limit
 
 
 def pick_backend(backend: str) -> str:
@@ -125,17 +138,17 @@ def faiss_packages() -> tuple[str, ...]:
 
 def nearest(base: Features, queries: Features, k: int, backend: str = "auto") -> Tensor:
     """Exact (m, k) positions in ``base`` nearest to each query, by the chosen backend's own ranking."""
-    return BACKENDS[pick_backend(backend)](base.float().contiguous(), queries.float().contiguous(), k, _CPU)
+    return new_index(base, backend, exact_limit=len(base))(queries.float().contiguous(), k)
 
 
-def _without_self(features: Features, search: Search, k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _without_self(features: Features, search: Search, k: int) -> tuple[Tensor, Tensor]:
     """Search k + 1 + slack, drop each point by its id, rank the rest by exact distance and id, keep k.
 
     By id and not by column: among exact duplicates the point itself need not come first, or at all.
     """
     size = len(features)
     wanted = min(size, k + 1 + _SLACK)
-    found = search(features, features, wanted, device)
+    found = search(features, wanted)
     ids = torch.empty(size, k, dtype=torch.int64)
     distances = torch.empty(size, k)
     for rows in torch.arange(size).split(max(1, _BLOCK // (wanted * features.shape[1]))):
@@ -155,7 +168,7 @@ def _recall(features: Features, ids: Tensor, device: torch.device) -> float:
     """Share of the true neighbours found, on an evenly spaced sample of queries."""
     sample = torch.linspace(0, len(features) - 1, _RECALL_SAMPLE).long().unique()
     k = ids.shape[1]
-    truth = _search_torch(features, features[sample], k + 1, device)
+    truth = _index_torch(features, device)(features[sample], k + 1)
     hits = sum(
         len(set(t) - {i} & set(f))
         for t, f, i in zip(truth.tolist(), ids[sample].tolist(), sample.tolist(), strict=True)
@@ -163,38 +176,42 @@ def _recall(features: Features, ids: Tensor, device: torch.device) -> float:
     return hits / (len(sample) * k)
 
 
-def _search_torch(base: Features, queries: Features, k: int, device: torch.device) -> Tensor:
+def _index_torch(base: Features, device: torch.device) -> Search:
     base = base.to(device)
     norms = base.square().sum(1)
-    blocks = queries.split(max(1, _BLOCK // len(base)))
-    found = [torch.topk(norms - 2 * (block.to(device) @ base.T), k, dim=1, largest=False).indices for block in blocks]
-    return torch.cat(found).cpu()
+
+    def search(queries: Features, k: int) -> Tensor:
+        blocks = queries.split(max(1, _BLOCK // len(base)))
+        distances = (norms - 2 * (block.to(device) @ base.T) for block in blocks)
+        return torch.cat([torch.topk(part, k, dim=1, largest=False).indices for part in distances]).cpu()
+
+    return search
 
 
-def _search_faiss(base: Features, queries: Features, k: int, device: torch.device) -> Tensor:
+def _index_faiss(base: Features, device: torch.device) -> Search:
     import faiss
 
-    index = faiss.IndexFlatL2(base.shape[1])
-    return _faiss_search(index, base, queries, k, device)
+    return _faiss_search(faiss.IndexFlatL2(base.shape[1]), base, device)
 
 
-def _search_faiss_ivf(base: Features, queries: Features, k: int, device: torch.device) -> Tensor:
+def _index_faiss_ivf(base: Features, device: torch.device) -> Search:
     """Inverted file with about 4 sqrt(N) lists, of which 16 are probed."""
     import faiss
 
     n_lists = max(1, int(4 * len(base) ** 0.5))
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(base.shape[1]), base.shape[1], n_lists)
     index.nprobe = min(16, n_lists)
-    return _faiss_search(index, base, queries, k, device)
+    return _faiss_search(index, base, device)
 
 
-def _faiss_search(index: Any, base: Features, queries: Features, k: int, device: torch.device) -> Tensor:
+def _faiss_search(index: Any, base: Features, device: torch.device) -> Search:
+    """The filled index as a function; where the GPU's limit on k is passed, the CPU's copy answers."""
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
     # Without a driver any FAISS GPU call aborts the process, and its GPU k is at most 2048.
-    on_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
-    if device.type == "cuda" and on_gpu and k <= 2048:
+    on_gpu = device.type == "cuda" and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+    if on_gpu:
         resources = faiss.StandardGpuResources()
         resources.setTempMemory(256 << 20)
         index = faiss.index_cpu_to_gpu(resources, 0, index)
@@ -202,8 +219,14 @@ def _faiss_search(index: Any, base: Features, queries: Features, k: int, device:
     if not index.is_trained:
         index.train(points)
     index.add(points)
-    found: np.ndarray = index.search(queries.numpy(), k)[1]
-    return torch.from_numpy(found.astype(np.int64))
+
+    def search(queries: Features, k: int) -> Tensor:
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        able = faiss.index_gpu_to_cpu(index) if on_gpu and k > 2048 else index
+        found: np.ndarray = able.search(queries.numpy(), k)[1]
+        return torch.from_numpy(found.astype(np.int64))
+
+    return search
 
 
-BACKENDS: dict[str, Search] = {"faiss": _search_faiss, "torch": _search_torch}
+BACKENDS: dict[str, Callable[[Features, torch.device], Search]] = {"faiss": _index_faiss, "torch": _index_torch}
