@@ -41,11 +41,12 @@ def judge(lab: Lab, strategy: str) -> Iterator[Verdict]:
 
 
 def copied(lab: Lab) -> Lab:
-    """A lab that shares no tensor of images, labels or graph with this one."""
+    """A lab that shares no tensor of images, labels, latents or graph with this one."""
     data = {name: getattr(lab.data, name).clone() for name in ("images", "labels", "test_images", "test_labels")}
     graph = lab.setup.graph
-    parts = {name: getattr(graph, name).clone() for name in ("indptr", "indices", "weights")}
-    return replace(lab, data=replace(lab.data, **data), setup=replace(lab.setup, graph=replace(graph, **parts)))
+    parts = {name: getattr(graph, name).clone() for name in ("indptr", "indices", "weights", "degrees")}
+    setup = replace(lab.setup, graph=replace(graph, **parts), latents=lab.setup.latents.clone())
+    return replace(lab, data=replace(lab.data, **data), setup=setup)
 
 
 def check_plugins(references: Sequence[str]) -> list[Verdict]:

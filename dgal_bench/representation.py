@@ -1,4 +1,7 @@
-"""Set-up, once per data set: features of the pool and the graph on them, cached, their seconds kept in a ledger."""
+"""Set-up, once per data set: features, the graph on the pool's and the test images tied to it, cached.
+
+The seconds of what a query rests on are kept in a ledger; what only the evaluation needs is counted apart from them.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,27 +19,34 @@ from dgal_bench.config import GraphConfig, RepresentationConfig, RunConfig, to_d
 from dgal_bench.data.datasets import ImageData
 from dgal_bench.errors import ConfigError
 from dgal_bench.graph.knn import knn, nearest, pick_backend
-from dgal_bench.graph.transition import Graph, diagnostics, transition
-from dgal_bench.models.vae import encode, train_vae
+from dgal_bench.graph.transition import Attachment, Graph, attach, diagnostics, transition
+from dgal_bench.models.vae import encode, posterior_means, train_vae
 from dgal_bench.provenance import provenance
 from dgal_bench.seeding import isolated, rng_for, seed_for
 from dgal_bench.threads import on_threads
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised with any change of the numbers that set-up makes; tests/test_golden.py fails otherwise."""
 
 # Points whose 20 nearest neighbours are looked up to judge a space, and how many neighbours.
 _QUALITY_SAMPLE = 2000
 _QUALITY_NEIGHBORS = 20
+_GRAPH_ARRAYS = ("indptr", "indices", "weights", "degrees")
 
-Made = tuple[Features, dict[str, float]]
+Made = tuple[Features, Callable[[], Features], dict[str, float]]
+"""Features of the pool (N, d), how to make those of the test images (n, d), which is timed apart, and facts."""
 
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """What every cell of a data set shares: the graph, hashes of what it was made from, and the ledger."""
+    """What every cell of a data set shares: features of the pool (N, d), the graph, and the test images tied to it.
 
+    Besides, hashes of what they were made from, and the ledger.
+    """
+
+    latents: Features
     graph: Graph
+    attachment: Attachment
     latents_sha256: str
     graph_sha256: str
     ledger: dict[str, Any]
@@ -46,28 +56,39 @@ def _vae(data: ImageData, config: RepresentationConfig, seed: int, device: torch
     with isolated(seed, "vae"):
         module, facts = train_vae(data, config, seed_for(seed, "vae order"), device, progress)
     latents, quality = encode(module, data)
-    return latents, {**facts, **quality}
+    return latents, lambda: posterior_means(module, data.test_images, data.maximum), {**facts, **quality}
 
 
-def flat_pixels(data: ImageData) -> Features:
-    """(N, pixels) float32 in [0, 1]."""
-    return data.images.flatten(1).float() / data.maximum
+def _pixels(data: ImageData, config: RepresentationConfig, seed: int, device: torch.device, progress: Progress) -> Made:
+    return flat_pixels(data.images, data.maximum), lambda: flat_pixels(data.test_images, data.maximum), {}
 
 
-def principal_components(features: Features, n_components: int) -> Features:
-    """(N, d) -> (N, min(n_components, d)): centred and projected on the leading eigenvectors of the covariance."""
-    centred = (features - features.mean(0)).double()
-    vectors: Tensor = torch.linalg.eigh(centred.T @ centred).eigenvectors
-    return (centred @ vectors.flip(1)[:, :n_components]).float()
+def _pca(data: ImageData, config: RepresentationConfig, seed: int, device: torch.device, progress: Progress) -> Made:
+    pixels = flat_pixels(data.images, data.maximum)
+    project = principal_components(pixels, config.latent_dim)
+    return project(pixels), lambda: project(flat_pixels(data.test_images, data.maximum)), {}
+
+
+def flat_pixels(images: Tensor, maximum: int) -> Features:
+    """(n, pixels) float32 in [0, 1]."""
+    return images.flatten(1).float() / maximum
+
+
+def principal_components(features: Features, n_components: int) -> Callable[[Features], Features]:
+    """The projection (n, d) -> (n, min(n_components, d)): less the mean, on the covariance's leading eigenvectors.
+
+    Mean and covariance are those of ``features`` (N, d), whatever is projected.
+    """
+    mean = features.mean(0)
+    centred = (features - mean).double()
+    leading = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :n_components]
+    return lambda points: ((points - mean).double() @ leading).float()
 
 
 REPRESENTATIONS: dict[str, Callable[[ImageData, RepresentationConfig, int, torch.device, Progress], Made]] = {
     "vae": _vae,
-    "pixels": lambda data, config, seed, device, progress: (flat_pixels(data), {}),
-    "pca": lambda data, config, seed, device, progress: (
-        principal_components(flat_pixels(data), config.latent_dim),
-        {},
-    ),
+    "pixels": _pixels,
+    "pca": _pca,
 }
 
 
@@ -82,14 +103,17 @@ def prepare(config: RunConfig, data: ImageData, root: Path, device: torch.device
     latents = cache.get_or_make(
         root, latents_key(config, data, device), lambda: _make_latents(config, data, device, progress)
     )
-    features = torch.from_numpy(latents.arrays["latents"])
+    features, test_features = (torch.from_numpy(latents.arrays[name]) for name in ("latents", "test_latents"))
     graph_key = cache.key_of(
         {"latents": latents.sha256, "recipe": RECIPE_VERSION, "device": device.type, **_graph_key(config.graph)}
     )
-    graph = cache.get_or_make(root, graph_key, lambda: _make_graph(config, features, device, progress))
+    graph = cache.get_or_make(root, graph_key, lambda: _make_graph(config, features, test_features, device, progress))
     arrays = {name: torch.from_numpy(array) for name, array in graph.arrays.items()}
+    parts = {name: arrays[name] for name in _GRAPH_ARRAYS}
     return Setup(
-        Graph(arrays["indptr"], arrays["indices"], arrays["weights"], config.graph.graph_k),
+        features,
+        Graph(**parts, graph_k=config.graph.graph_k, symmetric=graph.facts["symmetric"]),
+        Attachment(arrays["attached_ids"], arrays["attached_weights"]),
         latents_sha256=latents.sha256,
         graph_sha256=graph.sha256,
         ledger={"representation": latents.facts, "graph": graph.facts},
@@ -106,7 +130,13 @@ def latents_key(config: RunConfig, data: ImageData, device: torch.device) -> str
         "seed": config.representation_seed,
         "threads": config.setup_threads,
     }
-    parts = {"pixels": data.pool_sha256, "maximum": data.maximum, "recipe": RECIPE_VERSION, "device": device.type}
+    parts = {
+        "pixels": data.pool_sha256,
+        "test_pixels": data.test_pixels_sha256,
+        "maximum": data.maximum,
+        "recipe": RECIPE_VERSION,
+        "device": device.type,
+    }
     return cache.key_of(parts | settings)
 
 
@@ -121,23 +151,26 @@ def _make_latents(
     start = perf_counter()
     kind, seed = config.representation.kind, config.representation_seed
     with on_threads(config.setup_threads):
-        latents, facts = REPRESENTATIONS[kind](data, config.representation, seed, device, progress)
+        latents, make_test, facts = REPRESENTATIONS[kind](data, config.representation, seed, device, progress)
         seconds = perf_counter() - start
+        test_latents = make_test()
+        test_seconds = perf_counter() - start - seconds
         progress("looking at neighbours' labels", 0, 1)
         shares = label_shares(data, latents, config.representation.latent_dim, config.graph.backend)
     ledger = {
         "kind": kind,
         "seconds": seconds,
+        "test_seconds": test_seconds,
         **facts,
         "label_share": shares,
         "threads": config.setup_threads,
         "made_by": provenance(),
     }
-    return {"latents": latents.numpy()}, ledger
+    return {"latents": latents.numpy(), "test_latents": test_latents.numpy()}, ledger
 
 
 def _make_graph(
-    config: RunConfig, features: Features, device: torch.device, progress: Progress
+    config: RunConfig, features: Features, test_features: Features, device: torch.device, progress: Progress
 ) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
     if bool((features == features[0]).all()):
         raise ConfigError(
@@ -150,9 +183,17 @@ def _make_graph(
     with on_threads(config.setup_threads):
         neighbors = knn(features, spec.graph_k, spec.backend, spec.exact_limit, device)
         graph = transition(neighbors, spec.kernel, spec.symmetrize)
-    seconds = perf_counter() - start
-    arrays = {"indptr": graph.indptr, "indices": graph.indices, "weights": graph.weights}
-    facts = {"seconds": seconds, **diagnostics(neighbors, graph), "made_by": provenance()}
+        seconds = perf_counter() - start
+        attachment = attach(neighbors, features, test_features, spec.kernel, spec.backend)
+        test_seconds = perf_counter() - start - seconds
+    arrays = {name: getattr(graph, name) for name in _GRAPH_ARRAYS}
+    arrays |= {"attached_ids": attachment.ids, "attached_weights": attachment.weights}
+    facts = {
+        "seconds": seconds,
+        "test_seconds": test_seconds,
+        **diagnostics(neighbors, graph),
+        "made_by": provenance(),
+    }
     return {name: tensor.numpy() for name, tensor in arrays.items()}, facts
 
 
@@ -162,8 +203,8 @@ def label_shares(data: ImageData, latents: Features, n_components: int, backend:
     For judging a representation only: nothing that a strategy sees depends on it.
     """
     sample = torch.from_numpy(rng_for(0, "label share").permutation(data.size)[:_QUALITY_SAMPLE].astype(np.int64))
-    pixels = flat_pixels(data)
-    spaces = {"latents": latents, "pca": principal_components(pixels, n_components), "pixels": pixels}
+    pixels = flat_pixels(data.images, data.maximum)
+    spaces = {"latents": latents, "pca": principal_components(pixels, n_components)(pixels), "pixels": pixels}
     return {name: label_share(space, data.labels, sample, backend) for name, space in spaces.items()}
 
 

@@ -13,7 +13,8 @@ from dgal_bench.data.datasets import load
 from dgal_bench.data.pool import Pool, initial_set
 from dgal_bench.graph.diffusion import diffuse
 from dgal_bench.graph.knn import knn
-from dgal_bench.graph.transition import transition
+from dgal_bench.graph.propagation import harmonic
+from dgal_bench.graph.transition import attach, transition
 from dgal_bench.identity import ALGORITHM_VERSION
 from dgal_bench.models.vae import VaeCNN, VaeModule
 from dgal_bench.representation import RECIPE_VERSION
@@ -30,6 +31,8 @@ GOLDEN = {
     "diffusion": [102, 122, 956, 1102, 1210],
     "edges": 38376,
     "heat": 35.48399,
+    "converged": [183.9713, 116.8585, 166.3667],
+    "attached": 31.3669,
     "vae": [13.492897, 0.009317379],
 }
 
@@ -43,6 +46,10 @@ class Clock:
 
 def pixels():
     return load("digits", Path("unused")).images.flatten(1).float()
+
+
+def images_outside():
+    return load("digits", Path("unused")).test_images.flatten(1).float()
 
 
 def query():
@@ -63,11 +70,15 @@ def test_streams_and_picks_belong_to_algorithm_version():
 
 
 def test_graph_and_loss_belong_to_recipe_version():
-    assert RECIPE_VERSION == 1
+    assert RECIPE_VERSION == 2
     graph = transition(knn(pixels(), 20))
     assert len(graph.indices) == GOLDEN["edges"]
     heat = diffuse(graph, torch.arange(10), torch.arange(10), 10, 3)
     assert np.allclose(float(heat.sum()), GOLDEN["heat"], rtol=1e-5)
+    converged, _ = harmonic(graph, torch.arange(10), torch.arange(10), 10)
+    assert np.allclose(converged.sum(0)[:3], GOLDEN["converged"], rtol=1e-4)
+    attached = attach(knn(pixels(), 20), pixels(), images_outside())
+    assert np.allclose(float(attached.weights.max(1).values.sum()), GOLDEN["attached"], rtol=1e-5)
     with isolated(0, "golden"), torch.no_grad():
         module = VaeModule(VaeCNN((1, 8, 8), 4), config(latent_dim=4))
         error, kl = module.losses(pixels()[:50].view(-1, 1, 8, 8) / 16, 0.0)

@@ -12,7 +12,7 @@ from dgal_bench.errors import ConfigError
 from dgal_bench.graph import knn as knn_module
 from dgal_bench.graph.diffusion import diffuse
 from dgal_bench.graph.knn import Neighbors, knn
-from dgal_bench.graph.transition import KERNELS, SYMMETRIZERS, affinity, diagnostics, transition
+from dgal_bench.graph.transition import KERNELS, SYMMETRIZERS, affinity, attach, diagnostics, transition
 
 BACKENDS = ["faiss", "torch"]
 
@@ -160,6 +160,93 @@ def test_affinity_is_the_formula(kernel):
         assert np.allclose(affinity(neighbors, kernel, symmetrize).toarray(), truth, atol=1e-6)
 
 
+@pytest.mark.parametrize("symmetrize", SYMMETRIZERS)
+def test_degrees_are_the_row_sums_that_make_the_affinity_of_the_transition(symmetrize):
+    neighbors = knn(cloud(150), 8)
+    graph, weights = transition(neighbors, symmetrize=symmetrize), affinity(neighbors, symmetrize=symmetrize).toarray()
+    assert graph.degrees.dtype == torch.float64
+    assert np.allclose(graph.degrees, weights.sum(1))
+    assert np.allclose(graph.degrees[:, None] * dense(graph), weights, atol=1e-6)
+    assert graph.symmetric == (symmetrize != "none") == (weights == weights.T).all()
+
+
+@pytest.mark.parametrize("symmetrize", SYMMETRIZERS)
+def test_the_neighbours_that_a_graph_is_made_of_stay_as_they_are(symmetrize):
+    neighbors = knn(cloud(150), 8)
+    ids, distances = neighbors.ids.clone(), neighbors.distances.clone()
+    transition(neighbors, symmetrize=symmetrize)
+    assert torch.equal(neighbors.ids, ids)
+    assert torch.equal(neighbors.distances, distances)
+
+
+def by_formula(kernel, distances, pool_distances, ids):
+    """Weights of one image from its ascending distances to the points ``ids``, by loops (App. B)."""
+
+    def raw(d):
+        return d[6] if d[6] > 0 else min((x for x in d if x > 0), default=np.inf)
+
+    scales = [raw(d) for d in pool_distances]
+    median = sorted(s for s in scales if np.isfinite(s))[(sum(np.isfinite(scales)) - 1) // 2]
+
+    def guarded(s):
+        return max(s if np.isfinite(s) else median, 1e-3 * median)
+
+    own, last = guarded(raw(distances)), distances[-1] if distances[-1] > 0 else 1.0
+    weights = {
+        "local_scaling": [
+            np.exp(-min(80, d**2 / (own * guarded(scales[i])))) for d, i in zip(distances, ids, strict=True)
+        ],
+        "gaussian_k": [np.exp(-4 * d**2 / last**2) for d in distances],
+        "uniform": [1.0 for _ in distances],
+    }[kernel]
+    return np.array(weights) / sum(weights)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("pool", [cloud(150), with_duplicates(), cloud(60) + 1000], ids=["cloud", "duplicates", "far"])
+def test_an_image_hangs_on_its_nearest_points_by_the_kernels_formula(pool, kernel, backend):
+    """Images anywhere, on top of a point of the pool or of a pile of duplicates, and far from everything."""
+    k = 9
+    images = torch.cat([pool.mean(0) + cloud(30, seed=5), pool[:5], pool.mean(0) + torch.full((1, 5), 500.0)])
+    attachment = attach(knn(pool, k), pool, images, kernel, backend)
+    pool64 = pool.double().numpy()
+    truth = np.sqrt(((images.double().numpy()[:, None] - pool64) ** 2).sum(-1))
+    within = np.sqrt(((pool64[:, None] - pool64) ** 2).sum(-1))
+    np.fill_diagonal(within, np.inf)
+    for i, ids in enumerate(attachment.ids.tolist()):
+        assert len(set(ids)) == k
+        nearest = np.sort(truth[i])[:k]
+        assert np.allclose(truth[i, ids], nearest, atol=2e-4)
+        expected = by_formula(kernel, nearest, np.sort(within, axis=1)[:, :k], ids)
+        assert np.allclose(attachment.weights[i], expected, rtol=5e-3, atol=1e-5)
+    assert torch.allclose(attachment.weights.sum(1), torch.ones(len(images)))
+    assert (attachment.ids.dtype, attachment.weights.dtype) == (torch.int64, torch.float32)
+
+
+def test_an_image_that_is_a_point_of_the_pool_hangs_on_it_first():
+    pool = cloud(200)
+    attachment = attach(knn(pool, 8), pool, pool[:50])
+    assert torch.equal(attachment.ids[:, 0], torch.arange(50))
+    assert torch.equal(attachment.weights.argmax(1), torch.zeros(50, dtype=torch.int64))
+
+
+def test_what_an_image_hangs_on_depends_on_no_other_image():
+    pool, images = cloud(300), cloud(40, seed=1)
+    together, alone = (attach(knn(pool, 8), pool, some) for some in (torch.cat([images * 100, images]), images))
+    assert torch.equal(together.ids[40:], alone.ids)
+    assert torch.equal(together.weights[40:], alone.weights)
+    nothing = attach(knn(pool, 8), pool, images[:0])
+    assert nothing.ids.shape == nothing.weights.shape == (0, 8)
+
+
+def test_an_image_without_finite_features_is_refused():
+    pool, images = cloud(100), cloud(10)
+    images[[2, 7], 0] = torch.tensor([torch.nan, torch.inf])
+    with pytest.raises(ConfigError, match="2 of 10 feature rows of the test images hold NaN or infinity"):
+        attach(knn(pool, 5), pool, images)
+
+
 def test_a_pile_of_duplicates_is_no_island():
     """30 copies of one point amid a cloud: labels must cross into the pile and out of it."""
     features = torch.cat([torch.zeros(30, 3), cloud(170, 3)])
@@ -195,7 +282,8 @@ def test_default_steps_are_the_papers():
 
     for size, steps in {1437: 3, 48_000: 4, 60_000: 4, 124_800: 4, 1_000_000: 5, 10_000_000: 6, 400: 2, 401: 3}.items():
         pointer = torch.zeros(1, dtype=torch.int32).expand(size + 1)
-        assert Graph(pointer, torch.zeros(0), torch.zeros(0), graph_k=20).default_steps == steps
+        graph = Graph(pointer, *[torch.zeros(0)] * 3, graph_k=20, symmetric=True)
+        assert graph.default_steps == steps
 
 
 def test_the_digits_graph_at_5_has_two_components():

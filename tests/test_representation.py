@@ -9,6 +9,8 @@ import torch
 from dgal_bench.compose import compose
 from dgal_bench.data.datasets import load
 from dgal_bench.errors import UserError
+from dgal_bench.graph.knn import knn
+from dgal_bench.graph.transition import attach, transition
 from dgal_bench.lab import open_lab
 from dgal_bench.laws import practice
 from dgal_bench.representation import (
@@ -39,11 +41,14 @@ def test_the_key_covers_the_recipe(override):
     assert latents_key(practice("random"), data(), CPU) != latents_key(practice("random", override), data(), CPU)
 
 
-def test_the_key_covers_the_pixels_and_not_the_labels():
-    images = data().images.clone()
+def test_the_key_covers_the_pixels_of_both_splits_and_not_the_labels():
+    images, test_images = data().images.clone(), data().test_images.clone()
     images[0, 0, 0, 0] += 1
+    test_images[0, 0, 0, 0] += 1
     key = latents_key(practice("random"), data(), CPU)
     assert latents_key(practice("random"), replace(data(), images=images), CPU) != key
+    assert latents_key(practice("random"), replace(data(), test_images=test_images), CPU) != key
+    assert latents_key(practice("random"), replace(data(), test_labels=data().test_labels.flip(0)), CPU) == key
     assert latents_key(practice("random"), replace(data(), labels=data().labels.flip(0)), CPU) == key
     assert latents_key(practice("dgmg", "seed=3", "rounds=1"), data(), CPU) == key  # shared by all strategies and seeds
     per_seed = [latents_key(practice("random", f"seed={s}", "representation.seed=cell"), data(), CPU) for s in (0, 1)]
@@ -58,17 +63,65 @@ def test_another_graph_reuses_the_latents(cache_root):
     assert other.ledger["graph"]["graph_k"] == 4
 
 
+@pytest.mark.parametrize("kind", ["vae", "pca", "pixels"])
+def test_test_images_never_influence_the_graph(tmp_path, kind):
+    """Other test images, more of them and brighter: the same latents and graph to the bit, other attachments."""
+    brighter = replace(data(), test_images=16 - load("digits", Path("unused"), 200, 90).test_images)
+    config = practice("random", f"representation.kind={kind}")
+    one, other = (prepare(config, images, tmp_path, CPU, silent) for images in (data(), brighter))
+    assert torch.equal(one.latents, other.latents)
+    for name in ("indptr", "indices", "weights", "degrees"):
+        assert torch.equal(getattr(one.graph, name), getattr(other.graph, name))
+    assert (len(one.attachment.ids), len(other.attachment.ids)) == (60, 90)
+    assert not torch.equal(one.attachment.ids, other.attachment.ids[:60])
+
+
+def test_test_images_are_tied_to_the_graph_in_the_same_space(tmp_path):
+    """Test images that are the pool's own: each is nearest to itself."""
+    twins = replace(data(), test_images=data().images[:60], test_labels=data().labels[:60])
+    for kind in ("pca", "pixels"):
+        setup = prepare(practice("random", f"representation.kind={kind}"), twins, tmp_path, CPU, silent)
+        assert torch.equal(setup.attachment.ids[:, 0], torch.arange(60))
+
+
+def test_a_setup_from_the_cache_is_the_one_that_was_made(tmp_path):
+    config = practice("random", "representation.kind=pixels")
+    made, found = (prepare(config, data(), tmp_path, CPU, silent) for _ in range(2))
+    pixels, test_pixels = (flat_pixels(images, 16) for images in (data().images, data().test_images))
+    neighbors = knn(pixels, config.graph.graph_k)
+    graph, attachment = transition(neighbors), attach(neighbors, pixels, test_pixels)
+    for setup in (made, found):
+        assert torch.equal(setup.latents, pixels)
+        for name in ("indptr", "indices", "weights", "degrees"):
+            assert torch.equal(getattr(setup.graph, name), getattr(graph, name))
+        assert setup.graph.symmetric
+        assert torch.equal(setup.attachment.ids, attachment.ids)
+        assert torch.equal(setup.attachment.weights, attachment.weights)
+    directed = prepare(practice("random", "graph.symmetrize=none"), data(), tmp_path, CPU, silent)
+    assert not directed.graph.symmetric
+
+
 def test_principal_components_keep_the_most_variance():
     features = torch.randn(300, 6) @ torch.diag(torch.tensor([5.0, 4.0, 3.0, 0.1, 0.1, 0.1]))
-    reduced = principal_components(features, 3)
+    reduced = principal_components(features, 3)(features)
     assert reduced.shape == (300, 3)
     singular = torch.linalg.svdvals(features - features.mean(0))
     assert torch.allclose(reduced.norm(dim=0), singular[:3], rtol=1e-4)
 
 
+def test_other_points_are_projected_with_the_mean_and_the_directions_of_the_first():
+    features, others = torch.randn(300, 6) + 3, torch.randn(40, 6)
+    project = principal_components(features, 6)
+    both = torch.cat([features, others])
+    assert torch.equal(project(both)[300:], project(others))
+    # All components kept: a rotation, so that distances between and within the two stay.
+    assert torch.allclose(torch.pdist(project(both)), torch.pdist(both), atol=1e-4)
+    assert project(features).mean(0).abs().max() < 1e-5
+
+
 def test_label_share_by_brute_force():
     images = data()
-    pixels = flat_pixels(images)
+    pixels = flat_pixels(images.images, images.maximum)
     distances = torch.cdist(pixels.double(), pixels.double())
     distances.fill_diagonal_(torch.inf)
     near = distances.topk(20, dim=1, largest=False).indices
@@ -80,6 +133,9 @@ def test_the_ledger_says_what_it_cost_and_how_good_it_is(lab):
     representation, graph = lab.setup.ledger["representation"], lab.setup.ledger["graph"]
     assert representation["seconds"] > 0
     assert graph["seconds"] > 0
+    # What only the evaluation needs is no cost of a query's.
+    assert representation["test_seconds"] > 0
+    assert graph["test_seconds"] > 0
     assert set(representation["label_share"]) == {"latents", "pca", "pixels"}
     assert 0.3 < representation["label_share"]["latents"] <= 1
     assert graph["exact"]
@@ -94,7 +150,9 @@ def test_an_identical_pool_is_an_error_of_the_representation(tmp_path, kind):
 
 
 def test_a_representation_that_tells_nothing_apart_has_no_graph(tmp_path, monkeypatch):
-    monkeypatch.setitem(REPRESENTATIONS, "pixels", lambda data, *rest: (torch.ones(data.size, 3), {}))
+    monkeypatch.setitem(
+        REPRESENTATIONS, "pixels", lambda data, *rest: (torch.ones(data.size, 3), lambda: torch.ones(60, 3), {})
+    )
     with pytest.raises(UserError, match="all 200 images have the same representation: there is no graph"):
         prepare(practice("random", "representation.kind=pixels"), data(), tmp_path, CPU, silent)
 
@@ -113,7 +171,7 @@ def test_nan_in_features_is_refused_with_its_count(tmp_path, monkeypatch):
     def broken(data, *rest):
         features = torch.randn(data.size, 3, generator=torch.Generator().manual_seed(0))
         features[[4, 90], 1] = torch.tensor([torch.nan, torch.inf])
-        return features, {}
+        return features, lambda: features[:60], {}
 
     monkeypatch.setitem(REPRESENTATIONS, "pixels", broken)
     with pytest.raises(UserError, match="2 of 200 feature rows hold NaN or infinity"):

@@ -8,7 +8,7 @@ import torch
 from dgal_bench.config import RepresentationConfig
 from dgal_bench.data.datasets import ImageData
 from dgal_bench.errors import UserError
-from dgal_bench.models.vae import VaeCNN, VaeModule, encode, train_vae
+from dgal_bench.models.vae import VaeCNN, VaeModule, encode, posterior_means, train_vae
 from dgal_bench.seeding import isolated
 
 
@@ -91,6 +91,17 @@ def test_explained_variance_is_one_minus_the_unexplained_share():
         decoded = module.vae.decode(module.vae.encode(pixels.float())[0]).double()
     unexplained = (decoded - pixels).square().sum() / (pixels - pixels.mean(0)).square().sum()
     assert quality["explained_variance"] == pytest.approx(1 - float(unexplained), abs=1e-4)
+
+
+def test_any_image_is_encoded_as_the_pools_are():
+    """The posterior mean, whatever the batch; a test split may be empty."""
+    data = blobs()
+    module, _ = train(data, max_epochs=8)
+    latents = encode(module, data)[0]
+    assert torch.equal(posterior_means(module, data.images, 16), latents)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(posterior_means(module, data.images[order], 16, batch_size=17), latents[order], atol=1e-5)
+    assert posterior_means(module, data.test_images, 16).shape == (0, 3)
 
 
 def test_the_same_seed_gives_the_same_latents_and_global_generators_stay():

@@ -43,6 +43,11 @@ class ImageData:
         return _sha256(self.images)
 
     @cached_property
+    def test_pixels_sha256(self) -> str:
+        """Of the test images' pixels, in order."""
+        return _sha256(self.test_images)
+
+    @cached_property
     def sha256(self) -> str:
         """Of everything a result depends on: pixels and labels of both splits, in order."""
         return _sha256(self.images, self.labels, self.test_images, self.test_labels)

@@ -9,7 +9,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from dgal_bench.arrays import Progress
+from dgal_bench.arrays import Features, Progress
 from dgal_bench.config import RepresentationConfig
 from dgal_bench.data.datasets import ImageData
 from dgal_bench.errors import UserError
@@ -59,6 +59,13 @@ class VaeCNN(nn.Module):
         images: Tensor = self.decoder(latents)
         return images
 
+    def losses(self, images: Tensor, noise: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared error summed over pixels and KL summed over latents, (b,) each; posterior means (b, latent_dim)."""
+        mu, log_variance = self.encode(images)
+        error = (self.decode(mu + noise * (log_variance / 2).exp()) - images).square().flatten(1).sum(1)
+        kl = 0.5 * (mu.square() + log_variance.exp() - 1 - log_variance).sum(1)
+        return error, kl, mu
+
 
 class VaeModule(lightning.LightningModule):
     """The negative ELBO per image: recon_weight x squared error summed over pixels + KL summed over latents.
@@ -73,10 +80,7 @@ class VaeModule(lightning.LightningModule):
 
     def losses(self, images: Tensor, noise: Tensor | float) -> tuple[Tensor, Tensor]:
         """Squared error and KL per image, (b,) each, at standard normal ``noise`` (b, latent_dim); 0: at the mean."""
-        mu, log_variance = self.vae.encode(images)
-        error = (self.vae.decode(mu + noise * (log_variance / 2).exp()) - images).square().flatten(1).sum(1)
-        kl = 0.5 * (mu.square() + log_variance.exp() - 1 - log_variance).sum(1)
-        return error, kl
+        return self.vae.losses(images, noise)[:2]
 
     def training_step(self, images: Tensor, batch_idx: int) -> Tensor:
         noise = torch.randn(len(images), self.config.latent_dim, device=images.device)
@@ -102,10 +106,11 @@ class _Batches:
     def __iter__(self) -> Iterator[Tensor]:
         order = torch.randperm(len(self.images), generator=self.order)
         for ids in order.split(self.batch_size)[: len(self)]:
-            yield _as_float(self.images[ids], self.maximum)
+            yield as_float(self.images[ids], self.maximum)
 
 
-def _as_float(images: Tensor, maximum: int) -> Tensor:
+def as_float(images: Tensor, maximum: int) -> Tensor:
+    """uint8 images -> float32 in [0, 1]."""
     # channels_last: 1.7 times faster on MNIST's VAE (two threads, with the fused Adam)
     return images.to(torch.float32, memory_format=torch.channels_last).div_(maximum)
 
@@ -152,7 +157,7 @@ def train_vae(
     """
     order = torch.from_numpy(rng_for(seed, "holdout").permutation(data.size))
     n_holdout = max(1, round(config.holdout * data.size))
-    holdout = _as_float(data.images[order[:n_holdout]], data.maximum)
+    holdout = as_float(data.images[order[:n_holdout]], data.maximum)
     shuffle = torch.Generator().manual_seed(seed)
     batches = _Batches(data.images[order[n_holdout:]], data.maximum, config.train_batch_size, shuffle)
     vae = VaeCNN(data.image_shape, config.latent_dim).to(memory_format=torch.channels_last)
@@ -173,9 +178,9 @@ def encode(module: VaeModule, data: ImageData, batch_size: int = 1024) -> tuple[
     """
     means, errors, kls = [], 0.0, 0.0
     for block in data.images.split(batch_size):
-        images = _as_float(block, data.maximum).to(module.device)
-        error, kl = module.losses(images, noise=0.0)
-        means.append(module.vae.encode(images)[0].cpu())
+        images = as_float(block, data.maximum).to(module.device)
+        error, kl, mu = module.vae.losses(images, noise=0.0)
+        means.append(mu.cpu())
         errors += float(error.sum())
         kls += float(kl.sum())
     latents = torch.cat(means)
@@ -186,6 +191,13 @@ def encode(module: VaeModule, data: ImageData, batch_size: int = 1024) -> tuple[
         "explained_variance": 1 - errors / max(_total_squares(data), 1e-12),
     }
     return _checked(latents, facts), facts
+
+
+@torch.inference_mode()
+def posterior_means(module: VaeModule, images: Tensor, maximum: int, batch_size: int = 1024) -> Features:
+    """(n, latent_dim) float32 on the CPU, for any uint8 images of the pool's shape and ``maximum``."""
+    blocks = images.split(batch_size)
+    return torch.cat([module.vae.encode(as_float(block, maximum).to(module.device))[0].cpu() for block in blocks])
 
 
 def _total_squares(data: ImageData) -> float:
