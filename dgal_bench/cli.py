@@ -64,7 +64,7 @@ def bench(command: Command) -> int:
     from dgal_bench.request import axes_of, only_settings, settings_of
 
     only_settings(command)
-    settings = settings_of(command, "simple")
+    settings = settings_of(command, "paper")
     suite = OmegaConf.to_container(read_group("suite", settings.suite))
     assert isinstance(suite, dict)
     return _sweep(command, axes_of(command, {str(key): value for key, value in suite.items()}), settings, report=True)

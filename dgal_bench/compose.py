@@ -78,6 +78,8 @@ def compose(choices: Mapping[str, str], overrides: Iterable[str] = ()) -> RunCon
         for override in overrides:
             check_key(override.partition("=")[0], _plain(composed))
         composed = OmegaConf.merge(composed, *map(_parsed, overrides))
+        if composed.seals_k == "ratio":  # what a restriction of equal size leaves for each of the first labels
+            composed.seals_k = max(1, round(composed.restricted_size / max(1, composed.initial_size)))
         config = from_dict(composed)
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error

@@ -6,6 +6,7 @@ Light on purpose: importing it imports no torch, since a worker's thread counts 
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -83,6 +84,29 @@ class StrategyConfig:
 
 
 @dataclass(frozen=True)
+class AdversarySettings:
+    """How the adversary is trained in a round.
+
+    ``epochs`` of |U| / train_batch_size steps, but at most ``max_steps``; a step is ``vae_steps`` of the VAE, each on
+    a new batch, and one of the discriminator. The paper's App. A can also be read as 1e-4 for both rates.
+    """
+
+    latent_dim: int
+    recon_weight: float
+    max_steps: int | None = None
+    epochs: int = 100
+    vae_steps: int = 2
+    vae_lr: float = 5e-4
+    lr: float = 1e-4
+    train_batch_size: int = 128
+
+    def steps(self, n_unlabeled: int) -> int:
+        """Steps of a round with that many unlabeled points."""
+        wanted = self.epochs * math.ceil(n_unlabeled / self.train_batch_size)
+        return wanted if self.max_steps is None else min(wanted, self.max_steps)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that a cell's result depends on. Its hash is part of the cell's fingerprint."""
 
@@ -93,6 +117,9 @@ class RunConfig:
     initial_size: int
     balanced: bool
     restricted_size: int
+    seals_k: int
+    adversary_steps: int | None
+    propagation: str
     predict_batch_size: int
     threads: int
     deterministic: bool

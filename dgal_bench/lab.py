@@ -1,7 +1,10 @@
 """Lab: what the cells of a data set share. Cell: one (data set, strategy, seed) and all that is derived from it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from dgal_bench.data.datamodule import PoolDataModule, Standardise
 from dgal_bench.data.datasets import ImageData, load
 from dgal_bench.data.pool import Pool
 from dgal_bench.errors import ConfigError
+from dgal_bench.graph import knn
 from dgal_bench.graph.transition import Graph
 from dgal_bench.identity import ALGORITHM_VERSION
 from dgal_bench.models.nets import build_net, cost
@@ -22,7 +26,7 @@ from dgal_bench.models.task import TaskModule
 from dgal_bench.provenance import provenance, revision
 from dgal_bench.representation import Setup, prepare
 from dgal_bench.seeding import TieBreak, isolated, rng_for, seed_for, torch_rng_for
-from dgal_bench.strategies import Query, Strategy, build
+from dgal_bench.strategies import Query, Resources, Strategy, build
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +72,9 @@ class Cell:
     @classmethod
     def of(cls, config: RunConfig, lab: Lab) -> "Cell":
         graph = lab.setup.graph.to(lab.device)
-        return cls(config, lab, build(config.strategy, graph), graph)
+        spec = config.graph
+        new_index = partial(knn.new_index, backend=spec.backend, exact_limit=spec.exact_limit, device=lab.device)
+        return cls(config, lab, build(config.strategy, Resources(graph, lab.setup.latents, new_index)), graph)
 
     def datamodule(self, pool: Pool, round_: int) -> PoolDataModule:
         """The loaders of a round; the order of the labeled points is the same draw for every strategy of the seed."""
@@ -78,10 +84,18 @@ class Cell:
             self.lab.data, pool, self.lab.transform, training.train_batch_size, self.config.predict_batch_size, order
         )
 
-    def query(self, pool: Pool, predict: Predictor, clock: Stopwatch, round_: int) -> Query:
-        seed = self.config.seed
-        ties = TieBreak(seed_for(seed, "ties", round_))
-        return Query(pool, predict, self.lab.data.images, rng_for(seed, "query", round_), ties, clock)
+    def query(
+        self,
+        pool: Pool,
+        predict: Predictor,
+        clock: Stopwatch,
+        round_: int,
+        memory: Mapping[str, Any] = MappingProxyType({}),
+        rehearsal: bool = False,
+    ) -> Query:
+        seed, data = self.config.seed, self.lab.data
+        ties, rng = TieBreak(seed_for(seed, "ties", round_)), rng_for(seed, "query", round_)
+        return Query(pool, predict, data.images, rng, ties, clock, data.maximum, self.lab.device, memory, rehearsal)
 
     def new_module(self, round_: int) -> TaskModule:
         """The network of a round before training: the same weights for every strategy of the seed."""

@@ -87,8 +87,6 @@ def candidates_are_unlabeled(lab: Lab, strategy: str) -> None:
             asked.pool.check(candidates, len(candidates) if isinstance(candidates, torch.Tensor) else 0, "left")
         except StrategyError as error:
             raise LawError(f"{asked.when}: {error}") from error
-        if len(candidates) < BATCH:
-            raise LawError(f"{asked.when}: only {len(candidates)} candidates for a batch of {BATCH}")
 
 
 def same_seed_same_batch(lab: Lab, strategy: str) -> None:
@@ -194,7 +192,7 @@ def run_here(lab: Lab, path: Path, config: RunConfig) -> tuple[RoundRecord, ...]
 
 LAWS: dict[str, Callable[[Lab, str], None]] = {
     "picks a full batch of distinct unlabeled points": full_batch,
-    "restricts to distinct unlabeled points, enough for a batch": candidates_are_unlabeled,
+    "restricts to distinct unlabeled points": candidates_are_unlabeled,
     "picks the same again for the same seed": same_seed_same_batch,
     "leaves the global random generators alone": global_generators_untouched,
     "changes nothing of what it is shown": what_it_sees_is_unchanged,

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,12 +10,14 @@ import torch
 
 from dgal_bench.arrays import Index
 from dgal_bench.clock import Stopwatch
+from dgal_bench.config import RunConfig
 from dgal_bench.data.pool import Pool, initial_set
 from dgal_bench.graph.diffusion import reached
+from dgal_bench.graph.propagation import propagated
 from dgal_bench.graph.transition import Graph
 from dgal_bench.identity import check_resumable
 from dgal_bench.lab import Cell
-from dgal_bench.models.predict import Predictor
+from dgal_bench.models.predict import Predictor, Rehearsal
 from dgal_bench.models.task import Fit, fit, measure_accuracy, new_trainer
 from dgal_bench.record import Recorder, RoundRecord, picks
 from dgal_bench.seeding import isolated
@@ -35,16 +37,22 @@ def run_cell(
     """
     with on_threads(cell.config.threads):
         pool, first = start(cell, recorder, resume_anyway)
+        memory: Mapping[str, Any] = {}
         if first < cell.config.rounds:
             warm_up(cell, pool)
         for round_ in range(first, cell.config.rounds + 1):
-            record, pool = run_round(cell, pool, round_, jobs)
+            record, pool, memory = run_round(cell, pool, round_, jobs, memory)
             recorder.write(record)
             on_round(record)
 
 
-def run_round(cell: Cell, pool: Pool, round_: int, jobs: int) -> tuple[RoundRecord, Pool]:
-    """Train from scratch, test, and unless it is the last round query and annotate. Only the query is on the clock."""
+def run_round(
+    cell: Cell, pool: Pool, round_: int, jobs: int, memory: Mapping[str, Any]
+) -> tuple[RoundRecord, Pool, Mapping[str, Any]]:
+    """Train from scratch, test, and unless it is the last round query and annotate. Only the query is on the clock.
+
+    ``memory`` is what the last query left for the next, and so is the last part of what is returned.
+    """
     config, device = cell.config, cell.lab.device
     around = Stopwatch(device)
     data, module = cell.datamodule(pool, round_), cell.new_module(round_)
@@ -58,7 +66,7 @@ def run_round(cell: Cell, pool: Pool, round_: int, jobs: int) -> tuple[RoundReco
     if round_ < config.rounds:
         clock = Stopwatch(device)
         predict = Predictor(module, data, device, clock)
-        query = cell.query(pool, predict, clock, round_)
+        query = cell.query(pool, predict, clock, round_, memory)
         with clock.running():
             selection = cell.strategy.select(query, config.batch_size)
         pool.check(selection.indices, config.batch_size)
@@ -66,24 +74,45 @@ def run_round(cell: Cell, pool: Pool, round_: int, jobs: int) -> tuple[RoundReco
         pool = pool.annotate(selection.indices, cell.lab.data.labels[selection.indices])  # the oracle
         facts |= query_facts(cell, query, selection.indices)
         facts |= {"n_candidates": len(selection.candidates), "n_scored": predict.n_scored}
-    return RoundRecord(**facts), pool
+        memory = query.remembered
+    if data.predict_batch_size < config.predict_batch_size:
+        facts["halved_to"] = data.predict_batch_size
+    return RoundRecord(**facts), pool, memory
 
 
 def evaluation_facts(
     cell: Cell, pool: Pool, round_: int, fitted: Fit, accuracy: float, clock: Stopwatch, jobs: int
 ) -> dict[str, Any]:
+    with clock.phase("extra"):
+        extra = {
+            "reach": reached(cell.graph, pool.labeled, cell.graph.default_steps),
+            "propagated": propagated_accuracy(cell, pool) if propagation_due(cell.config, round_) else None,
+        }
     return {
         "round": round_,
         "n_labeled": len(pool.labeled),
         "accuracy": accuracy,
         **asdict(fitted),
-        "reach": reached(cell.graph, pool.labeled, cell.graph.default_steps),
-        "train_seconds": clock.seconds["train"],
-        "test_seconds": clock.seconds["test"],
+        **extra,
+        **{f"{name}_seconds": clock.seconds[name] for name in ("train", "test", "extra")},
         "threads": torch.get_num_threads(),
         "jobs": jobs,
         "load": os.getloadavg()[0],
     }
+
+
+def propagation_due(config: RunConfig, round_: int) -> bool:
+    """Rounds 0, R/2 and R, unless the configuration says all or none."""
+    few = (0, config.rounds // 2, config.rounds)
+    return config.propagation == "all" or (config.propagation == "few" and round_ in few)
+
+
+def propagated_accuracy(cell: Cell, pool: Pool) -> dict[str, float]:
+    """How well the graph alone knows the test split: the oracle's and the examiner's to ask, never a strategy's."""
+    data = cell.lab.data
+    return propagated(
+        cell.graph, cell.lab.setup.attachment, pool.labeled, pool.labels, data.n_classes, data.test_labels
+    )
 
 
 def query_facts(cell: Cell, query: Query, batch: Index) -> dict[str, Any]:
@@ -111,15 +140,10 @@ def boundary_share(graph: Graph, labels: torch.Tensor, batch: Index) -> float:
 
 
 def warm_up(cell: Cell, pool: Pool) -> None:
-    """Let predict, the diffusion and the strategy run once untimed, on an untrained network."""
+    """Let a whole query run once untimed, on an untrained network that looks at two batches only."""
     clock = Stopwatch(cell.lab.device)
-    config = cell.config
-    predict = Predictor(cell.new_module(0), cell.datamodule(pool, 0), cell.lab.device, clock)
-    predict(pool.unlabeled[: 2 * config.predict_batch_size])
-    reached(cell.graph, pool.labeled, cell.graph.default_steps)
-    query = cell.query(pool, predict, clock, 0)
-    candidates = cell.strategy.restrict(query)[: config.restricted_size]
-    cell.strategy.acquire(query, candidates, config.batch_size)
+    predict = Rehearsal(cell.new_module(0), cell.datamodule(pool, 0), cell.lab.device, clock)
+    cell.strategy.select(cell.query(pool, predict, clock, 0, rehearsal=True), cell.config.batch_size)
 
 
 def start(cell: Cell, recorder: Recorder, resume_anyway: bool) -> tuple[Pool, int]:

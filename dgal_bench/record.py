@@ -47,11 +47,14 @@ class RoundRecord:
     query_seconds: float | None = None
     seconds: dict[str, float] | None = None  # by exclusive phase
     extra: dict[str, float] = field(default_factory=dict)  # what else a strategy noted
+    propagated: dict[str, float] | None = None  # the test split classified by labels propagated over the graph alone
+    extra_seconds: float = 0.0  # spent on facts of this row that are in no other time: reach, propagated
+    halved_to: int | None = None  # images per pass, where predict_batch_size of them ran out of memory
 
 
 CHOICE_FIELDS = (
     "round", "n_labeled", "accuracy", "underfit", "epochs", "train_loss", "reach", "indices", "classes",
-    "n_candidates", "n_scored", "boundary_share", "ties", "extra",
+    "n_candidates", "n_scored", "boundary_share", "ties", "extra", "propagated",
 )  # fmt: skip
 
 

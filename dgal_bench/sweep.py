@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,9 @@ from dgal_bench.errors import ConfigError
 from dgal_bench.identity import ALGORITHM_VERSION, check_resumable
 from dgal_bench.record import CellLog, read_cell
 from dgal_bench.strategies import resolved
+
+# Between a strategy's name and its own settings: dgmg+strategy.restrict.score=margin.
+_OWN_SETTING = re.compile(r"\+(?=[a-z_.]+=)")
 
 AXES = ("dataset", "representation", "profile", "seed", "strategy")
 
@@ -54,7 +58,8 @@ class Job:
 def plan(axes: Mapping[str, Sequence[str]], settings: Settings) -> list[Job]:
     """Every combination of the axes as a cell, seeds outside strategies so that whole comparisons come first.
 
-    A key other than AXES with several values becomes part of the strategy's folder: ``dgmg+graph.graph_k=10``.
+    A strategy may bring settings of its own, ``dgmg+strategy.restrict.score=margin``; they are part of its folder's
+    name, as is a key other than AXES with several values: ``dgmg+graph.graph_k=10``.
 
     Raises:
         ConfigError: a name, key or value is wrong.
@@ -66,16 +71,24 @@ def plan(axes: Mapping[str, Sequence[str]], settings: Settings) -> list[Job]:
     order = [key for key in AXES if key != "strategy"]
     for values in itertools.product(*(axes[key] for key in [*order, "strategy", *others])):
         point = dict(zip([*order, "strategy", *others], values, strict=True))
+        point["strategy"], *own = _OWN_SETTING.split(point["strategy"])
         choices = tuple((key, point[key]) for key in GROUPS)
-        config = _configured(choices, tuple(f"{key}={point[key]}" for key in others))
+        config = _configured(choices, (*(f"{key}={point[key]}" for key in others), *_checked(own)))
         config = dataclasses.replace(config, seed=_seed(point["seed"]))
         varied = [key for key in ("representation", "profile", *others) if len(axes[key]) > 1]
-        label = "+".join([config.strategy.name, *(f"{key}={point[key]}" for key in varied)]).replace("/", "_")
+        label = "+".join([config.strategy.name, *own, *(f"{key}={point[key]}" for key in varied)]).replace("/", "_")
         folder = settings.results / settings.suite / config.dataset.name / label
         jobs.append(Job(config, folder / f"seed-{config.seed}.jsonl"))
     if twice := [path for path, n in _counts(job.path for job in jobs).items() if n > 1]:
         raise ConfigError(f"{twice[0]} would be written by two cells: give each value once")
     return jobs
+
+
+def _checked(own: Sequence[str]) -> Sequence[str]:
+    """A strategy's own settings, none of which may be an axis of the grid."""
+    if wrong := [setting for setting in own if setting.partition("=")[0] in AXES]:
+        raise ConfigError(f"strategy=...+{wrong[0]}: that is an axis of its own, write {wrong[0]} beside it")
+    return own
 
 
 @cache
@@ -84,7 +97,7 @@ def _configured(choices: tuple[tuple[str, str], ...], overrides: tuple[str, ...]
     config = compose(dict(choices), overrides)
     strategy = resolved(config.strategy)
     size = strategy.restrict.get("restricted_size", config.batch_size)
-    if size < config.batch_size:
+    if size is not None and size < config.batch_size:
         raise ConfigError(
             f"strategy.restrict.restricted_size={size} is below batch_size={config.batch_size}: raise restricted_size"
         )

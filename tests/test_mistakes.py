@@ -25,7 +25,7 @@ MISTAKES = [
     (["bench", "reslts=x"], "unknown key 'reslts'; did you mean 'results'?"),
     (["bench", "strategy=dgmgg"], "unknown strategy 'dgmgg'; did you mean 'dgmg'?"),
     (["bench", "dataset=mnits"], "unknown dataset 'mnits'; did you mean 'mnist'?"),
-    (["bench", "suite=simpel"], "unknown suite 'simpel'; did you mean 'simple'?"),
+    (["bench", "suite=papre"], "unknown suite 'papre'; did you mean 'paper'?"),
     (["bench", "profile=gpu"], "unknown profile 'gpu'; did you mean 'cpu'? (choices: cpu, paper, smoke)"),
     (["bench", "--dryrun"], "unknown flag '--dryrun'; did you mean '--dry-run'?"),
     (["bench", "seed="], "seed= is an empty list"),
@@ -102,7 +102,7 @@ class TestResultsFolder:
 
     @pytest.fixture
     def file(self, lab, tmp_path):
-        path = tmp_path / "simple" / "digits" / "random" / "seed-0.jsonl"
+        path = tmp_path / "paper" / "digits" / "random" / "seed-0.jsonl"
         run_here(lab, path, practice("random"))
         return path
 

@@ -137,10 +137,11 @@ def test_one_that_has_seen_the_hidden_labels_is_found(tmp_path, lab, monkeypatch
     ("body", "said"),
     [
         (
-            "return query.pool.unlabeled[:3]",
-            "the restriction of the strategy left 3 points where a batch of 5 is picked",
+            "return query.pool.unlabeled.tolist()",
+            "the restriction of the strategy left a list, not a flat int64 tensor",
         ),
-        ("return query.pool.unlabeled.tolist()", "the restriction of the strategy left a list where a batch of 5"),
+        ("return query.pool.unlabeled[:1].repeat(3)", "left 2 of 3 points twice"),
+        ("return query.pool.labeled[:3]", "left 1 of 1 points that are labeled already"),
         (
             "return torch.cat([query.pool.labeled[-1:], query.pool.unlabeled[:4]])",
             "1 of 5 points that are labeled already",
@@ -343,9 +344,7 @@ def test_a_sweep_with_a_cheat_fails_its_cells_only_and_exits_1(tmp_path, cache_r
     assert done.returncode == 1, done.stderr
     assert "digits/cheat/seed-0: FAILED: the strategy picked 3 points where the batch size is 5" in done.stderr
     assert "1 of 2 cells failed; the same command tries them again" in done.stderr
-    good, bad = (
-        read_cell(Path(tmp_path / "r" / "simple" / "digits" / n / "seed-0.jsonl")) for n in ("honest", "cheat")
-    )
+    good, bad = (read_cell(Path(tmp_path / "r" / "paper" / "digits" / n / "seed-0.jsonl")) for n in ("honest", "cheat"))
     assert (good.status, bad.status) == ("done", "failed")
     assert good.header["config"]["strategy"]["acquire"]["plugin"].startswith("mine.py@")
     assert "Traceback" not in done.stderr

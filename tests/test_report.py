@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from math import exp, inf, log, sqrt
 
 import pytest
@@ -225,6 +226,39 @@ def test_a_strategy_looks_the_same_everywhere_and_two_never_alike(results):
     looks = {name: json.dumps(look) for name, look in styles(one, list(one.cells)).items()}
     assert len(set(looks.values())) == len(looks) == 3
     assert all(json.dumps(styles(one, [name])[name]) == look for name, look in looks.items())
+
+
+def test_what_the_graph_knows_stands_beside_the_network(tmp_path):
+    """Two seeds: means over them by hand, unreached behind; a directed graph has no converged figure."""
+    for seed in (0, 1):
+        graph = {"accuracy": 0.3 + 0.2 * seed, "unreached": 0.25}
+        converged = {"converged_accuracy": 0.7, "converged_unreached": 0.0, "iterations": 40}
+        rows = scaled(1)
+        rows[0], rows[2] = replace(rows[0], propagated=graph | converged), replace(rows[2], propagated=graph)
+        cell(tmp_path, "margin", seed, rows)
+    text = summary_md(group(read_results(tmp_path)))
+    told = next(line for line in text.splitlines() if line.startswith("At 10 labels"))
+    assert told == (
+        "At 10 labels, all strategies: network 20.0 ± 0.0, T steps 40.0 ± 127.1 (25.0 unreached), converged 70.0 ± 0.0."
+    )
+    (line,) = [line for line in text.splitlines() if "unreached" in line and line.startswith("| margin")]
+    assert [cell.strip() for cell in line.split("|")] == [
+        "", "margin", "80.0 ± 0.0", "40.0 ± 127.1 (25.0 unreached)", "", "",
+    ]  # fmt: skip
+    assert "50 labels: network %" in text
+
+
+def test_makeshifts_are_said_by_strategy(tmp_path):
+    rows = scaled(1)
+    rows[0] = replace(rows[0], indices=[1, 2, 3], extra={"topped_up": 2, "indistinct": 1}, halved_to=64)
+    rows[1] = replace(rows[1], indices=[4, 5, 6], halved_to=128)
+    cell(tmp_path, "badge", 0, rows)
+    cell(tmp_path, "margin", 0, scaled(1))
+    text = summary_md(group(read_results(tmp_path)))
+    assert "Topped up: 1 of 2 queries of badge left fewer candidates than a batch; 2 points were drawn" in text
+    assert "Drawn uniformly: 1 of 6 picks of badge, among points it could not tell apart." in text
+    assert "Out of memory: 2 rounds of badge went on with down to 64 images a pass." in text
+    assert "of margin" not in text
 
 
 def test_nothing_to_report_is_said(tmp_path):

@@ -9,15 +9,20 @@ import torch
 from dgal_bench.compose import group_names
 from dgal_bench.config import StrategyConfig
 from dgal_bench.errors import ConfigError
+from dgal_bench.graph import knn
 from dgal_bench.graph.diffusion import diffuse, score
 from dgal_bench.lab import Cell
 from dgal_bench.laws import BATCH, LAWS, Asked, practice
-from dgal_bench.strategies import ACQUISITIONS, RESTRICTIONS, build, resolved
+from dgal_bench.strategies import ACQUISITIONS, RESTRICTIONS, Resources, build, resolved
 
 STRATEGIES = group_names("strategy")
 
-# Points passed through the task network, given N_u unlabeled points and m candidates.
-N_SCORED = {"everything": lambda n_u, m: n_u, "uniform": lambda n_u, m: m, "diffusion": lambda n_u, m: m}
+# Points passed through the task network: by criterion, given the m candidates and the labeled; by restriction before.
+N_SCORED = {
+    "random": lambda m, labeled: 0,
+    "adversary": lambda m, labeled: 0,
+    "k_center": lambda m, labeled: m + labeled,
+}
 
 
 @pytest.fixture(params=STRATEGIES)
@@ -64,12 +69,19 @@ def test_no_unlabeled_label_is_readable(lab, strategy):
 
 def test_points_scored_are_those_of_the_specification(lab, strategy):
     asked = Asked(lab, strategy)
-    selection = asked.select()
+    candidates = asked.select().candidates
     config = asked.cell.config.strategy
     n_u = len(asked.pool.unlabeled)
-    expected = 0 if config.acquire["kind"] == "random" else N_SCORED[config.restrict["kind"]](n_u, 20)
-    assert asked.predict.n_scored == expected
-    assert len(selection.candidates) == (n_u if config.restrict["kind"] == "everything" else 20)
+    scored = N_SCORED.get(config.acquire["kind"], lambda m, labeled: m)(len(candidates), 12)
+    assert asked.predict.n_scored == (lab.data.size if config.restrict["kind"] == "model_neighbors" else scored)
+    if config.restrict["kind"] == "everything":
+        assert len(candidates) == n_u
+    elif config.restrict.get("restricted_size"):
+        assert len(candidates) == 20
+    else:
+        assert BATCH <= len(candidates) <= 12 * config.restrict["seals_k"]
+    if config.acquire["kind"] == "adversary":
+        assert asked.query.notes["aux_scored"]() == n_u
 
 
 def test_every_part_is_in_some_strategy():
@@ -174,4 +186,5 @@ class TestConfiguration:
 
     def test_the_graph_is_handed_in(self, lab):
         config = self.build(restrict={"kind": "diffusion", "restricted_size": 5})
-        assert build(config, lab.setup.graph).restrict.graph is lab.setup.graph
+        resources = Resources(lab.setup.graph, lab.setup.latents, knn.new_index)
+        assert build(config, resources).restrict.graph is lab.setup.graph

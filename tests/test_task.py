@@ -9,7 +9,7 @@ from torch import nn
 
 from dgal_bench.compose import compose
 from dgal_bench.data.pool import Pool, initial_set
-from dgal_bench.errors import ConfigError
+from dgal_bench.errors import ConfigError, UserError
 from dgal_bench.lab import Cell
 from dgal_bench.laws import practice
 from dgal_bench.models.nets import build_net, cost
@@ -145,5 +145,5 @@ def test_one_label_trains(lab):
 
 
 def test_a_diverged_training_says_which_knob(lab):
-    with pytest.raises(ValueError, match=r"lower training.lr"):
+    with pytest.raises(UserError, match=r"lower training.lr"):
         one_round(lab, lr=1e20, max_epochs=3)

@@ -11,6 +11,7 @@ from torch import Tensor
 from dgal_bench.arrays import Index, Labels
 from dgal_bench.data.datasets import ImageData
 from dgal_bench.data.pool import Pool
+from dgal_bench.errors import UserError
 
 # Elements of the temporary float block while the pool's mean and deviation are summed up: 32 MB in float64.
 _BLOCK = 4_000_000
@@ -124,6 +125,20 @@ class PoolDataModule(lightning.LightningDataModule):
         self.train_batch_size = train_batch_size
         self.predict_batch_size = predict_batch_size
         self.order = order
+
+    def halve_batch(self, error: torch.OutOfMemoryError) -> None:
+        """Half the images per pass from here on, where one ran out of memory.
+
+        Raises:
+            UserError: it did so with a single image.
+        """
+        if self.predict_batch_size == 1:
+            raise UserError(
+                "the network's pass over a single image runs out of memory: use a smaller net or device=cpu"
+            ) from error
+        self.predict_batch_size //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def train_dataloader(self) -> Epoch:
         """One item: a pass over the labeled points in minibatches, which TaskModule takes as one step."""

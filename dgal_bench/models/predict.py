@@ -6,14 +6,16 @@ from torch import Tensor
 from dgal_bench.arrays import Index, Outputs
 from dgal_bench.clock import Stopwatch
 from dgal_bench.data.datamodule import PoolDataModule
+from dgal_bench.errors import UserError
 from dgal_bench.models.task import TaskModule
 
 
 class Predictor:
     """``predict(indices) -> Outputs`` in the order of ``indices``, memoised within the round.
 
-    The network runs in eval mode under inference_mode on the module's device; its time is the phase ``infer``.
-    ``n_scored`` is the number of different points passed through the network so far.
+    The network runs in eval mode under inference_mode on the module's device; its time belongs to the phase named.
+    ``n_scored`` is the number of different points passed through the network so far. Where a pass runs out of memory
+    it goes on with half the images at a time.
     """
 
     def __init__(self, module: TaskModule, data: PoolDataModule, device: torch.device, clock: Stopwatch) -> None:
@@ -25,8 +27,13 @@ class Predictor:
         self._outputs: list[Outputs] = []
         self.n_scored = 0
 
-    def __call__(self, indices: Index) -> Outputs:
-        with self._clock.phase("infer"):
+    def __call__(self, indices: Index, phase: str = "infer") -> Outputs:
+        """The outputs of any positions.
+
+        Raises:
+            UserError: the network answers NaN, or one image alone is too much for the memory.
+        """
+        with self._clock.phase(phase):
             missing = indices[self._row[indices] < 0]
             if len(missing):
                 self._score(self._once(missing))
@@ -42,16 +49,40 @@ class Predictor:
         self._row[ids] = places
         return ids[self._row[ids] == places]
 
-    @torch.inference_mode()
     def _score(self, ids: Index) -> None:
-        results: list[tuple[Tensor, Tensor]] = []
-        for images, _ in self._data.positions(ids):
-            logits, features = self._module.net(images.to(self._device))
-            results.append((torch.log_softmax(logits, dim=1).cpu(), features.cpu()))
-        log_probs, features = (torch.cat(parts) for parts in zip(*results, strict=True))
+        outputs = self._forward(ids)
+        if torch.isnan(outputs.log_probs.sum()):
+            n_nan = int(outputs.log_probs.isnan().any(dim=1).sum())
+            raise UserError(
+                f"the network answers NaN for {n_nan} of {len(ids)} images: its training has diverged, "
+                "lower training.lr"
+            )
         self._row[ids] = torch.arange(self.n_scored, self.n_scored + len(ids))
-        self._outputs.append(Outputs(log_probs, features))
+        self._outputs.append(outputs)
         self.n_scored += len(ids)
+
+    @torch.inference_mode()
+    def _forward(self, ids: Index) -> Outputs:
+        results: list[tuple[Tensor, Tensor]] = []
+        n_done = 0
+        while n_done < len(ids):
+            try:
+                for images, _ in self._data.positions(ids[n_done:]):
+                    logits, features = self._module.net(images.to(self._device))
+                    results.append((torch.log_softmax(logits, dim=1).cpu(), features.cpu()))
+                    n_done += len(images)
+            except torch.OutOfMemoryError as error:
+                self._data.halve_batch(error)
+        return Outputs(*(torch.cat(parts) for parts in zip(*results, strict=True)))
+
+
+class Rehearsal(Predictor):
+    """For a query off the clock: two batches pass through the network, and their outputs stand for all other points."""
+
+    def _forward(self, ids: Index) -> Outputs:
+        few = super()._forward(ids[: 2 * self._data.predict_batch_size])
+        rows = torch.arange(len(ids)) % len(few.log_probs)
+        return Outputs(few.log_probs[rows], few.features[rows])
 
 
 def _joined(parts: list[Outputs]) -> Outputs:

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from dgal_bench.config import RunConfig, TrainingConfig
 from dgal_bench.data.datamodule import PoolDataModule, Slices
-from dgal_bench.errors import choose
+from dgal_bench.errors import UserError, choose
 from dgal_bench.models.trainer import silent_trainer
 
 
@@ -109,7 +109,7 @@ class Fit:
 def new_trainer(config: RunConfig, device: torch.device) -> lightning.Trainer:
     """The Trainer of one round."""
     stop = StopWhenFlat(config.training, math.log(config.dataset.n_classes))
-    return silent_trainer(device, config.training.max_epochs, stop, config.deterministic)
+    return silent_trainer(device, config.training.max_epochs, stop, deterministic=config.deterministic)
 
 
 def fit(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) -> Fit:
@@ -117,12 +117,17 @@ def fit(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) ->
     trainer.fit(module, datamodule=data)
     loss = module.epoch_loss
     if not math.isfinite(loss):
-        raise ValueError(f"the training loss is {loss} after {trainer.current_epoch} epochs: lower training.lr")
+        raise UserError(f"the training loss is {loss} after {trainer.current_epoch} epochs: lower training.lr")
     return Fit(epochs=trainer.current_epoch, train_loss=loss, underfit=loss >= math.log(data.pool.n_classes) / 2)
 
 
 def measure_accuracy(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) -> float:
-    """Share of the test split classified right, in 0..1."""
-    module.accuracy.reset()
-    trainer.test(module, datamodule=data, verbose=False)
-    return float(module.accuracy.compute())
+    """Share of the test split classified right, in 0..1; out of memory, it goes on with half the images at a time."""
+    while True:
+        module.accuracy.reset()
+        try:
+            trainer.test(module, datamodule=data, verbose=False)
+        except torch.OutOfMemoryError as error:
+            data.halve_batch(error)
+        else:
+            return float(module.accuracy.compute())

@@ -16,7 +16,7 @@ def silence_lightning() -> None:
 
 
 def silent_trainer(
-    device: torch.device, max_epochs: int, callback: lightning.Callback, deterministic: bool = True
+    device: torch.device, max_epochs: int, *callbacks: lightning.Callback, deterministic: bool = True
 ) -> lightning.Trainer:
     """A new Trainer, for one ``fit``: a second of the same one trains nothing. It logs, prints and saves nothing.
 
@@ -31,7 +31,7 @@ def silent_trainer(
         devices=1,
         deterministic=deterministic,
         benchmark=False,
-        callbacks=[callback],
+        callbacks=list(callbacks),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

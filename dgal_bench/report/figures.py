@@ -1,5 +1,6 @@
 """Accuracy against labels, and against cumulative query time: mean over seeds with a 95 % band."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,11 +19,28 @@ RESTRICTION_COLOURS = {
     "everything": "#0072B2",
     "uniform": "#E69F00",
     "diffusion": "#D55E00",
+    "model_neighbors": "#009E73",
+    "graph_neighbors": "#CC79A7",
 }
-CRITERION_MARKERS = {"margin": "o", "least_confidence": "s", "entropy": "^"}
+CRITERION_MARKERS = {
+    "margin": "o",
+    "least_confidence": "s",
+    "entropy": "^",
+    "badge": "P",
+    "k_center": "X",
+    "adversary": "*",
+}
+# Criteria on the whole pool stand close together: shades of its blue, and grey for the one that asks no network.
+WHOLE_POOL_COLOURS = {
+    "least_confidence": "#56B4E9",
+    "entropy": "#9DD3F5",
+    "badge": "#00436B",
+    "k_center": "#5B6BD6",
+    "adversary": "#7A7A7A",
+}
 RANDOM_COLOUR = "#000000"
-OTHER_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#7A7A7A")
-OTHER_MARKERS = ("v", "P", "X", "*")
+OTHER_COLOURS = ("#8C6D31", "#A0522D", "#6B8E23")
+OTHER_MARKERS = ("v", "D", "<", ">")
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
 
@@ -33,8 +51,9 @@ def style(log: CellLog) -> dict[str, object]:
     if (restrict, acquire) == ("everything", "random"):
         return {"color": RANDOM_COLOUR, "marker": "", "linestyle": "--", "linewidth": 1.6, "zorder": 3}
     diffusion = restrict == "diffusion"
+    colour = RESTRICTION_COLOURS.get(restrict) or _pick(OTHER_COLOURS, restrict)
     return {
-        "color": RESTRICTION_COLOURS.get(restrict) or _pick(OTHER_COLOURS, restrict),
+        "color": WHOLE_POOL_COLOURS.get(acquire, colour) if restrict == "everything" else colour,
         "marker": CRITERION_MARKERS.get(acquire) or _pick(OTHER_MARKERS, acquire),
         "linestyle": "-",
         "linewidth": 2.0 if diffusion else 1.3,
@@ -50,6 +69,11 @@ def styles(group: Group, strategies: Sequence[str]) -> dict[str, dict[str, objec
         alike = sum(other["color"] == look["color"] and other["marker"] == look["marker"] for other in looks.values())
         looks[strategy] = look | ({"linestyle": DASHES[alike % len(DASHES)]} if alike else {})
     return looks
+
+
+def short_name(strategy: str) -> str:
+    """``dgmg+strategy.restrict.score=margin`` as a legend has room for it: ``dgmg score=margin``."""
+    return re.sub(r"\+(?:\w+\.)*(\w+=)", r" \1", strategy)
 
 
 def _pick(choices: Sequence[str], name: str) -> str:
@@ -87,7 +111,7 @@ def _canvas(
         estimates = [t_interval([log.records[row].accuracy for log in logs]) for row in rows]
         xs = [x_of(log.records) for log in logs]
         x = [sum(one[row] for one in xs) / len(xs) for row in rows]
-        axes.plot(x, [e.mean for e in estimates], label=strategy, markersize=4.5, **look)  # type: ignore[arg-type]
+        axes.plot(x, [e.mean for e in estimates], label=short_name(strategy), markersize=4.5, **look)  # type: ignore[arg-type]
         if len(logs) > 1:
             low, high = [e.low for e in estimates], [e.high for e in estimates]
             axes.fill_between(x, low, high, color=look["color"], alpha=0.07, linewidth=0)

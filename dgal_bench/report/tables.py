@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
-from math import isinf
 from typing import Any
 
-from dgal_bench.report.statistics import Estimate
+from dgal_bench.report.propagation import propagation_lines
 from dgal_bench.report.summary import REFERENCE, Group, SummaryRow, summarise
+from dgal_bench.report.text import aligned, speedup, spread
 
 
 def summary_md(groups: Sequence[Group]) -> str:
@@ -22,13 +22,14 @@ def _section(group: Group) -> str:
         "",
     ]
     if group.strategies:
-        lines += _aligned(
+        lines += aligned(
             ["strategy", "seeds", "final accuracy %", "area under curve %", "query ms", "points scored", "speed-up"],
             [_cells(row) for row in summarise(group)],
         )
         lines += ["", "Mean and 95 % t interval over seeds. Area: mean accuracy over the range of labels. Query: mean"]
         lines += [
             f"seconds of one query, nothing else; speed-up: {REFERENCE}'s query time over the strategy's, by seed.",
+            *propagation_lines(group),
             "",
         ]
     return "\n".join([*lines, *_ledger(group), *_warnings(group)]) + "\n"
@@ -93,35 +94,6 @@ def _cells(row: SummaryRow) -> list[str]:
     ]
 
 
-def spread(estimate: Estimate, factor: float, digits: int) -> str:
-    """``91.2 +- 0.8``; the mean alone with one seed."""
-    mean = f"{estimate.mean * factor:.{digits}f}"
-    return mean if isinf(estimate.high) else f"{mean} ± {(estimate.high - estimate.mean) * factor:.{digits}f}"
-
-
-def speedup(estimate: Estimate | None) -> str:
-    """``61 [58, 65]`` times; the ratio alone with one seed."""
-    if estimate is None:
-        return ""
-    if isinf(estimate.high):
-        return f"{estimate.mean:.3g}"
-    return f"{estimate.mean:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
-
-
-def _aligned(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A Markdown table whose columns line up in a terminal too."""
-    widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
-    pads = ["<", *[">"] * (len(head) - 1)]
-
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(f"{c:{pad}{w}}" for c, pad, w in zip(cells, pads, widths, strict=True)) + " |"
-
-    rule = (
-        "|" + "|".join("-" * (w + 1) + (":" if pad == ">" else "-") for w, pad in zip(widths, pads, strict=True)) + "|"
-    )
-    return [line(head), rule, *map(line, rows)]
-
-
 def _ledger(group: Group) -> list[str]:
     """The one-off cost and quality of each representation and graph under these rows."""
     made = {log.header["fingerprint"]["graph"]: log.header["setup"] for log in group.logs}
@@ -148,6 +120,7 @@ def _warnings(group: Group) -> list[str]:
         changed = [change for one in log.continuations for change in one["changed"]]
         if changed:
             lines.append(f"Continued elsewhere: {log.path.parent.name}/{log.path.stem} ({'; '.join(changed)})")
+    lines += _makeshifts(group)
     underfit = sum(record.underfit for log in group.logs for record in log.records)
     if underfit:
         total = sum(len(log.records) for log in group.logs)
@@ -155,3 +128,27 @@ def _warnings(group: Group) -> list[str]:
     if any(record.jobs > 1 for log in group.logs for record in log.records):
         lines.append("Query times were taken with other cells running beside.")
     return ["", *lines] if lines else []
+
+
+def _makeshifts(group: Group) -> list[str]:
+    """Queries that could not go as they should, by strategy."""
+    lines = []
+    for name, logs in group.cells.items():
+        records = [record for log in logs for record in log.records]
+        queries = [record for record in records if record.indices]
+        if short := [record for record in queries if record.extra.get("topped_up")]:
+            drawn = sum(record.extra["topped_up"] for record in short)
+            lines.append(
+                f"Topped up: {len(short)} of {len(queries)} queries of {name} left fewer candidates than a batch; "
+                f"{drawn:.0f} points were drawn uniformly."
+            )
+        if alike := sum(record.extra.get("indistinct", 0) for record in queries):
+            picks = sum(len(record.indices or ()) for record in queries)
+            lines.append(
+                f"Drawn uniformly: {alike:.0f} of {picks} picks of {name}, among points it could not tell apart."
+            )
+        if halved := [record.halved_to for record in records if record.halved_to]:
+            lines.append(
+                f"Out of memory: {len(halved)} rounds of {name} went on with down to {min(halved)} images a pass."
+            )
+    return lines

@@ -2,21 +2,29 @@
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, get_type_hints
 
+from dgal_bench.arrays import Features
 from dgal_bench.config import StrategyConfig
 from dgal_bench.errors import ConfigError, choose, did_you_mean, innermost
 from dgal_bench.graph.transition import Graph
+from dgal_bench.strategies.adversarial import Adversary
+from dgal_bench.strategies.badge import Badge
 from dgal_bench.strategies.base import Acquisition, Query, Restriction, Selection, Strategy
+from dgal_bench.strategies.coreset import KCenter
 from dgal_bench.strategies.restrict import Diffusion, Everything, Uniform
+from dgal_bench.strategies.seals import GraphNeighbors, ModelNeighbors, NewIndex
 from dgal_bench.strategies.uncertainty import Entropy, LeastConfidence, Margin, Random
 
-__all__ = ["Acquisition", "Query", "Restriction", "Selection", "Strategy", "build", "resolved"]
+__all__ = ["Acquisition", "Query", "Resources", "Restriction", "Selection", "Strategy", "build", "resolved"]
 
 RESTRICTIONS: dict[str, Any] = {
     "everything": Everything,
     "uniform": Uniform,
     "diffusion": Diffusion,
+    "model_neighbors": ModelNeighbors,
+    "graph_neighbors": GraphNeighbors,
 }
 
 ACQUISITIONS: dict[str, Any] = {
@@ -24,21 +32,33 @@ ACQUISITIONS: dict[str, Any] = {
     "least_confidence": LeastConfidence,
     "margin": Margin,
     "entropy": Entropy,
+    "badge": Badge,
+    "k_center": KCenter,
+    "adversary": Adversary,
 }
 
 ORIGINS: dict[tuple[str, str], str] = {}
 """(role, kind) -> the plugin that added it, with the hash of its code; the parts of this package are in none."""
 
-# Fields of a part that are not settings: what set-up made, handed in by name.
-RESOURCES = ("graph",)
+
+@dataclass(frozen=True, eq=False)
+class Resources:
+    """What a part may walk on: made by set-up, handed to the fields of these names, and no settings."""
+
+    graph: Graph
+    latents: Features  # (N, d): what the graph was built on
+    new_index: NewIndex  # a nearest-neighbour index over any (N, d) features, by the configured backend
 
 
-def build(config: StrategyConfig, graph: Graph) -> Strategy:
+RESOURCES = tuple(field.name for field in dataclasses.fields(Resources))
+
+
+def build(config: StrategyConfig, resources: Resources) -> Strategy:
     """The strategy that the configuration spells out; errors as in ``resolved``."""
     parts = {}
     for role, registry in (("restrict", RESTRICTIONS), ("acquire", ACQUISITIONS)):
         kind, settings = _checked(getattr(config, role), registry, role)
-        parts[role] = kind(**settings, **({"graph": graph} if "graph" in _names(kind) else {}))
+        parts[role] = kind(**settings, **{name: getattr(resources, name) for name in RESOURCES if name in _names(kind)})
     return Strategy(config.name, **parts)
 
 

@@ -1,10 +1,11 @@
 """The parts of a strategy and everything it may see: ``Strategy("dgmg", Diffusion(graph, ...), Margin())``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from dgal_bench.arrays import Index, Outputs
@@ -14,25 +15,41 @@ from dgal_bench.errors import StrategyError
 from dgal_bench.seeding import TieBreak
 
 
+class Predict(Protocol):
+    """Passes points through the current network, each at most once, on the clock's ``phase``."""
+
+    def __call__(self, indices: Index, phase: str = "infer") -> Outputs: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Query:
     """What a strategy may see in one round: no true label is in reach of it.
 
-    ``predict`` passes points through the current network, each at most once, on the clock. ``rng`` is this round's own
-    stream, ``ties`` the round's order of equal scores. ``note`` leaves a fact for the round's row, as a function that
-    is called after the clock has stopped.
+    ``rng`` is this round's own stream, ``ties`` the round's order of equal scores. ``memory`` holds what the last
+    round's query of this cell left by ``remember``: nothing in the first one and after a resume, which must give the
+    same picks. In a ``rehearsal``, before a process's first clock, work that would take long may be cut short.
     """
 
     pool: Pool
-    predict: Callable[[Index], Outputs]
+    predict: Predict
     images: Tensor  # (N, channels, height, width) uint8: the pool's, without labels
     rng: np.random.Generator
     ties: TieBreak
     clock: Stopwatch
+    maximum: int = 255  # the pixel value that means white
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    rehearsal: bool = False
     notes: dict[str, Callable[[], float]] = field(default_factory=dict)
+    remembered: dict[str, Any] = field(default_factory=dict)
 
     def note(self, name: str, fact: Callable[[], float]) -> None:
+        """Leave a fact for the round's row; the function is called after the clock has stopped."""
         self.notes[name] = fact
+
+    def remember(self, name: str, value: Any) -> None:
+        """Leave a value for the next round's ``memory``: never anything that picks depend on, only what saves time."""
+        self.remembered[name] = value
 
 
 class Restriction(Protocol):
@@ -64,13 +81,31 @@ class Strategy:
     acquire: Acquisition
 
     def select(self, query: Query, batch_size: int) -> Selection:
+        """The batch; a restriction that leaves fewer points than that is topped up uniformly, and the row says so.
+
+        Raises:
+            StrategyError: what the restriction left is no tensor, or too few points and not even distinct unlabeled
+                positions. Otherwise the batch and the candidates are checked by the loop, off the clock.
+        """
         with query.clock.phase("select"):
             candidates = self.restrict(query)
-        if not isinstance(candidates, Tensor) or len(candidates) < batch_size:
-            n = f"{len(candidates)} points" if isinstance(candidates, Tensor) else f"a {type(candidates).__name__}"
-            raise StrategyError(
-                f"the restriction of the strategy left {n} where a batch of {batch_size} is picked from"
-            )
+            if not isinstance(candidates, Tensor):
+                raise StrategyError(
+                    f"the restriction of the strategy left a {type(candidates).__name__}, "
+                    "not a flat int64 tensor of positions"
+                )
+            if len(candidates) < batch_size:
+                candidates = _topped_up(query, candidates, batch_size)
         with query.clock.phase("acquire"):
             batch = self.acquire(query, candidates, batch_size)
         return Selection(batch, candidates)
+
+
+def _topped_up(query: Query, candidates: Index, size: int) -> Index:
+    """The candidates and as many other unlabeled points, drawn uniformly, as make ``size`` of them."""
+    n_missing = size - len(candidates)
+    query.pool.check(candidates, len(candidates), "left")
+    others = query.pool.unlabeled
+    others = others[~torch.isin(others, candidates)]
+    query.note("topped_up", lambda: n_missing)
+    return torch.cat([candidates, others[torch.from_numpy(query.rng.choice(len(others), n_missing, replace=False))]])

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from dgal_bench.arrays import Index, smallest, tied_share
@@ -11,9 +12,17 @@ from dgal_bench.graph.transition import Graph
 from dgal_bench.strategies.base import Query
 
 
-def _at_least_one(name: str, value: float | None) -> None:
+def at_least_one(name: str, value: float | None) -> None:
+    """Raises ConfigError for a setting below 1."""
     if value is not None and value < 1:
         raise ConfigError(f"{name}={value} is too small: use 1 or more")
+
+
+def drawn(points: Index, size: int | None, rng: np.random.Generator) -> Index:
+    """``size`` of the points, uniformly without replacement; all of them where there are no more, or it is None."""
+    if size is None:
+        return points
+    return points[torch.from_numpy(rng.choice(len(points), min(size, len(points)), replace=False))]
 
 
 @dataclass(frozen=True)
@@ -31,12 +40,10 @@ class Uniform:
     restricted_size: int
 
     def __post_init__(self) -> None:
-        _at_least_one("restricted_size", self.restricted_size)
+        at_least_one("restricted_size", self.restricted_size)
 
     def __call__(self, query: Query) -> Index:
-        unlabeled = query.pool.unlabeled
-        size = min(self.restricted_size, len(unlabeled))
-        return unlabeled[torch.from_numpy(query.rng.choice(len(unlabeled), size, replace=False))]
+        return drawn(query.pool.unlabeled, self.restricted_size, query.rng)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,9 +61,9 @@ class Diffusion:
     p: float = 2.0
 
     def __post_init__(self) -> None:
-        _at_least_one("restricted_size", self.restricted_size)
-        _at_least_one("diffusion_steps", self.diffusion_steps)
-        _at_least_one("p", self.p)
+        at_least_one("restricted_size", self.restricted_size)
+        at_least_one("diffusion_steps", self.diffusion_steps)
+        at_least_one("p", self.p)
         score(self.score)
 
     def __call__(self, query: Query) -> Index:

@@ -1,0 +1,170 @@
+"""AdversaryModule: a VAE and a discriminator that tells labeled from unlabeled latents (VAAL; the paper's GANVAE)."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgal_bench.arrays import Index
+from dgal_bench.config import AdversarySettings
+from dgal_bench.errors import UserError
+from dgal_bench.models.trainer import silent_trainer
+from dgal_bench.models.vae import VaeCNN, as_float
+from dgal_bench.seeding import isolated
+
+_HIDDEN = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """A loader of one item, a whole training: ``steps`` times ``vae_steps`` pairs of batches.
+
+    Labeled and unlabeled points are both drawn uniformly with replacement, so that one label is enough: a batch of
+    the labeled set without it would never be full (VAAL's code loops for ever there).
+    """
+
+    images: Tensor
+    maximum: int
+    labeled: Index
+    unlabeled: Index
+    batch_size: int
+    steps: int
+    vae_steps: int
+    generator: torch.Generator
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator["Draws"]:
+        yield self
+
+    def rounds(self) -> Iterator[list[Tensor]]:
+        """Per step its batches: (2b, channels, height, width) floats in [0, 1], the first b of each labeled."""
+        for _ in range(self.steps):
+            yield [self._batch() for _ in range(self.vae_steps)]
+
+    def _batch(self) -> Tensor:
+        ids = [
+            points[torch.randint(len(points), (self.batch_size,), generator=self.generator)]
+            for points in (self.labeled, self.unlabeled)
+        ]
+        return as_float(self.images[torch.cat(ids)], self.maximum)
+
+
+class AdversaryModule(lightning.LightningModule):
+    """The VAE learns latents that hide which images are labeled, the discriminator (512-512-1, on the means) to tell.
+
+    VAE: ELBO(labeled) + ELBO(unlabeled) + BCE(D(mu_L), 1) + BCE(D(mu_U), 1), the error summed over pixels and the KL
+    over latents (VAAL's code averages the one and sums the other, which collapses the latent). Discriminator:
+    BCE(D(mu_L), 1) + BCE(D(mu_U), 0). Manual optimisation; one Lightning step is a whole training.
+    """
+
+    automatic_optimization = False
+
+    def __init__(self, vae: VaeCNN, settings: AdversarySettings) -> None:
+        super().__init__()
+        self.vae = vae
+        self.settings = settings
+        self.discriminator = nn.Sequential(
+            nn.Linear(settings.latent_dim, _HIDDEN),
+            nn.ReLU(),
+            nn.Linear(_HIDDEN, _HIDDEN),
+            nn.ReLU(),
+            nn.Linear(_HIDDEN, 1),
+        )
+        self.losses = (math.nan, math.nan)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Batches of a training move one by one."""
+        return batch
+
+    def training_step(self, draws: Draws, batch_idx: int) -> None:
+        vae_optimizer, optimizer = self.optimizers(use_pl_optimizer=False)  # type: ignore[misc]
+        vae_loss = loss = torch.full((), math.nan)
+        for batches in draws.rounds():
+            for images in batches:
+                images = images.to(self.device)
+                vae_loss = _step(vae_optimizer, self.vae_loss(images))
+            loss = _step(optimizer, self.discriminator_loss(images))
+        self.losses = (float(vae_loss), float(loss))
+
+    def vae_loss(self, images: Tensor) -> Tensor:
+        """Of 2b images, b labeled and b unlabeled: twice the mean over all is the sum of both sets' means."""
+        noise = torch.randn(len(images), self.settings.latent_dim, device=images.device)
+        error, kl, mu = self.vae.losses(images, noise)
+        fooled = -F.logsigmoid(self.discriminator(mu)).mean()  # BCE(D(mu), 1) for both
+        return 2 * ((self.settings.recon_weight * error + kl).mean() + fooled)
+
+    def discriminator_loss(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            mu, _ = self.vae.encode(images)
+        labeled, unlabeled = self.discriminator(mu).chunk(2)
+        return -F.logsigmoid(labeled).mean() - F.logsigmoid(-unlabeled).mean()
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+        return (
+            torch.optim.Adam(self.vae.parameters(), self.settings.vae_lr, fused=True),
+            torch.optim.Adam(self.discriminator.parameters(), self.settings.lr, fused=True),
+        )
+
+    @torch.inference_mode()
+    def score(self, images: Tensor, maximum: int, batch_size: int = 1024) -> Tensor:
+        """(n,) logits of D(mu) of uint8 images, in eval mode: low = looks unlabeled."""
+        self.eval()
+        blocks = (as_float(block, maximum).to(self.device) for block in images.split(batch_size))
+        return torch.cat([self.discriminator(self.vae.encode(block)[0])[:, 0].cpu() for block in blocks])
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def train_adversary(
+    images: Tensor,
+    maximum: int,
+    labeled: Index,
+    unlabeled: Index,
+    settings: AdversarySettings,
+    seed: int,
+    device: torch.device,
+    steps: int,
+) -> AdversaryModule:
+    """A fresh VAE and discriminator trained on both sets; the global RNGs are left as they were.
+
+    Args:
+        images: (N, channels, height, width) uint8.
+        maximum: the pixel value that means white.
+        labeled: positions, at least one.
+        unlabeled: positions, at least one.
+        settings: see AdversarySettings.
+        seed: of initial weights, batches and noise.
+        device: where to train.
+        steps: see ``AdversarySettings.steps``.
+
+    Raises:
+        UserError: the losses are not finite.
+    """
+    channels, height, width = images.shape[1:]
+    generator = torch.Generator().manual_seed(seed)
+    draws = Draws(images, maximum, labeled, unlabeled, settings.train_batch_size, steps, settings.vae_steps, generator)
+    with isolated(seed, "adversary"):
+        vae = VaeCNN((channels, height, width), settings.latent_dim).to(memory_format=torch.channels_last)
+        module = AdversaryModule(vae, settings)
+        # as the round's own Trainer left it
+        trainer = silent_trainer(device, 1, deterministic=torch.are_deterministic_algorithms_enabled())
+        trainer.fit(module, train_dataloaders=draws)
+    if not all(math.isfinite(loss) for loss in module.losses):
+        vae_loss, loss = module.losses
+        raise UserError(
+            f"the adversary's losses are {vae_loss:.3g} (VAE) and {loss:.3g} (discriminator) after {steps} steps: "
+            "lower strategy.acquire.vae_lr or strategy.acquire.lr"
+        )
+    return module.to(device)

@@ -1,0 +1,99 @@
+"""BADGE (Ash et al., 2020): k-means++ seeding over last-layer gradients that are never written out."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dgal_bench.arrays import Features, Index, TieKeys, smallest
+from dgal_bench.strategies.base import Query
+
+# Squared distances below this share of the two squared norms are rounding (float32, C + d terms): the points coincide.
+_INDISTINCT = 16 * torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class Badge:
+    """Diverse and uncertain: the gradients that the output layer would get from the network's own answers.
+
+    The first pick has the longest gradient, each next is drawn with probability proportional to its squared distance
+    to the nearest pick. ``indistinct`` in the row: picks drawn uniformly, since no gradient told points apart.
+    """
+
+    def __call__(self, query: Query, candidates: Index, batch_size: int) -> Index:
+        outputs = query.predict(candidates)
+        errors = gradient_errors(outputs.log_probs)
+        places, n_uniform = seed_batch(errors, outputs.features, batch_size, candidates, query.ties, query.rng)
+        query.note("indistinct", lambda: n_uniform)
+        return candidates[places]
+
+
+def gradient_errors(log_probs: Tensor) -> Tensor:
+    """q (N, C): one-hot of the predicted class, less the probabilities.
+
+    With the features h, q (x) h is the gradient of the cross-entropy in the output layer's weights, up to its sign.
+    """
+    errors = -log_probs.exp()
+    predicted = log_probs.argmax(dim=1, keepdim=True)
+    # 1 - p of a confident network loses its digits in float32; the sum of the other probabilities keeps them
+    errors.scatter_(1, predicted, 0)
+    return errors.scatter_(1, predicted, -errors.sum(dim=1, keepdim=True))
+
+
+def seed_batch(
+    errors_NC: Tensor, features_Nd: Features, batch_size: int, ids: Index, ties: TieKeys, rng: np.random.Generator
+) -> tuple[Index, int]:
+    """k-means++ seeding over the gradients g_i = q_i (x) h_i in O(N (C + d)) time a pick and O(N) memory beside them.
+
+    |g_i - g_j|^2 = |q_i|^2 |h_i|^2 + |q_j|^2 |h_j|^2 - 2 (q_i.q_j)(h_i.h_j): no (N, C d) matrix.
+
+    Args:
+        errors_NC: q, float32.
+        features_Nd: h, float32.
+        batch_size: picks, at most N.
+        ids: (N,) the positions of the rows.
+        ties: their tie keys, among equally long gradients.
+        rng: one ``random()`` a pick, or one ``integers()`` where every distance is 0.
+
+    Returns:
+        (B,) distinct places, and how many of them were drawn uniformly because every distance was 0.
+    """
+    norms = errors_NC.square().sum(dim=1) * features_Nd.square().sum(dim=1)
+    picks = [int(smallest(-norms, 1, ids, ties))]
+    n_uniform = int(norms[picks[0]] == 0)
+    nearest = torch.full_like(norms, torch.inf)
+    for _ in range(batch_size - 1):
+        torch.minimum(nearest, _squared_distances(errors_NC, features_Nd, norms, picks[-1]), out=nearest)
+        nearest[picks[-1]] = 0
+        place = draw(nearest, rng)
+        if place is None:
+            n_uniform += 1
+            place = _draw_uniformly(picks, len(norms), rng)
+        picks.append(place)
+    return torch.tensor(picks), n_uniform
+
+
+def _squared_distances(errors_NC: Tensor, features_Nd: Features, norms: Tensor, pick: int) -> Tensor:
+    """(N,) squared distances of all gradients to that of ``pick``; exactly 0 where they cannot be told from it."""
+    scale = norms + norms[pick]
+    product = (errors_NC @ errors_NC[pick]).mul_(features_Nd @ features_Nd[pick])
+    squared = torch.add(scale, product, alpha=-2, out=product)
+    return squared.masked_fill_(squared <= scale.mul_(_INDISTINCT), 0)
+
+
+def draw(weights: Tensor, rng: np.random.Generator) -> int | None:
+    """A place with probability proportional to its weight (at least 0), by one ``rng.random()``; None: all are 0."""
+    heap = weights.cumsum(0, dtype=torch.float64)  # torch.multinomial takes at most 2^24 weights
+    total = float(heap[-1])
+    if total <= 0:
+        return None
+    level = min(rng.random() * total, np.nextafter(total, 0))
+    return int(torch.searchsorted(heap, torch.tensor(level, dtype=torch.float64), right=True))
+
+
+def _draw_uniformly(picks: list[int], size: int, rng: np.random.Generator) -> int:
+    """One of the places that are not among the picks."""
+    left = torch.ones(size, dtype=torch.bool)
+    left[picks] = False
+    return int(torch.nonzero(left).flatten()[rng.integers(size - len(picks))])

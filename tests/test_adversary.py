@@ -1,0 +1,141 @@
+"""GANVAE: the discriminator tells a labeled set from a shifted unlabeled one, and the picks look unlabeled."""
+
+import math
+
+import pytest
+import torch
+
+from dgal_bench.config import AdversarySettings
+from dgal_bench.errors import UserError
+from dgal_bench.laws import BATCH, Asked, practice, run_here
+from dgal_bench.models.adversary import AdversaryModule, Draws, train_adversary
+from dgal_bench.models.vae import VaeCNN
+
+CPU = torch.device("cpu")
+SETTINGS = AdversarySettings(latent_dim=4, recon_weight=1.0, vae_lr=2e-3, lr=2e-3, train_batch_size=16)
+
+
+def two_kinds(n_points=120):
+    """Images bright on the left or on the right, half each; all labeled ones are of the first kind."""
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 4, (n_points, 1, 8, 8), generator=rng, dtype=torch.uint8)
+    left = torch.arange(n_points) % 2 == 0
+    images[left, :, :, :4] += 12
+    images[~left, :, :, 4:] += 12
+    return images, left
+
+
+def trained(images, labeled, unlabeled, steps, seed=0, settings=SETTINGS):
+    return train_adversary(images, 16, labeled, unlabeled, settings, seed, CPU, steps)
+
+
+def test_it_separates_a_labeled_set_from_a_shifted_unlabeled_one_and_ranks_the_shifted_lowest():
+    """Half of the unlabeled look like the labeled; the other half must get the lowest D(mu)."""
+    images, left = two_kinds()
+    labeled = torch.nonzero(left).flatten()[:20]
+    unlabeled = torch.tensor([i for i in range(len(images)) if i not in labeled.tolist()])
+    scores = trained(images, labeled, unlabeled, steps=60).score(images[unlabeled], 16)
+    shifted = ~left[unlabeled]
+    assert scores[shifted].max() < scores[~shifted].min()
+    assert not left[unlabeled[scores.argsort()[:20]]].any()
+
+
+@pytest.mark.parametrize("n_labeled", [1, 2, 100])
+def test_any_number_of_labels_ends_and_the_same_seed_gives_the_same_scores(n_labeled):
+    images, _ = two_kinds()
+    labeled, unlabeled = torch.arange(n_labeled), torch.arange(n_labeled, 120)
+    before = torch.get_rng_state()
+    scores = [trained(images, labeled, unlabeled, 3, seed).score(images, 16) for seed in (0, 0, 1)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(scores[0], scores[1])
+    assert not torch.equal(scores[0], scores[2])
+
+
+def test_the_losses_are_those_of_the_specification():
+    """ELBO(L) + ELBO(U) + BCE(D(mu_L), 1) + BCE(D(mu_U), 1), and BCE(D(mu_L), 1) + BCE(D(mu_U), 0), set by set."""
+    torch.manual_seed(0)
+    settings = AdversarySettings(latent_dim=4, recon_weight=3.0)
+    module = AdversaryModule(VaeCNN((1, 8, 8), 4), settings)
+    labeled, unlabeled = torch.rand(5, 1, 8, 8), torch.rand(5, 1, 8, 8)
+    both = torch.cat([labeled, unlabeled])
+    torch.manual_seed(1)
+    noise = torch.randn(10, 4)
+    expected = 0.0
+    for images, drawn in ((labeled, noise[:5]), (unlabeled, noise[5:])):
+        mu, log_variance = module.vae.encode(images)
+        rebuilt = module.vae.decode(mu + drawn * (log_variance / 2).exp())
+        kl = torch.distributions.kl_divergence(
+            torch.distributions.Normal(mu, (log_variance / 2).exp()), torch.distributions.Normal(0.0, 1.0)
+        )
+        elbo = 3.0 * (rebuilt - images).square().sum() / 5 + kl.sum() / 5
+        told = torch.sigmoid(module.discriminator(mu))
+        expected += elbo + torch.nn.functional.binary_cross_entropy(told, torch.ones(5, 1))
+    torch.manual_seed(1)
+    assert module.vae_loss(both).item() == pytest.approx(expected.item(), rel=1e-5)
+    told = [torch.sigmoid(module.discriminator(module.vae.encode(images)[0])) for images in (labeled, unlabeled)]
+    expected = -told[0].log().mean() - (1 - told[1]).log().mean()
+    assert module.discriminator_loss(both).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_discriminator_step_leaves_the_vae_alone_and_the_other_way_round():
+    module = AdversaryModule(VaeCNN((1, 8, 8), 4), AdversarySettings(latent_dim=4, recon_weight=1.0))
+    images = torch.rand(6, 1, 8, 8)
+    module.discriminator_loss(images).backward()
+    assert all(p.grad is None for p in module.vae.parameters())
+    vae_optimizer, optimizer = module.configure_optimizers()
+    groups = [{id(p) for group in o.param_groups for p in group["params"]} for o in (vae_optimizer, optimizer)]
+    assert groups[0] == {id(p) for p in module.vae.parameters()}
+    assert groups[1] == {id(p) for p in module.discriminator.parameters()}
+    assert [o.param_groups[0]["lr"] for o in (vae_optimizer, optimizer)] == [5e-4, 1e-4]
+
+
+def test_a_step_is_two_batches_of_labeled_and_unlabeled_halves():
+    images, _ = two_kinds()
+    images[:7] = 16
+    draws = Draws(images, 16, torch.arange(7), torch.arange(7, 120), 8, 5, 2, torch.Generator().manual_seed(0))
+    rounds = list(draws.rounds())
+    assert [len(batches) for batches in rounds] == [2] * 5
+    for batch in (batch for batches in rounds for batch in batches):
+        assert batch.shape == (16, 1, 8, 8)
+        white = (batch == 1).flatten(1).all(dim=1)
+        assert white[:8].all()
+        assert not white[8:].any()
+
+
+def test_steps_are_epochs_of_the_unlabeled_with_a_cap():
+    assert AdversarySettings(4, 1.0).steps(60_000) == 100 * 469
+    assert AdversarySettings(4, 1.0, max_steps=200).steps(60_000) == 200
+    assert AdversarySettings(4, 1.0, max_steps=200).steps(100) == 100
+
+
+def test_scores_do_not_depend_on_what_else_is_in_the_batch():
+    images, _ = two_kinds()
+    module = trained(images, torch.arange(5), torch.arange(5, 120), 2)
+    assert torch.allclose(module.score(images, 16), module.score(images, 16, batch_size=7), atol=1e-6)
+    assert not module.training
+
+
+def test_losses_that_are_not_finite_are_an_error_with_the_knob():
+    images, _ = two_kinds()
+    wild = AdversarySettings(latent_dim=4, recon_weight=1.0, vae_lr=1e6, train_batch_size=16)
+    with pytest.raises(UserError, match=r"lower strategy.acquire.vae_lr"):
+        trained(images, torch.arange(5), torch.arange(5, 120), 30, settings=wild)
+
+
+def test_its_row_says_what_it_cost(lab, tmp_path):
+    rows = run_here(lab, tmp_path / "seed-0.jsonl", practice("ganvae", "initial_size=1"))
+    first = rows[0]
+    assert first.n_scored == 0
+    assert first.extra == {"aux_scored": 199, "aux_steps": 5}
+    assert first.seconds["aux_train"] > first.seconds["infer"] > 0
+    assert math.isclose(sum(first.seconds.values()), first.query_seconds, rel_tol=0.02)
+
+
+def test_the_picks_have_the_lowest_scores(lab):
+    asked = Asked(lab, "ganvae")
+    batch = asked.select().indices
+    again = Asked(lab, "ganvae")
+    seed, pool, settings = int(again.query.rng.integers(2**62)), again.pool, again.cell.strategy.acquire
+    module = train_adversary(lab.data.images, 16, pool.labeled, pool.unlabeled, settings, seed, CPU, 5)
+    scores = module.score(lab.data.images[pool.unlabeled], 16)
+    assert batch.tolist() == pool.unlabeled[scores.argsort()[:BATCH]].tolist()
