@@ -11,6 +11,7 @@ from dgal_bench.arrays import smallest
 from dgal_bench.data.pool import Pool
 from dgal_bench.errors import ResultsError, StrategyError
 from dgal_bench.graph.diffusion import diffuse
+from dgal_bench.graph.propagation import propagated
 from dgal_bench.lab import Cell, open_lab
 from dgal_bench.laws import practice, run_here
 from dgal_bench.loop import boundary_share, run_cell
@@ -260,3 +261,39 @@ def test_a_cell_on_the_gpu_is_the_same_bits_twice(tmp_path, cache_root, strategy
     rows = [run_here(lab, tmp_path / str(i) / "seed-0.jsonl", config) for i in range(2)]
     assert [choice(row) for row in rows[0]] == [choice(row) for row in rows[1]]
     assert all(row.query_seconds > 0 for row in rows[0][:-1])
+
+
+@pytest.mark.parametrize(("setting", "rounds"), [("few", [0, 2, 4]), ("all", [0, 1, 2, 3, 4]), ("none", [])])
+def test_the_graph_alone_is_tested_at_the_rounds_asked_for(lab, tmp_path, setting, rounds):
+    rows = run_here(lab, tmp_path / "seed-0.jsonl", practice("rsmg", "rounds=4", f"propagation={setting}"))
+    assert [row.round for row in rows if row.propagated] == rounds
+    assert all(row.extra_seconds > 0 for row in rows)
+    header = read_cell(tmp_path / "seed-0.jsonl").header
+    known = header["initial"]
+    for row in rows:
+        labeled = torch.tensor(known)
+        if row.propagated:
+            labels, test_labels = lab.data.labels[labeled], lab.data.test_labels
+            expected = propagated(lab.setup.graph, lab.setup.attachment, labeled, labels, 10, test_labels)
+            assert row.propagated == expected
+            assert 0.1 < row.propagated["converged_accuracy"] <= 1
+        known = known + (row.indices or [])
+
+
+def test_what_a_query_remembers_is_the_next_ones_memory_and_no_others(lab, tmp_path, monkeypatch):
+    """Round by round within one process; after a resume there is none."""
+    seen = []
+
+    def select(strategy, query, batch_size, select=Strategy.select):
+        if not query.rehearsal:
+            seen.append(dict(query.memory))
+            query.remember("n", len(query.pool.labeled))
+        return select(strategy, query, batch_size)
+
+    monkeypatch.setattr(Strategy, "select", select)
+    path, config = tmp_path / "seed-0.jsonl", practice("margin", "rounds=3")
+    run_here(lab, path, config)
+    assert seen == [{}, {"n": 10}, {"n": 15}]
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    run_here(lab, path, config)
+    assert seen[3:] == [{}]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
@@ -44,32 +44,34 @@ def solved(graph, labeled, labels):
     return solution
 
 
-@st.composite
-def problems(draw, orders=1):
+def random_problem(seed, orders=1):
     """A random graph, perhaps in several parts, its weights over some orders of magnitude; 1 to 6 labels."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    n = draw(st.integers(2, 60))
-    weights = np.triu(rng.random((n, n)) < draw(st.floats(1.0, 6.0)) / n, k=1) * 10 ** rng.uniform(-orders, 0, (n, n))
-    if draw(st.booleans()):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 61))
+    weights = np.triu(rng.random((n, n)) < rng.uniform(1, 6) / n, k=1) * 10 ** rng.uniform(-orders, 0, (n, n))
+    if rng.random() < 0.5:
         weights[np.arange(n - 1), np.arange(1, n)] += rng.uniform(0.01, 1, n - 1)  # a path: connected
-    labeled = rng.permutation(n)[: draw(st.integers(1, 6))]
+    labeled = rng.permutation(n)[: rng.integers(1, 7)]
     graph = from_affinity(sparse.csr_array(weights + weights.T), graph_k=5)
     return graph, torch.from_numpy(labeled), torch.from_numpy(rng.integers(0, C, len(labeled)))
 
 
+seeds = st.integers(0, 2**32 - 1)
+
+
 @settings(max_examples=60)
-@given(problems())
-def test_harmonic_is_the_dense_solution(problem):
-    graph, labeled, labels = problem
+@given(seeds)
+def test_harmonic_is_the_dense_solution(seed):
+    graph, labeled, labels = random_problem(seed)
     heat, iterations = harmonic(graph, labeled, labels, C)
     assert np.allclose(heat, solved(graph, labeled, labels), atol=2e-4)
     assert iterations <= graph.size + 10  # exact arithmetic needs at most one a point
 
 
 @settings(max_examples=60)
-@given(problems())
-def test_reached_rows_sum_to_one_the_others_to_exactly_zero_and_nothing_leaves_0_to_1(problem):
-    graph, labeled, labels = problem
+@given(seeds)
+def test_reached_rows_sum_to_one_the_others_to_exactly_zero_and_nothing_leaves_0_to_1(seed):
+    graph, labeled, labels = random_problem(seed)
     heat, _ = harmonic(graph, labeled, labels, C)
     reached = torch.from_numpy(in_reach(graph, labeled))
     assert torch.allclose(heat[reached].sum(1), torch.ones(int(reached.sum())), atol=2e-4)
@@ -85,10 +87,13 @@ def test_reached_rows_sum_to_one_the_others_to_exactly_zero_and_nothing_leaves_0
 
 
 @settings(max_examples=60)
-@given(problems(orders=30))
-def test_whatever_the_weights_no_nan_nothing_outside_0_to_1_and_no_label_in_a_component_without_one(problem):
+@given(seeds)
+@example(69).via("NaN without a check of the curvature's sign")
+@example(670).via("NaN with that check alone")
+@example(4892).via("NaN with that check alone")
+def test_whatever_the_weights_no_nan_nothing_outside_0_to_1_and_no_label_in_a_component_without_one(seed):
     """Over thirty orders of magnitude the tolerance is met far from the limit, or never: bounded all the same."""
-    graph, labeled, labels = problem
+    graph, labeled, labels = random_problem(seed, orders=30)
     heat, iterations = harmonic(graph, labeled, labels, C, max_iterations=200)
     assert ((heat >= 0) & (heat <= 1)).all()
     assert (heat[torch.from_numpy(~in_reach(graph, labeled))] == 0).all()
