@@ -35,6 +35,13 @@ class Outputs:
         return self.log_probs.exp()
 
 
+def margins(values_NC: Tensor) -> Tensor:
+    """(N,) differences of the two largest values in each row; C of at least 2."""
+    # Two maxima are two to four times as fast as topk(2), which sorts (60,000 rows of 10 to 100, one thread).
+    first, at = values_NC.max(dim=1, keepdim=True)
+    return first[:, 0] - values_NC.scatter(1, at, -torch.inf).amax(dim=1)
+
+
 def smallest(scores: Tensor, size: int, ids: Index, ties: TieKeys) -> Tensor:
     """Places of the ``size`` smallest scores in ascending (score, tie key) order, without a full sort.
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgal_bench.arrays import smallest, tied_share
+from dgal_bench.arrays import margins, smallest, tied_share
 from dgal_bench.seeding import TieBreak
 
 levels = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, float("inf")]), min_size=1, max_size=60)
@@ -53,3 +53,11 @@ def test_tied_share_counts_what_the_hash_decided():
     assert tied_share(scores, torch.tensor([0, 1, 2])) == pytest.approx(2 / 3)  # one 1.0 was left behind
     assert tied_share(scores, torch.tensor([0, 1, 2, 3])) == 0.0  # the level fitted whole
     assert tied_share(scores, torch.tensor([], dtype=torch.int64)) == 0.0
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 26])
+def test_margins_are_the_difference_of_the_two_largest_of_a_sort(n_classes):
+    values = torch.rand(200, n_classes)
+    values[:50] = values[:50].round(decimals=1)  # with ties for the first place
+    ordered = values.sort(dim=1, descending=True).values
+    assert torch.equal(margins(values), ordered[:, 0] - ordered[:, 1])

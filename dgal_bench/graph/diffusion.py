@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgal_bench.arrays import Index, Labels
+from dgal_bench.arrays import Index, Labels, margins
 from dgal_bench.errors import choose
 from dgal_bench.graph.transition import Graph
 
@@ -84,8 +84,7 @@ def margin(heat_NC: Tensor) -> Tensor:
     """The difference of the two largest P_c (App. C)."""
     if heat_NC.shape[1] == 1:
         return multivariate(heat_NC)[:, 0]
-    first, second = torch.topk(multivariate(heat_NC), 2, dim=1).values.unbind(dim=1)
-    return first - second
+    return margins(multivariate(heat_NC))
 
 
 def negentropy(heat_NC: Tensor) -> Tensor:

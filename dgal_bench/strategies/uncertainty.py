@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dgal_bench.arrays import Index, smallest
+from dgal_bench.arrays import Index, margins, smallest
 from dgal_bench.strategies.base import Query
 
 
@@ -30,8 +30,8 @@ class Margin:
     """The smallest difference of the two largest probabilities (Scheffer et al., 2001)."""
 
     def __call__(self, query: Query, candidates: Index, batch_size: int) -> Index:
-        first, second = query.predict(candidates).probs.topk(2, dim=1).values.unbind(dim=1)
-        return candidates[smallest(first - second, batch_size, candidates, query.ties)]
+        scores = margins(query.predict(candidates).probs)
+        return candidates[smallest(scores, batch_size, candidates, query.ties)]
 
 
 @dataclass(frozen=True)
