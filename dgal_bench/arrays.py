@@ -7,6 +7,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from dgal_bench.errors import UserError
+
 Index: TypeAlias = Tensor
 """(m,) int64 positions in the full training set, on the CPU. Never positions in a subset: one index space."""
 
@@ -18,6 +20,15 @@ Features: TypeAlias = Tensor
 
 TieKeys: TypeAlias = Callable[[Index], Tensor]
 """Positions -> (m,) int64 keys that order equal scores; a pure function of the position."""
+
+CLOSE = 1e-3
+"""Squared distances by expansion below this share of the two squared norms are computed again from differences.
+
+Above it float32's rounding leaves them four digits; points much nearer to each other than to 0 would lose them all.
+"""
+
+SAME = (16 * torch.finfo(torch.float32).eps) ** 2
+"""Below this share two points agree in all digits that a forward pass has: they are one point, at distance 0."""
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 """How long work tells how far it is: what is being done, how much is done, and of how much."""
@@ -55,14 +66,15 @@ def smallest(scores: Tensor, size: int, ids: Index, ties: TieKeys) -> Tensor:
         ties: tie keys of positions.
 
     Raises:
-        ValueError: a score is NaN, or ``size`` exceeds m.
+        UserError: a score is NaN.
+        ValueError: ``size`` exceeds m.
     """
     if size > len(scores):
         raise ValueError(f"cannot take {size} of {len(scores)} points")
     if size == 0:
         return torch.empty(0, dtype=torch.int64)
     if bad := int(torch.isnan(scores).sum()):
-        raise ValueError(f"{bad} of {len(scores)} scores are NaN: has the network diverged? then lower training.lr")
+        raise UserError(f"{bad} of {len(scores)} scores are NaN: has a network diverged? then lower its learning rate")
     threshold = torch.topk(scores, size, largest=False).values[-1]
     below = torch.nonzero(scores < threshold).flatten()
     level = torch.nonzero(scores == threshold).flatten()

@@ -28,8 +28,6 @@ def check_values(config: RunConfig) -> None:
         "rounds": (config.rounds, 1),
         "batch_size": (config.batch_size, 1),
         "initial_size": (config.initial_size, 1),
-        "seals_k": (config.seals_k, 1),
-        "adversary_steps": (1 if config.adversary_steps is None else config.adversary_steps, 1),
         "predict_batch_size": (config.predict_batch_size, 1),
         "threads": (config.threads, 1),
         "training.train_batch_size": (config.training.train_batch_size, 2),

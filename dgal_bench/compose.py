@@ -78,15 +78,45 @@ def compose(choices: Mapping[str, str], overrides: Iterable[str] = ()) -> RunCon
         for override in overrides:
             check_key(override.partition("=")[0], _plain(composed))
         composed = OmegaConf.merge(composed, *map(_parsed, overrides))
-        if composed.seals_k == "ratio":  # what a restriction of equal size leaves for each of the first labels
-            composed.seals_k = max(1, round(composed.restricted_size / max(1, composed.initial_size)))
-        config = from_dict(composed)
+        assert isinstance(composed, DictConfig)
+        config = from_dict(_settled(composed))
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error
     if config.dataset.name not in group_names("dataset"):
         raise ConfigError(f"unknown dataset.name '{config.dataset.name}': choose with dataset=NAME")
     check_values(config)
     return config
+
+
+# For parts to name in their YAML: in the configuration of the strategies that use them, and of no other.
+PART_SETTINGS = ("seals_k", "adversary_steps")
+
+
+def _settled(composed: DictConfig) -> DictConfig:
+    """PART_SETTINGS, checked, put into the parts that name them and taken out beside them; ``ratio`` made a number."""
+    ratio = composed.seals_k == "ratio"
+    if ratio:
+        composed.seals_k = 1  # until the sizes that it depends on are known to be numbers
+    _check_count("seals_k", composed.seals_k, "; or ratio: restricted_size / initial_size")
+    if composed.adversary_steps is not None:
+        _check_count("adversary_steps", composed.adversary_steps, "; or null: 100 epochs")
+    settled = _without_part_settings(composed)
+    if ratio:
+        sizes = from_dict(settled)
+        composed.seals_k = max(1, round(sizes.restricted_size / max(1, sizes.initial_size)))
+        settled = _without_part_settings(composed)
+    return settled
+
+
+def _without_part_settings(composed: DictConfig) -> DictConfig:
+    plain = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(plain, dict)
+    return OmegaConf.create({key: value for key, value in plain.items() if key not in PART_SETTINGS})
+
+
+def _check_count(key: str, value: Any, otherwise: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{key}={value}: use a whole number of 1 or more{otherwise}")
 
 
 def _parsed(override: str) -> DictConfig:

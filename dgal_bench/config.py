@@ -117,8 +117,6 @@ class RunConfig:
     initial_size: int
     balanced: bool
     restricted_size: int
-    seals_k: int
-    adversary_steps: int | None
     propagation: str
     predict_batch_size: int
     threads: int

@@ -31,7 +31,13 @@ BATCH = 5
 PHASES = frozenset({"embed", "index", "search", "diffuse", "select", "infer", "acquire", "aux_train"})
 """The phases of a query that a row may hold."""
 
-PRACTICE = ("representation.threads=1", "dataset.pool_size=200", "dataset.test_size=60", "restricted_size=20")
+PRACTICE = (
+    "representation.threads=1",
+    "dataset.pool_size=200",
+    "dataset.test_size=60",
+    "restricted_size=20",
+    "adversary_steps=2",
+)
 
 
 class LawError(Exception):
@@ -125,7 +131,8 @@ def what_it_sees_is_unchanged(lab: Lab, strategy: str) -> None:
         "query.pool.labeled": asked.pool.labeled,
         "query.pool.labels": asked.pool.labels,
         "query.images": asked.query.images,
-        "the graph's weights": graph.weights,
+        "the latents": lab.setup.latents,
+        **{f"the graph's {part}": getattr(graph, part) for part in ("indptr", "indices", "weights", "degrees")},
     }
     before = {name: tensor.clone() for name, tensor in shown.items()}
     asked.select()

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -37,12 +37,10 @@ def run_cell(
     """
     with on_threads(cell.config.threads):
         pool, first = start(cell, recorder, resume_anyway)
-        memory: Mapping[str, Any] = {}
-        if first < cell.config.rounds:
-            warm_up(cell, pool)
+        memory, seconds = warm_up(cell, pool, first) if first < cell.config.rounds else ({}, None)
         for round_ in range(first, cell.config.rounds + 1):
             record, pool, memory = run_round(cell, pool, round_, jobs, memory)
-            recorder.write(record)
+            recorder.write(replace(record, rehearsal_seconds=seconds) if round_ == first else record)
             on_round(record)
 
 
@@ -139,11 +137,21 @@ def boundary_share(graph: Graph, labels: torch.Tensor, batch: Index) -> float:
     return sum(shares) / len(shares)
 
 
-def warm_up(cell: Cell, pool: Pool) -> None:
-    """Let a whole query run once untimed, on an untrained network that looks at two batches only."""
+def warm_up(cell: Cell, pool: Pool, first: int) -> tuple[Mapping[str, Any], float]:
+    """Let a whole query run once untimed, on an untrained network that looks at two batches only.
+
+    Returns:
+        What the round before ``first`` would have left in memory: the rehearsal is of that round where there was one.
+        And the seconds that it took.
+    """
     clock = Stopwatch(cell.lab.device)
-    predict = Rehearsal(cell.new_module(0), cell.datamodule(pool, 0), cell.lab.device, clock)
-    cell.strategy.select(cell.query(pool, predict, clock, 0, rehearsal=True), cell.config.batch_size)
+    n_before = len(pool.labeled) - (cell.config.batch_size if first else 0)
+    before = Pool(pool.size, pool.n_classes, pool.labeled[:n_before], pool.labels[:n_before])
+    predict = Rehearsal(cell.new_module(0), cell.datamodule(before, 0), cell.lab.device, clock)
+    query = cell.query(before, predict, clock, max(0, first - 1), rehearsal=True)
+    with clock.running():
+        cell.strategy.select(query, cell.config.batch_size)
+    return (query.remembered if first else {}), clock.total
 
 
 def start(cell: Cell, recorder: Recorder, resume_anyway: bool) -> tuple[Pool, int]:

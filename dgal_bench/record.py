@@ -49,6 +49,7 @@ class RoundRecord:
     extra: dict[str, float] = field(default_factory=dict)  # what else a strategy noted
     propagated: dict[str, float] | None = None  # the test split classified by labels propagated over the graph alone
     extra_seconds: float = 0.0  # spent on facts of this row that are in no other time: reach, propagated
+    rehearsal_seconds: float | None = None  # of one untimed query, before the first clock of the process
     halved_to: int | None = None  # images per pass, where predict_batch_size of them ran out of memory
 
 

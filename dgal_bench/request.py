@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dgal_bench import plugins
 from dgal_bench.arguments import Command
-from dgal_bench.compose import GROUPS, check_key, compose
+from dgal_bench.compose import GROUPS, PART_SETTINGS, check_key, compose
 from dgal_bench.config import available_cores, to_dict
 from dgal_bench.errors import ConfigError, ResultsError
 from dgal_bench.sweep import Settings
@@ -95,7 +95,7 @@ def _check_keys(axes: Mapping[str, Sequence[str]]) -> None:
     sample = to_dict(compose({**DEFAULTS, "strategy": "random"}))
     for key in axes:
         if key not in GROUPS:
-            check_key(key, sample, extra=PLACES)
+            check_key(key, sample, extra=(*PLACES, *PART_SETTINGS))
 
 
 def only_settings(command: Command) -> None:

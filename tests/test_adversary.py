@@ -1,7 +1,5 @@
 """GANVAE: the discriminator tells a labeled set from a shifted unlabeled one, and the picks look unlabeled."""
 
-import math
-
 import pytest
 import torch
 
@@ -34,7 +32,7 @@ def test_it_separates_a_labeled_set_from_a_shifted_unlabeled_one_and_ranks_the_s
     images, left = two_kinds()
     labeled = torch.nonzero(left).flatten()[:20]
     unlabeled = torch.tensor([i for i in range(len(images)) if i not in labeled.tolist()])
-    scores = trained(images, labeled, unlabeled, steps=60).score(images[unlabeled], 16)
+    scores = trained(images, labeled, unlabeled, steps=60).score(images[unlabeled], 16)[0]
     shifted = ~left[unlabeled]
     assert scores[shifted].max() < scores[~shifted].min()
     assert not left[unlabeled[scores.argsort()[:20]]].any()
@@ -45,7 +43,7 @@ def test_any_number_of_labels_ends_and_the_same_seed_gives_the_same_scores(n_lab
     images, _ = two_kinds()
     labeled, unlabeled = torch.arange(n_labeled), torch.arange(n_labeled, 120)
     before = torch.get_rng_state()
-    scores = [trained(images, labeled, unlabeled, 3, seed).score(images, 16) for seed in (0, 0, 1)]
+    scores = [trained(images, labeled, unlabeled, 3, seed).score(images, 16)[0] for seed in (0, 0, 1)]
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(scores[0], scores[1])
     assert not torch.equal(scores[0], scores[2])
@@ -111,8 +109,24 @@ def test_steps_are_epochs_of_the_unlabeled_with_a_cap():
 def test_scores_do_not_depend_on_what_else_is_in_the_batch():
     images, _ = two_kinds()
     module = trained(images, torch.arange(5), torch.arange(5, 120), 2)
-    assert torch.allclose(module.score(images, 16), module.score(images, 16, batch_size=7), atol=1e-6)
+    assert torch.allclose(module.score(images, 16)[0], module.score(images, 16, batch_size=7)[0], atol=1e-6)
     assert not module.training
+
+
+def test_out_of_memory_while_scoring_halves_the_batch_and_goes_on(lab, monkeypatch):
+    expected = Asked(lab, "ganvae").select().indices
+    encode = VaeCNN.encode
+
+    def tight(vae, images):
+        if len(images) > 50 and not vae.training:
+            raise torch.OutOfMemoryError
+        return encode(vae, images)
+
+    monkeypatch.setattr(VaeCNN, "encode", tight)
+    asked = Asked(lab, "ganvae")
+    assert asked.select().indices.tolist() == expected.tolist()
+    assert asked.query.notes["aux_halved_to"]() == 32  # 1,024, and halved five times
+    assert asked.query.notes["aux_scored"]() == 188
 
 
 def test_losses_that_are_not_finite_are_an_error_with_the_knob():
@@ -122,13 +136,22 @@ def test_losses_that_are_not_finite_are_an_error_with_the_knob():
         trained(images, torch.arange(5), torch.arange(5, 120), 30, settings=wild)
 
 
+@pytest.mark.slow
+def test_the_default_rates_separate_them_too_if_slower():
+    images, left = two_kinds()
+    labeled = torch.nonzero(left).flatten()[:20]
+    module = trained(images, labeled, torch.arange(20, 120), 50, settings=AdversarySettings(4, 1.0))
+    lowest = module.score(images, 16)[0].argsort()[:20]
+    assert not left[lowest].any()
+
+
 def test_its_row_says_what_it_cost(lab, tmp_path):
     rows = run_here(lab, tmp_path / "seed-0.jsonl", practice("ganvae", "initial_size=1"))
     first = rows[0]
     assert first.n_scored == 0
-    assert first.extra == {"aux_scored": 199, "aux_steps": 5}
+    assert first.extra == {"aux_scored": 199, "aux_steps": 2}
     assert first.seconds["aux_train"] > first.seconds["infer"] > 0
-    assert math.isclose(sum(first.seconds.values()), first.query_seconds, rel_tol=0.02)
+    assert sum(first.seconds.values()) <= first.query_seconds
 
 
 def test_the_picks_have_the_lowest_scores(lab):
@@ -136,6 +159,6 @@ def test_the_picks_have_the_lowest_scores(lab):
     batch = asked.select().indices
     again = Asked(lab, "ganvae")
     seed, pool, settings = int(again.query.rng.integers(2**62)), again.pool, again.cell.strategy.acquire
-    module = train_adversary(lab.data.images, 16, pool.labeled, pool.unlabeled, settings, seed, CPU, 5)
-    scores = module.score(lab.data.images[pool.unlabeled], 16)
+    module = train_adversary(lab.data.images, 16, pool.labeled, pool.unlabeled, settings, seed, CPU, 2)
+    scores, _ = module.score(lab.data.images[pool.unlabeled], 16)
     assert batch.tolist() == pool.unlabeled[scores.argsort()[:BATCH]].tolist()

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dgal_bench.arrays import margins, smallest, tied_share
+from dgal_bench.errors import UserError
 from dgal_bench.seeding import TieBreak
 
 levels = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, float("inf")]), min_size=1, max_size=60)
@@ -42,7 +43,7 @@ def test_ties_in_a_pool_stored_class_by_class_do_not_pick_one_class():
 
 
 def test_nan_and_too_many_are_refused():
-    with pytest.raises(ValueError, match="1 of 3 scores are NaN"):
+    with pytest.raises(UserError, match="1 of 3 scores are NaN"):
         smallest(torch.tensor([0.0, float("nan"), 1.0]), 1, torch.arange(3), TieBreak(0))
     with pytest.raises(ValueError, match="4 of 3"):
         smallest(torch.zeros(3), 4, torch.arange(3), TieBreak(0))

@@ -48,6 +48,17 @@ def test_it_equals_the_dense_one_on_many_points(seed):
     assert n_uniform == 0
 
 
+@pytest.mark.parametrize("spread", [1e-1, 1e-3, 1e-5])
+def test_it_equals_the_dense_one_for_gradients_much_nearer_to_each_other_than_to_0(spread):
+    rng = torch.Generator().manual_seed(2)
+    log_probs = torch.log_softmax(torch.tensor([1.0, 0.5, 0.0]) + spread * torch.randn(200, 3, generator=rng), dim=1)
+    features = 5.0 + 5 * spread * torch.randn(200, 20, generator=rng)
+    places, n_uniform = picked(log_probs, features, 12, seed=4)
+    errors, features = gradient_errors(log_probs).double().numpy(), features.double().numpy()
+    assert places.tolist() == reference.badge(errors, features, 12, np.random.default_rng(4))
+    assert n_uniform == 0
+
+
 def test_the_gradient_is_autograds():
     """Of the cross-entropy at the predicted class, in the output layer's weights and without its bias; sign apart."""
     torch.manual_seed(0)

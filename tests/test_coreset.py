@@ -32,6 +32,17 @@ def test_it_equals_the_exhaustive_greedy(n_points, n_features, n_centres, seed, 
     assert n_indistinct == 0
 
 
+@pytest.mark.parametrize("spread", [1e-1, 1e-3, 1e-5])
+def test_it_equals_the_exhaustive_greedy_in_clusters_much_tighter_than_they_are_apart(spread):
+    """Two clusters around +-50 in 50 dimensions: the expansion of squared distances alone would lose their insides."""
+    rng = torch.Generator().manual_seed(1)
+    centre = torch.where(torch.rand(200, 1, generator=rng) < 0.5, -50.0, 50.0)
+    features = centre + 50 * spread * torch.randn(200, 50, generator=rng)
+    places, n_indistinct = picked(features, features[:3], 12)
+    assert places.tolist() == reference.k_center(features.double().numpy(), features[:3].double().numpy(), 12)
+    assert n_indistinct == 0
+
+
 def test_the_first_centres_may_come_in_blocks(monkeypatch):
     features, centres = points(500, 8, 0), points(37, 8, 1)
     whole = picked(features, centres, 20)[0]

@@ -51,6 +51,18 @@ def test_a_batch_of_all_candidates_is_the_candidates(lab, strategy):
     assert sorted(selection.indices.tolist()) == asked.pool.unlabeled.tolist()
 
 
+@pytest.mark.parametrize(
+    "strategy", ["rsmg", "rslc", "rsbadge", "rscoreset", "dgmg", "dgent", "dgbadge", "seals_matched"]
+)
+def test_a_restriction_to_as_many_as_a_batch_is_the_batch(lab, tmp_path, strategy):
+    """restricted_size=batch_size, with most of the pool unlabeled: the restriction alone decides."""
+    rows = run_here(lab, tmp_path / "seed-0.jsonl", practice(strategy, f"restricted_size={BATCH}"))
+    assert [row.n_candidates for row in rows[:-1]] == [BATCH, BATCH]
+    for row in rows[:-1]:
+        assert len(set(row.indices)) == BATCH
+        assert "topped_up" not in row.extra
+
+
 def test_one_label_of_one_class_is_enough_to_go_on(lab, tmp_path, strategy):
     rows = run_here(lab, tmp_path / "seed-0.jsonl", practice(strategy, "initial_size=1"))
     assert [row.n_labeled for row in rows] == [1, 6, 11]
@@ -67,12 +79,17 @@ def test_a_network_that_answers_nan_is_said_in_one_line(lab, strategy):
         asked.select()
 
 
-def test_nan_costs_its_cell_and_no_other(lab, tmp_path, monkeypatch):
-    """The training's loss is finite and the weights are not; the failure is in the cell's file, the next cell runs."""
+@pytest.mark.parametrize(("strategy", "round_"), [("badge", 0), ("random", 1), ("ganvae", 0), ("margin", 2)])
+def test_nan_costs_its_cell_and_no_other(lab, tmp_path, monkeypatch, strategy, round_):
+    """The training's loss is finite and the weights are not; the failure is in the cell's file, the next cell runs.
+
+    In whatever round, the last one without a query too, and where no strategy asks the network.
+    """
 
     def break_in(trainer, module, data, fit=loop.fit):
         fitted = fit(trainer, module, data)
-        next(module.net.parameters()).data[0] = torch.nan
+        if len(data.pool.labeled) == 10 + 5 * round_:
+            next(module.net.parameters()).data[0] = torch.nan
         return fitted
 
     def job(strategy):
@@ -86,13 +103,24 @@ def test_nan_costs_its_cell_and_no_other(lab, tmp_path, monkeypatch):
     with monkeypatch.context() as broken:
         broken.setattr(loop, "fit", break_in)
         with pytest.raises(UserError):
-            worker.handle(job("badge"), lambda event, **facts: told.append(event), {"practice": lab})
-    failed = read_cell(tmp_path / "badge" / "seed-0.jsonl")
-    assert failed.status == "failed"
-    assert failed.failure["error"].startswith("the network answers NaN for 190 of 190 images")
+            worker.handle(job(strategy), lambda event, **facts: told.append(event), {"practice": lab})
+    failed = read_cell(tmp_path / strategy / "seed-0.jsonl")
+    assert (failed.status, len(failed.records)) == ("failed", round_)
+    assert failed.failure["error"].startswith("the network answers NaN for 60 of 60 images")
     worker.handle(job("coreset"), lambda event, **facts: told.append(event), {"practice": lab})
     assert read_cell(tmp_path / "coreset" / "seed-0.jsonl").status == "done"
-    assert told == ["round", "round", "round", "done"]
+    assert told == ["round"] * round_ + ["round", "round", "round", "done"]
+
+
+@pytest.mark.parametrize("strategy", ["badge", "coreset", "seals", "margin"])
+def test_features_whose_distances_overflow_are_said_in_one_line(lab, strategy):
+    """Finite, and no NaN among the probabilities: k-center would compare infinities, SEALS lose every neighbour."""
+    asked = Asked(lab, strategy)
+    net = asked.predict._module.net
+    net.features[0].weight.data.mul_(1e22)
+    net.classify.weight.data.zero_()
+    with pytest.raises(UserError, match=r"features reach .*, their distances overflow: .* lower training.lr"):
+        asked.select()
 
 
 class Tight:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dgal_bench import loop
 from dgal_bench.arrays import smallest
 from dgal_bench.data.pool import Pool
 from dgal_bench.errors import ResultsError, StrategyError
@@ -15,8 +16,10 @@ from dgal_bench.graph.propagation import propagated
 from dgal_bench.lab import Cell, open_lab
 from dgal_bench.laws import practice, run_here
 from dgal_bench.loop import boundary_share, run_cell
+from dgal_bench.models import adversary
+from dgal_bench.models.nets import CNN
 from dgal_bench.record import Recorder, choice, read_cell
-from dgal_bench.strategies import Strategy
+from dgal_bench.strategies import Strategy, seals
 
 
 def test_rounds_queries_and_rounds_plus_one_evaluations(lab, tmp_path):
@@ -254,7 +257,7 @@ def test_an_initial_set_of_one_class_works_with_a_warning(lab, tmp_path, caplog)
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("strategy", ["margin", "dgmg"])
+@pytest.mark.parametrize("strategy", ["margin", "dgmg", "badge", "coreset", "seals", "vae_seals", "ganvae"])
 def test_a_cell_on_the_gpu_is_the_same_bits_twice(tmp_path, cache_root, strategy):
     config = practice(strategy, "device=cuda")
     lab = open_lab(config, Path("digits need none"), cache_root, lambda what, done, of: None)
@@ -281,13 +284,13 @@ def test_the_graph_alone_is_tested_at_the_rounds_asked_for(lab, tmp_path, settin
 
 
 def test_what_a_query_remembers_is_the_next_ones_memory_and_no_others(lab, tmp_path, monkeypatch):
-    """Round by round within one process; after a resume there is none."""
+    """Round by round within one process; after a resume a rehearsal of the round before has left the same."""
     seen = []
 
     def select(strategy, query, batch_size, select=Strategy.select):
         if not query.rehearsal:
             seen.append(dict(query.memory))
-            query.remember("n", len(query.pool.labeled))
+        query.remember("n", len(query.pool.labeled))
         return select(strategy, query, batch_size)
 
     monkeypatch.setattr(Strategy, "select", select)
@@ -296,4 +299,54 @@ def test_what_a_query_remembers_is_the_next_ones_memory_and_no_others(lab, tmp_p
     assert seen == [{}, {"n": 10}, {"n": 15}]
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
     run_here(lab, path, config)
-    assert seen[3:] == [{}]
+    assert seen[3:] == [{"n": 15}]
+
+
+@pytest.mark.parametrize("strategy", ["margin", "seals", "badge", "ganvae"])
+def test_a_rehearsal_is_a_whole_query_on_two_batches_off_the_clock(lab, tmp_path, monkeypatch, strategy):
+    """Before the first round of a process: two passes of 16 images, one step of an adversary, and no trace in rows."""
+    passes, steps, forward = [], [], CNN.forward
+
+    def counted(net, images):
+        if not net.training:
+            passes.append(len(images))
+        return forward(net, images)
+
+    def warmed(cell, pool, first, warm_up=loop.warm_up):
+        before = len(passes)
+        memory, seconds = warm_up(cell, pool, first)
+        told.append((passes[before:], seconds))
+        return memory, seconds
+
+    def trained(*args, train=adversary.train_adversary):
+        steps.append(args[-1])
+        return train(*args)
+
+    told = []
+    monkeypatch.setattr(CNN, "forward", counted)
+    monkeypatch.setattr(loop, "warm_up", warmed)
+    monkeypatch.setattr(adversary, "train_adversary", trained)
+    config = practice(strategy, "predict_batch_size=16")
+    rows = run_here(lab, tmp_path / "seed-0.jsonl", config)
+    ((batches, seconds),) = told
+    assert batches == ([] if strategy == "ganvae" else [16, 16])
+    assert steps == ([1, 2, 2] if strategy == "ganvae" else [])
+    assert [row.rehearsal_seconds for row in rows] == [seconds, None, None]
+    assert rows[0].n_scored == {"margin": 190, "seals": 200, "badge": 190, "ganvae": 0}[strategy]
+
+
+def test_vae_seals_searches_no_more_on_the_clock_after_a_resume(lab, tmp_path, monkeypatch):
+    """A stop must not make the next query slower: what was searched before is searched again off the clock."""
+    searched = []
+
+    def neighbors_of(points, *rest, search=seals.neighbors_of):
+        searched.append(len(points))
+        return search(points, *rest)
+
+    monkeypatch.setattr(seals, "neighbors_of", neighbors_of)
+    path, config = tmp_path / "seed-0.jsonl", practice("vae_seals", "rounds=4")
+    run_here(lab, path, config)
+    assert searched == [10, 10, 5, 5, 5]  # rehearsed, and then round by round
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:4]))
+    run_here(lab, path, config)
+    assert searched[5:] == [20, 5]

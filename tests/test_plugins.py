@@ -103,11 +103,10 @@ CHEATS = {
         "return torch.roll(candidates, len(seen))[:batch_size]",
         "stopped after round 0, it goes on to another round 1",
     ),
-    "a memory of its module": (  # of the round before, in the same process only
+    "a memory of its module": (  # of the queries in the same process
         RESUMES,
-        "memory, n = globals().setdefault('MEMORY', {}), len(query.pool.labeled)\n"
-        "before, memory['n'] = memory.get('n', n), n\n"
-        "return torch.roll(candidates, 1 if before == n - 5 else 0)[:batch_size]",
+        "memory = globals().setdefault('MEMORY', [])\nmemory.append(len(query.pool.labeled))\n"
+        "return torch.roll(candidates, len(memory))[:batch_size]",
         "stopped after round 0, it goes on to another round 1",
     ),
 }  # fmt: skip

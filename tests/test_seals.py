@@ -1,15 +1,19 @@
 """SEALS: candidates are the union of the labeled points' neighbours, by brute force, within their bounds."""
 
 import itertools
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from dgal_bench.arrays import Outputs
+from dgal_bench.data.pool import Pool
 from dgal_bench.graph.knn import new_index
 from dgal_bench.lab import Cell
 from dgal_bench.laws import BATCH, Asked, practice, run_here
 from dgal_bench.strategies import Resources, build
-from dgal_bench.strategies.seals import neighbors_of
+from dgal_bench.strategies.seals import ModelNeighbors, neighbors_of
 
 
 def brute_force(features, labeled, k):
@@ -30,6 +34,21 @@ def test_the_mask_is_the_brute_force_union(backend, k):
     mask = neighbors_of(labeled, features, new_index(features, backend), k)
     mask[labeled] = False
     assert torch.nonzero(mask).flatten().tolist() == brute_force(features, labeled, k)
+
+
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+@pytest.mark.parametrize("shift", [0.0, 100.0])
+def test_the_models_neighbours_are_exact_for_features_far_from_0_and_close_together(lab, backend, shift):
+    """Where |x|^2 + |y|^2 - 2 x.y in float32 would lose the order: by brute force in float64, above any limit too."""
+    features = shift + torch.randn(600, 20, generator=torch.Generator().manual_seed(0))
+    made = partial(new_index, backend=backend, exact_limit=10)
+    pool = Pool(600, 10, torch.tensor([5, 77, 300]), torch.tensor([0, 1, 2]))
+
+    def predict(indices, phase="infer"):
+        return Outputs(torch.zeros(len(indices), 10), features[indices])
+
+    query = replace(Asked(lab, "seals").query, pool=pool, predict=predict)
+    assert ModelNeighbors(made, seals_k=30)(query).tolist() == brute_force(features, pool.labeled, 30)
 
 
 def test_a_point_is_no_neighbour_of_its_own_even_among_duplicates():
@@ -64,9 +83,10 @@ def test_the_graphs_neighbours_are_those_of_the_latents(lab, n_labeled):
 def test_the_graphs_neighbours_are_searched_once_for_each_label(lab):
     """Over rounds: the same candidates with what was remembered as without it, and only new labels are searched."""
     asked = Asked(lab, "vae_seals")
-    searched = []
+    searched, built = [], []
 
     def counting(features):
+        built.append(len(features))
         search = new_index(features)
 
         def count(queries, k):
@@ -86,6 +106,7 @@ def test_the_graphs_neighbours_are_searched_once_for_each_label(lab):
         memory = query.remembered
         pool = pool.annotate(candidates[:BATCH], lab.data.labels[candidates[:BATCH]])
     assert searched == [12, 5, 5, 5]
+    assert built == [200]
     assert all(later <= earlier + 10 * BATCH for earlier, later in itertools.pairwise(sizes))
 
 

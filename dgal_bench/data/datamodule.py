@@ -99,6 +99,19 @@ class Epoch:
         yield self.minibatches
 
 
+def halved(batch_size: int) -> int:
+    """Half as many images for the next pass, after one ran out of memory, and what a GPU's allocator keeps given back.
+
+    Raises:
+        UserError: it was a single image.
+    """
+    if batch_size == 1:
+        raise UserError("the pass of a single image runs out of memory: use a smaller net or device=cpu")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return batch_size // 2
+
+
 class PoolDataModule(lightning.LightningDataModule):
     """The loaders of one round.
 
@@ -126,19 +139,9 @@ class PoolDataModule(lightning.LightningDataModule):
         self.predict_batch_size = predict_batch_size
         self.order = order
 
-    def halve_batch(self, error: torch.OutOfMemoryError) -> None:
-        """Half the images per pass from here on, where one ran out of memory.
-
-        Raises:
-            UserError: it did so with a single image.
-        """
-        if self.predict_batch_size == 1:
-            raise UserError(
-                "the network's pass over a single image runs out of memory: use a smaller net or device=cpu"
-            ) from error
-        self.predict_batch_size //= 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    def halve_batch(self) -> None:
+        """Half the images per pass from here on, after one ran out of memory; errors as in ``halved``."""
+        self.predict_batch_size = halved(self.predict_batch_size)
 
     def train_dataloader(self) -> Epoch:
         """One item: a pass over the labeled points in minibatches, which TaskModule takes as one step."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgal_bench.arrays import Features
+from dgal_bench.arrays import Features, Index
 from dgal_bench.errors import ConfigError, choose
 
 # Searched beyond K and ranked again by exact distances: |x|^2 + |y|^2 - 2xy loses digits between near points.
@@ -142,26 +142,44 @@ def nearest(base: Features, queries: Features, k: int, backend: str = "auto") ->
 
 
 def _without_self(features: Features, search: Search, k: int) -> tuple[Tensor, Tensor]:
-    """Search k + 1 + slack, drop each point by its id, rank the rest by exact distance and id, keep k.
-
-    By id and not by column: among exact duplicates the point itself need not come first, or at all.
-    """
+    """Ids and distances (N, k) of every point's nearest others, in blocks."""
     size = len(features)
-    wanted = min(size, k + 1 + _SLACK)
-    found = search(features, wanted)
     ids = torch.empty(size, k, dtype=torch.int64)
     distances = torch.empty(size, k)
-    for rows in torch.arange(size).split(max(1, _BLOCK // (wanted * features.shape[1]))):
-        near = found[rows].sort(dim=1).values  # by id: a stable sort by distance then breaks ties by position
-        exact = (features[near.clamp(min=0)] - features[rows, None]).square_().sum(-1).sqrt_()
-        exact[(near == rows[:, None]) | (near < 0)] = torch.inf
-        order = exact.argsort(dim=1, stable=True)[:, :k]
-        ids[rows], distances[rows] = near.gather(1, order), exact.gather(1, order)
+    found = search(features, wanted(k, size))
+    for rows in torch.arange(size).split(max(1, _BLOCK // (found.shape[1] * features.shape[1]))):
+        ids[rows], distances[rows] = nearest_others(features, rows, found[rows], k)
     if torch.isinf(distances).any():
         raise ConfigError(
             f"the approximate search found fewer than {k} neighbours: raise graph.exact_limit above {size}"
         )
     return ids, distances
+
+
+def wanted(k: int, size: int) -> int:
+    """How many to search among ``size`` points for the k nearest others of each: itself, and some to rank again."""
+    return min(size, k + 1 + _SLACK)
+
+
+def nearest_others(features: Features, points: Index, found: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Of what a search found for each of m points, the k nearest others by exact distance and id.
+
+    By id and not by column: among exact duplicates the point itself need not come first, or at all.
+
+    Args:
+        features: (N, d), best centred.
+        points: (m,) positions.
+        found: (m, w) positions near each, w > k, -1 for none.
+        k: at most w - 1.
+
+    Returns:
+        Ids and distances (m, k), a distance of infinity where nothing was found.
+    """
+    near = found.sort(dim=1).values  # by id: a stable sort by distance then breaks ties by position
+    exact = (features[near.clamp(min=0)] - features[points, None]).square_().sum(-1).sqrt_()
+    exact[(near == points[:, None]) | (near < 0)] = torch.inf
+    order = exact.argsort(dim=1, stable=True)[:, :k]
+    return near.gather(1, order), exact.gather(1, order)
 
 
 def _recall(features: Features, ids: Tensor, device: torch.device) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dgal_bench.arrays import Index
 from dgal_bench.config import AdversarySettings
+from dgal_bench.data.datamodule import halved
 from dgal_bench.errors import UserError
 from dgal_bench.models.trainer import silent_trainer
 from dgal_bench.models.vae import VaeCNN, as_float
@@ -113,11 +114,25 @@ class AdversaryModule(lightning.LightningModule):
         )
 
     @torch.inference_mode()
-    def score(self, images: Tensor, maximum: int, batch_size: int = 1024) -> Tensor:
-        """(n,) logits of D(mu) of uint8 images, in eval mode: low = looks unlabeled."""
+    def score(self, images: Tensor, maximum: int, batch_size: int = 1024) -> tuple[Tensor, int]:
+        """(n,) logits of D(mu) of uint8 images, in eval mode: low = looks unlabeled.
+
+        Also the images that were taken at a time in the end: fewer than ``batch_size`` where memory ran out.
+        """
         self.eval()
-        blocks = (as_float(block, maximum).to(self.device) for block in images.split(batch_size))
-        return torch.cat([self.discriminator(self.vae.encode(block)[0])[:, 0].cpu() for block in blocks])
+        logits: list[Tensor] = []
+        n_done = 0
+        while n_done < len(images):
+            try:
+                for block in images[n_done:].split(batch_size):
+                    mu, _ = self.vae.encode(as_float(block, maximum).to(self.device))
+                    logits.append(self.discriminator(mu)[:, 0].cpu())
+                    n_done += len(block)
+            except torch.OutOfMemoryError:
+                pass
+            if n_done < len(images):
+                batch_size = halved(batch_size)
+        return torch.cat(logits), batch_size
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ from torch import Tensor
 from dgal_bench.arrays import Index, Outputs
 from dgal_bench.clock import Stopwatch
 from dgal_bench.data.datamodule import PoolDataModule
-from dgal_bench.errors import UserError
-from dgal_bench.models.task import TaskModule
+from dgal_bench.models.task import TaskModule, check_outputs
 
 
 class Predictor:
@@ -51,12 +50,7 @@ class Predictor:
 
     def _score(self, ids: Index) -> None:
         outputs = self._forward(ids)
-        if torch.isnan(outputs.log_probs.sum()):
-            n_nan = int(outputs.log_probs.isnan().any(dim=1).sum())
-            raise UserError(
-                f"the network answers NaN for {n_nan} of {len(ids)} images: its training has diverged, "
-                "lower training.lr"
-            )
+        check_outputs(outputs.log_probs, outputs.features)
         self._row[ids] = torch.arange(self.n_scored, self.n_scored + len(ids))
         self._outputs.append(outputs)
         self.n_scored += len(ids)
@@ -71,8 +65,10 @@ class Predictor:
                     logits, features = self._module.net(images.to(self._device))
                     results.append((torch.log_softmax(logits, dim=1).cpu(), features.cpu()))
                     n_done += len(images)
-            except torch.OutOfMemoryError as error:
-                self._data.halve_batch(error)
+            except torch.OutOfMemoryError:
+                pass
+            if n_done < len(ids):  # out here the traceback no longer holds the pass's memory
+                self._data.halve_batch()
         return Outputs(*(torch.cat(parts) for parts in zip(*results, strict=True)))
 
 

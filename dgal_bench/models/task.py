@@ -14,6 +14,9 @@ from dgal_bench.data.datamodule import PoolDataModule, Slices
 from dgal_bench.errors import UserError, choose
 from dgal_bench.models.trainer import silent_trainer
 
+# Of thousands of features: the sum of their squares still fits float32.
+_LARGEST_FEATURE = 1e17
+
 
 class TaskModule(lightning.LightningModule):
     """Cross-entropy on the labeled points; ``epoch_loss`` is the last epoch's mean training loss in nats.
@@ -56,7 +59,9 @@ class TaskModule(lightning.LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        self.accuracy.update(self.net(images)[0], labels)
+        logits, features = self.net(images)
+        check_outputs(logits, features)
+        self.accuracy.update(logits, labels)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         config = self.training_config
@@ -71,6 +76,19 @@ class TaskModule(lightning.LightningModule):
         }
         optimizer: torch.optim.Optimizer = choose(optimizers, config.optimizer, "training.optimizer")()
         return optimizer
+
+
+def check_outputs(logits: Tensor, features: Tensor) -> None:
+    """Refuse what no strategy can rank: raises UserError for NaN, or for features whose squares overflow."""
+    if torch.isnan(logits.sum()) and (n_nan := int(logits.isnan().any(dim=1).sum())):
+        raise UserError(
+            f"the network answers NaN for {n_nan} of {len(logits)} images: its training has diverged, lower training.lr"
+        )
+    if not (largest := float(features.abs().amax())) < _LARGEST_FEATURE:
+        raise UserError(
+            f"the network's features reach {largest:.2g}, their distances overflow: its training has diverged, "
+            "lower training.lr"
+        )
 
 
 class StopWhenFlat(lightning.Callback):
@@ -123,11 +141,14 @@ def fit(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) ->
 
 def measure_accuracy(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) -> float:
     """Share of the test split classified right, in 0..1; out of memory, it goes on with half the images at a time."""
-    while True:
+    done = False
+    while not done:
         module.accuracy.reset()
         try:
             trainer.test(module, datamodule=data, verbose=False)
-        except torch.OutOfMemoryError as error:
-            data.halve_batch(error)
-        else:
-            return float(module.accuracy.compute())
+            done = True
+        except torch.OutOfMemoryError:
+            pass
+        if not done:  # out here the traceback no longer holds the pass's memory
+            data.halve_batch()
+    return float(module.accuracy.compute())

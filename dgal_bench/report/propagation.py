@@ -2,45 +2,41 @@
 
 from collections.abc import Sequence
 
-from dgal_bench.record import CellLog
+from dgal_bench.record import CellLog, RoundRecord
 from dgal_bench.report.statistics import t_interval
 from dgal_bench.report.summary import Group
 from dgal_bench.report.text import aligned, spread
 
+_HEAD = ["strategy", "labels", "network %", "T steps %", "converged %"]
+
 
 def propagation_lines(group: Group) -> list[str]:
-    """Network and graph side by side at the rounds 0, R/2 and R where the rows have it; nothing where none has."""
-    told = {strategy: list(group.finished(strategy).values()) for strategy in group.strategies}
-    told = {strategy: logs for strategy, logs in told.items() if all(log.records[0].propagated for log in logs)}
-    if not told:
+    """Network and graph side by side at the rounds 0, R/2 and R where rows have it; nothing where none has."""
+    looked_at = [(name, seen) for name in group.strategies for seen in _seen(list(group.finished(name).values()))]
+    if not looked_at:
         return []
-    some = next(iter(told.values()))
-    first, *later = _rounds(some)
-    head = ["strategy"]
-    for round_ in later:
-        head += [f"{some[0].records[round_].n_labeled} labels: network %", "T steps %", "converged %"]
-    rows = [[name, *(cell for round_ in later for cell in _cells(logs, round_))] for name, logs in told.items()]
-    network, steps, converged = _cells(some, first)
+    starts = [(name, records) for name, records in looked_at if records[0].round == 0]
+    lines = [(name, _cells(records)) for name, records in looked_at if records[0].round > 0]
+    same = {tuple(_cells(records)) for _, records in starts}
+    shared = [("(all)", list(*same))] if len(same) == 1 else [(name, _cells(records)) for name, records in starts]
     return [
         "",
         "Labels propagated over the graph alone, test images classified by the pool points nearest to them: after the",
         "diffusion's own T steps, and converged. Images that no label reaches count as wrong (their share behind).",
-        f"At {some[0].records[first].n_labeled} labels, all strategies: network {network}, T steps {steps}, "
-        f"converged {converged}.",
         "",
-        *aligned(head, rows),
+        *aligned(_HEAD, [[name, *cells] for name, cells in shared + lines]),
     ]
 
 
-def _rounds(logs: Sequence[CellLog]) -> list[int]:
-    """Of 0, R/2 and R those that were looked at, 0 first."""
+def _seen(logs: Sequence[CellLog]) -> list[list[RoundRecord]]:
+    """The records of all seeds at 0, R/2 and R, where each has looked."""
     last = len(logs[0].records) - 1
-    return [r for r in sorted({0, last // 2, last}) if all(log.records[r].propagated for log in logs)]
+    rounds = [[log.records[round_] for log in logs] for round_ in sorted({0, last // 2, last})]
+    return [records for records in rounds if all(record.propagated for record in records)]
 
 
-def _cells(logs: Sequence[CellLog], round_: int) -> list[str]:
-    """Network, T steps and converged, in % over seeds."""
-    records = [log.records[round_] for log in logs]
+def _cells(records: Sequence[RoundRecord]) -> list[str]:
+    """Labels, and network, T steps and converged in % over seeds."""
     facts = [record.propagated or {} for record in records]
 
     def told(accuracy: str, unreached: str) -> str:
@@ -51,4 +47,5 @@ def _cells(logs: Sequence[CellLog], round_: int) -> list[str]:
         return spread(t_interval([fact[accuracy] for fact in facts]), 100, 1) + behind
 
     network = spread(t_interval([record.accuracy for record in records]), 100, 1)
-    return [network, told("accuracy", "unreached"), told("converged_accuracy", "converged_unreached")]
+    graph = [told("accuracy", "unreached"), told("converged_accuracy", "converged_unreached")]
+    return [str(records[0].n_labeled), network, *graph]

@@ -107,6 +107,18 @@ def _ledger(group: Group) -> list[str]:
             f"{'exact' if graph['exact'] else f'''recall {graph['recall']:.3f}'''}). "
             f"Share of the 20 nearest neighbours with a point's label: {shares}."
         )
+    rehearsed = [
+        (seconds, name)
+        for name, logs in group.cells.items()
+        for log in logs
+        for record in log.records
+        if (seconds := record.rehearsal_seconds) is not None
+    ]
+    if rehearsed:
+        longest, name = max(rehearsed)
+        lines.append(
+            f"Once a cell, in no query time either: a rehearsal of one query, at most {longest:.2f} s ({name})."
+        )
     return lines
 
 
@@ -131,7 +143,7 @@ def _warnings(group: Group) -> list[str]:
 
 
 def _makeshifts(group: Group) -> list[str]:
-    """Queries that could not go as they should, by strategy."""
+    """What a query did beside passing points through the task network, and where it could not go as it should."""
     lines = []
     for name, logs in group.cells.items():
         records = [record for log in logs for record in log.records]
@@ -146,6 +158,12 @@ def _makeshifts(group: Group) -> list[str]:
             picks = sum(len(record.indices or ()) for record in queries)
             lines.append(
                 f"Drawn uniformly: {alike:.0f} of {picks} picks of {name}, among points it could not tell apart."
+            )
+        if passed := [record.extra["aux_scored"] for record in queries if "aux_scored" in record.extra]:
+            steps = sum(record.extra["aux_steps"] for record in queries) / len(passed)
+            lines.append(
+                f"A network of its own: {name} trains one for {steps:,.0f} steps a query, and passes "
+                f"{sum(passed) / len(passed):,.0f} points through it."
             )
         if halved := [record.halved_to for record in records if record.halved_to]:
             lines.append(

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, get_type_hints
 
 from dgal_bench.arrays import Features
@@ -125,4 +126,6 @@ def _typed(key: str, value: Any, annotation: Any) -> Any:
     if not isinstance(value, annotation) or (isinstance(value, bool) and annotation is not bool):
         name = getattr(annotation, "__name__", None) or str(annotation)
         raise ConfigError(f"{key}={value!r} is not of type {name}")
+    if isinstance(value, float) and not isfinite(value):
+        raise ConfigError(f"{key}={value!r}: use a finite number")  # a results file holds no other
     return value

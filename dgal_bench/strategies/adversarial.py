@@ -10,6 +10,8 @@ from dgal_bench.strategies.restrict import at_least_one
 
 # Points whose scores the untimed rehearsal looks at.
 _REHEARSED = 256
+# Images that pass through the adversary's VAE at a time.
+_AT_A_TIME = 1024
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class Adversary(AdversarySettings):
     """The candidates that a discriminator, trained anew in every round, takes most surely for unlabeled.
 
     Its training is part of the query, as the phase ``aux_train``. In the row: ``aux_scored``, the points passed
-    through its VAE, and ``aux_steps``, the steps it was trained for.
+    through its VAE, ``aux_steps``, the steps it was trained for, and ``aux_halved_to``, the images that it took at a
+    time in the end where memory ran out.
     """
 
     def __post_init__(self) -> None:
@@ -41,7 +44,9 @@ class Adversary(AdversarySettings):
                 query.images, query.maximum, pool.labeled, unlabeled, self, seed, query.device, steps
             )
         with query.clock.phase("infer"):
-            looks_labeled = module.score(query.images[candidates], query.maximum)
+            looks_labeled, at_a_time = module.score(query.images[candidates], query.maximum, _AT_A_TIME)
         query.note("aux_scored", lambda: len(candidates))
         query.note("aux_steps", lambda: steps)
+        if at_a_time < _AT_A_TIME:
+            query.note("aux_halved_to", lambda: at_a_time)
         return candidates[smallest(looks_labeled, batch_size, candidates, query.ties)]

@@ -6,11 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgal_bench.arrays import Features, Index, TieKeys, smallest
+from dgal_bench.arrays import CLOSE, SAME, Features, Index, TieKeys, smallest
 from dgal_bench.strategies.base import Query
-
-# Squared distances below this share of the two squared norms are rounding (float32, C + d terms): the points coincide.
-_INDISTINCT = 16 * torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,18 @@ def _squared_distances(errors_NC: Tensor, features_Nd: Features, norms: Tensor, 
     scale = norms + norms[pick]
     product = (errors_NC @ errors_NC[pick]).mul_(features_Nd @ features_Nd[pick])
     squared = torch.add(scale, product, alpha=-2, out=product)
-    return squared.masked_fill_(squared <= scale.mul_(_INDISTINCT), 0)
+    near = torch.nonzero(squared <= CLOSE * scale).flatten()
+    exact = _squared_differences(errors_NC, features_Nd, near, pick)
+    squared[near] = exact.masked_fill_(exact <= SAME * scale[near], 0)
+    return squared
+
+
+def _squared_differences(errors_NC: Tensor, features_Nd: Features, near: Index, pick: int) -> Tensor:
+    """|g_i - g_j|^2 of g_i - g_j = (q_i - q_j) (x) h_i + q_j (x) (h_i - h_j): small terms for near points."""
+    q, h = errors_NC[pick], features_Nd[near]
+    dq, dh = errors_NC[near] - q, h - features_Nd[pick]
+    squared = dq.square().sum(1) * h.square().sum(1) + q.square().sum() * dh.square().sum(1)
+    return squared.add_(2 * (dq @ q) * (h * dh).sum(1)).clamp_(min=0)
 
 
 def draw(weights: Tensor, rng: np.random.Generator) -> int | None:

@@ -26,8 +26,9 @@ class Query:
     """What a strategy may see in one round: no true label is in reach of it.
 
     ``rng`` is this round's own stream, ``ties`` the round's order of equal scores. ``memory`` holds what the last
-    round's query of this cell left by ``remember``: nothing in the first one and after a resume, which must give the
-    same picks. In a ``rehearsal``, before a process's first clock, work that would take long may be cut short.
+    round's query of this cell left by ``remember``: nothing in the first one, and after a resume what a rehearsal of
+    that round leaves. In a ``rehearsal``, before a process's first clock, the network is untrained and answers for two
+    batches only, and work that would take long may be cut short.
     """
 
     pool: Pool
@@ -48,7 +49,10 @@ class Query:
         self.notes[name] = fact
 
     def remember(self, name: str, value: Any) -> None:
-        """Leave a value for the next round's ``memory``: never anything that picks depend on, only what saves time."""
+        """Leave for the next round's ``memory`` what saves time there; picks must be the same without it.
+
+        It follows from the pool and the set-up alone, never from the network: a rehearsal has no trained one.
+        """
         self.remembered[name] = value
 
 

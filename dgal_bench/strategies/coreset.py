@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgal_bench.arrays import Features, Index, TieKeys
+from dgal_bench.arrays import CLOSE, SAME, Features, Index, TieKeys
 from dgal_bench.strategies.base import Query
 
-# Squared distances below this share of the two squared norms are rounding (float32, d terms): the points coincide.
-_INDISTINCT = 16 * torch.finfo(torch.float32).eps
-# Elements of one block of distances to the first centres: 16 MB in float32.
-_BLOCK = 4_000_000
+# Elements of one block of distances to the first centres: 2 MB in float32, which stay in a core's cache.
+_BLOCK = 500_000
+# Pairs of near points whose differences are formed at a time.
+_PAIRS = 100_000
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ def farthest_first(
         picks.append(pick)
         scale = norms + norms[pick]
         squared = torch.addmv(scale, points, points[pick], alpha=-2)
-        torch.minimum(nearest, _without_rounding(squared, scale), out=nearest)
-        nearest[picks] = -1  # below any distance: never again
+        _refine(squared[:, None], scale[:, None], points, points[pick, None])
+        torch.minimum(nearest, squared, out=nearest)
+        nearest[pick] = -1  # below any distance: never again
     return torch.tensor(picks), n_indistinct
 
 
@@ -70,12 +71,20 @@ def _nearest_centre(points_Nd: Tensor, norms_N: Tensor, centres_kd: Tensor) -> T
     nearest = []
     rows = max(1, _BLOCK // len(centres_kd))
     for points, norms in zip(points_Nd.split(rows), norms_N.split(rows), strict=True):
-        scale = norms[:, None] + centre_norms
-        squared = torch.addmm(scale, points, centres_kd.T, alpha=-2)
-        nearest.append(_without_rounding(squared, scale).amin(dim=1))
+        squared = torch.addmm(norms[:, None] + centre_norms, points, centres_kd.T, alpha=-2)
+        part = squared.amin(dim=1)
+        near = torch.nonzero(part <= CLOSE * (norms + centre_norms.max())).flatten()  # few: no pass over all pairs
+        if len(near):
+            squared = squared[near]
+            _refine(squared, norms[near, None] + centre_norms, points[near], centres_kd)
+            part[near] = squared.amin(dim=1)
+        nearest.append(part)
     return torch.cat(nearest)
 
 
-def _without_rounding(squared: Tensor, scale: Tensor) -> Tensor:
-    """Squared distances, exactly 0 where a point cannot be told from a centre; both arguments are used up."""
-    return squared.masked_fill_(squared <= scale.mul_(_INDISTINCT), 0)
+def _refine(squared_nk: Tensor, scale_nk: Tensor, points_nd: Tensor, centres_kd: Tensor) -> None:
+    """Put the squared lengths of the differences where points are near, exactly 0 where they coincide; in place."""
+    rows, columns = torch.nonzero(squared_nk <= CLOSE * scale_nk, as_tuple=True)
+    for r, c in zip(rows.split(_PAIRS), columns.split(_PAIRS), strict=True):
+        exact = (points_nd[r] - centres_kd[c]).square_().sum(dim=1)
+        squared_nk[r, c] = exact.masked_fill_(exact <= SAME * scale_nk[r, c], 0)

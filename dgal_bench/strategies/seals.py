@@ -1,19 +1,26 @@
 """SEALS (Coleman et al., 2022): only the nearest neighbours of labeled points are shown to the network (paper 5.3)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dgal_bench.arrays import Features, Index
 from dgal_bench.data.pool import Pool
-from dgal_bench.graph.knn import Search
+from dgal_bench.graph.knn import Search, nearest_others, wanted
 from dgal_bench.strategies.base import Query
 from dgal_bench.strategies.restrict import at_least_one, drawn
 
-NewIndex = Callable[[Features], Search]
+# Labeled points whose neighbours are ranked at a time: some 100 neighbours each.
+_POINTS = 1000
+
+
+class NewIndex(Protocol):
+    """A nearest-neighbour index over features (N, d): exact up to ``exact_limit`` points (a setting by default)."""
+
+    def __call__(self, base: Features, *, exact_limit: int = ...) -> Search: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +43,9 @@ class ModelNeighbors:
         pool = query.pool
         features = query.predict(torch.arange(pool.size), phase="embed").features
         with query.clock.phase("index"):
-            search = self.new_index(features)
+            features = features - features.mean(dim=0)  # as for the graph: distances keep more digits
+            # Exact at any size: an inverted file would cost more to train than it saves for so few searches.
+            search = self.new_index(features, exact_limit=pool.size)
         with query.clock.phase("search"):
             near = neighbors_of(pool.labeled, features, search, self.seals_k)
         return drawn(without_labeled(near, pool), self.restricted_size, query.rng)
@@ -60,16 +69,17 @@ class GraphNeighbors:
         at_least_one("restricted_size", self.restricted_size)
 
     @cached_property
-    def _search(self) -> Search:
+    def _indexed(self) -> tuple[Features, Search]:
         """Made once, like the graph: in the rehearsal, off the clock."""
-        return self.new_index(self.latents)
+        centred = self.latents - self.latents.mean(dim=0)
+        return centred, self.new_index(centred)
 
     def __call__(self, query: Query) -> Index:
         pool = query.pool
         with query.clock.phase("search"):
             near: Tensor = query.memory.get("near", torch.zeros(pool.size, dtype=torch.bool)).clone()
             new = pool.labeled[query.memory.get("n_searched", 0) :]  # in order of acquisition: the last are new
-            near |= neighbors_of(new, self.latents, self._search, self.seals_k)
+            near |= neighbors_of(new, *self._indexed, self.seals_k)
             query.remember("near", near)
             query.remember("n_searched", len(pool.labeled))
         return drawn(without_labeled(near, pool), self.restricted_size, query.rng)
@@ -77,11 +87,12 @@ class GraphNeighbors:
 
 def neighbors_of(points: Index, features: Features, search: Search, k: int) -> Tensor:
     """(N,) mask of the union of the points' k nearest others in ``features`` (N, d), which ``search`` indexes."""
-    found = search(features[points], min(k + 1, len(features)))
-    # By id and not by column: among exact duplicates the point itself need not come first, or at all.
-    other = (found != points[:, None]) & (found >= 0)
-    near = torch.zeros(len(features), dtype=torch.bool)
-    near[found[other & (other.cumsum(dim=1) <= k)]] = True
+    size = len(features)
+    k = min(k, size - 1)
+    near = torch.zeros(size, dtype=torch.bool)
+    for some in points.split(_POINTS):
+        ids, distances = nearest_others(features, some, search(features[some], wanted(k, size)), k)
+        near[ids[torch.isfinite(distances)]] = True
     return near
 
 
