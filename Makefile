@@ -11,7 +11,7 @@ ARGS = $(if $(SUITE),suite=$(SUITE)) $(if $(DATASET),dataset=$(DATASET)) $(if $(
        $(if $(RESULTS),results=$(RESULTS)) $(if $(JOBS),jobs=$(JOBS)) $(if $(PLUGINS),plugins=$(PLUGINS)) $(OVERRIDES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench smoke report data doctor test test-all lint type clean
+.PHONY: help setup bench smoke report benchmarks data doctor test test-all lint type clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --no-input -e '.[$(FAISS),dev]'
 	@touch $@
 
-bench: setup  ## run a suite (default: digits, DGAL and the simple baselines, 5 seeds), then report
+bench: setup  ## run a suite (default: digits, the strategies of the paper, 5 seeds), then report
 	@$(BIN)/dgal-bench bench $(strip $(ARGS))
 
 smoke: setup  ## run every strategy for seconds, on a tiny subset
@@ -35,6 +35,9 @@ smoke: setup  ## run every strategy for seconds, on a tiny subset
 
 report: setup  ## tables and figures of RESULTS (default results/runs)
 	@$(BIN)/dgal-bench report $(or $(RESULTS),results/runs)
+
+benchmarks: setup  ## time the acquisitions against their references and scikit-activeml
+	@$(BIN)/python benchmarks/acquisition.py
 
 comma := ,
 data: setup  ## find, download and check the files of DATASET (none named: say what is there)
@@ -44,7 +47,7 @@ doctor: setup  ## is this machine fit to run, and if not, what mends it
 	@$(BIN)/dgal-bench doctor
 
 test: setup  ## the fast tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
 test-all: setup  ## every test, the slow ones too; GPU tests are skipped without a GPU
 	@$(BIN)/python -m pytest -m ''

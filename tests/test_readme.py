@@ -87,7 +87,13 @@ def test_its_commands_are_understood(line, tmp_path, capsys, plugin, monkeypatch
     monkeypatch.chdir(tmp_path)
     line = line.partition("  #")[0].strip()
     if line.startswith("make"):
-        names = {"DATASET": "dataset", "STRATEGIES": "strategy", "SEEDS": "seed", "PLUGINS": "plugins"}
+        names = {
+            "DATASET": "dataset",
+            "STRATEGIES": "strategy",
+            "SEEDS": "seed",
+            "PLUGINS": "plugins",
+            "SUITE": "suite",
+        }
         pairs = dict(re.findall(r"([A-Z]+)=('[^']*'|\S+)", line))
         words = [
             "bench",
