@@ -69,7 +69,7 @@ def test_the_fields_it_names_are_those_of_a_row():
         for line in table.splitlines()
         for name in re.findall(r"`(\w+)`", line.split("|")[1] if "|" in line else "")
     }
-    assert named == set(RoundRecord.__dataclass_fields__) - {"extra"}
+    assert named == set(RoundRecord.__dataclass_fields__)
 
 
 def test_every_path_and_make_target_it_names_is_there():
