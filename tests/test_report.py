@@ -211,6 +211,21 @@ def test_the_frame_follows_the_means_and_no_accuracy_is_above_1(tmp_path):
         assert max(means) <= high <= 1
 
 
+def test_a_legend_of_many_strategies_stays_in_the_figure(tmp_path):
+    """27 of them, as in the suite all, with names as long as they get."""
+    for place in range(27):
+        cell(tmp_path, f"dgmg+strategy.restrict.score=s{place:02}xxxxx", 0, scaled(1))
+    (one,) = group(read_results(tmp_path))
+    for draw in FIGURES.values():
+        figure = draw(one)
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        box, page = legend.get_window_extent(), figure.bbox
+        assert page.y0 <= box.y0 < box.y1 <= page.y1
+        assert page.x0 <= box.x0 < box.x1 <= page.x1
+        assert figure.axes[0].get_window_extent().width > 0.4 * page.width
+
+
 def test_an_installed_wheel_is_named_by_its_version(tmp_path):
     installed = header("margin", 0)
     installed["provenance"] |= {"git": {"revision": None, "dirty": None}, "versions": {"dgal-bench": "9.8.7"}}

@@ -99,7 +99,8 @@ def accuracy_against_query_time(group: Group) -> Figure:
 def _canvas(
     group: Group, xlabel: str, x_of: Callable[[Sequence[RoundRecord]], list[float]], first_row: int
 ) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8.0, 4.6), layout="constrained")
+    height = max(4.6, 0.8 + 0.23 * len(group.strategies))  # inches: the legend has a line for each
+    figure = Figure(figsize=(8.0, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     n_seeds = {len(group.finished(strategy)) for strategy in group.strategies}
@@ -124,9 +125,9 @@ def _canvas(
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False)
+    seeds = f"mean and 95 % t band (cut at the frame) over {'/'.join(map(str, sorted(n_seeds)))} seeds"
     figure.supxlabel(
-        f"mean and 95 % t band (cut at the frame) over {'/'.join(map(str, sorted(n_seeds)))} seeds, "
-        f"profile {group.profile}",
+        f"{'one seed, no band' if n_seeds == {1} else seeds}; profile {group.profile}",
         fontsize=8,
         color="#555555",
     )
