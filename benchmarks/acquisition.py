@@ -62,7 +62,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=1, help="for torch, BLAS and OpenMP alike (default: 1, as a cell has)"
     )
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds after which a call is stopped (default: 60)")
+    parser.add_argument("--limit", type=float, default=30.0, help="seconds after which a call is stopped (default: 30)")
     parser.add_argument("--criteria", nargs="+", choices=plan.CRITERIA, default=plan.CRITERIA, help="default: all")
     options = parser.parse_args(words)
     if options.threads < 1 or not options.limit > 0:

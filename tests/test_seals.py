@@ -48,7 +48,7 @@ def test_the_models_neighbours_are_exact_for_features_far_from_0_and_close_toget
         return Outputs(torch.zeros(len(indices), 10), features[indices])
 
     query = replace(Asked(lab, "seals").query, pool=pool, predict=predict)
-    assert ModelNeighbors(made, seals_k=30)(query).tolist() == brute_force(features, pool.labeled, 30)
+    assert ModelNeighbors(new_index=made, seals_k=30)(query).tolist() == brute_force(features, pool.labeled, 30)
 
 
 def test_a_point_is_no_neighbour_of_its_own_even_among_duplicates():

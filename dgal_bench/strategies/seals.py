@@ -23,13 +23,9 @@ class NewIndex(Protocol):
     def __call__(self, base: Features, *, exact_limit: int = ...) -> Search: ...
 
 
-@dataclass(frozen=True, eq=False)
-class ModelNeighbors:
-    """SEALS: the union of the labeled points' ``seals_k`` nearest pool points under the current network's features.
-
-    The whole pool is embedded and indexed anew in every round, on the clock; the union is never pruned, so that it
-    holds at most seals_k points per label. With ``restricted_size`` it is cut uniformly to that many ("matched").
-    """
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Neighbors:
+    """What both share: ``seals_k`` neighbours of each label, their union cut to ``restricted_size`` or left whole."""
 
     new_index: NewIndex
     seals_k: int = 100
@@ -38,6 +34,15 @@ class ModelNeighbors:
     def __post_init__(self) -> None:
         at_least_one("seals_k", self.seals_k)
         at_least_one("restricted_size", self.restricted_size)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ModelNeighbors(_Neighbors):
+    """SEALS: the union of the labeled points' ``seals_k`` nearest pool points under the current network's features.
+
+    The whole pool is embedded and indexed anew in every round, on the clock; the union is never pruned, so that it
+    holds at most seals_k points per label. With ``restricted_size`` it is cut uniformly to that many ("matched").
+    """
 
     def __call__(self, query: Query) -> Index:
         pool = query.pool
@@ -51,8 +56,8 @@ class ModelNeighbors:
         return drawn(without_labeled(near, pool), self.restricted_size, query.rng)
 
 
-@dataclass(frozen=True, eq=False)
-class GraphNeighbors:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GraphNeighbors(_Neighbors):
     """VAE-SEALS: the same union in the latents that the graph was built on, each labeled point searched once.
 
     The paper's Algorithm 3 trains its embedding on the labeled set; 5.3 says "the same VAE latent space as DGMG",
@@ -60,13 +65,6 @@ class GraphNeighbors:
     """
 
     latents: Features
-    new_index: NewIndex
-    seals_k: int = 100
-    restricted_size: int | None = None
-
-    def __post_init__(self) -> None:
-        at_least_one("seals_k", self.seals_k)
-        at_least_one("restricted_size", self.restricted_size)
 
     @cached_property
     def _indexed(self) -> tuple[Features, Search]:
@@ -77,9 +75,9 @@ class GraphNeighbors:
     def __call__(self, query: Query) -> Index:
         pool = query.pool
         with query.clock.phase("search"):
-            near: Tensor = query.memory.get("near", torch.zeros(pool.size, dtype=torch.bool)).clone()
+            near: Tensor = query.memory.get("near", torch.zeros(pool.size, dtype=torch.bool))
             new = pool.labeled[query.memory.get("n_searched", 0) :]  # in order of acquisition: the last are new
-            near |= neighbors_of(new, *self._indexed, self.seals_k)
+            near = near | neighbors_of(new, *self._indexed, self.seals_k)
             query.remember("near", near)
             query.remember("n_searched", len(pool.labeled))
         return drawn(without_labeled(near, pool), self.restricted_size, query.rng)
@@ -98,5 +96,6 @@ def neighbors_of(points: Index, features: Features, search: Search, k: int) -> T
 
 def without_labeled(near: Tensor, pool: Pool) -> Index:
     """Ascending positions of a mask, without those that are labeled."""
-    near[pool.labeled] = False
-    return torch.nonzero(near).flatten()
+    candidates = near.clone()
+    candidates[pool.labeled] = False
+    return torch.nonzero(candidates).flatten()
