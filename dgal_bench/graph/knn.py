@@ -162,22 +162,19 @@ def wanted(k: int, size: int) -> int:
 
 
 def nearest_others(features: Features, points: Index, found: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Of what a search found for each of m points, the k nearest others by exact distance and id.
+    """Of the positions (m, w) that a search found for ``points`` (m,), w > k, the k nearest others, as in ``ranked``.
 
-    By id and not by column: among exact duplicates the point itself need not come first, or at all.
-
-    Args:
-        features: (N, d), best centred.
-        points: (m,) positions.
-        found: (m, w) positions near each, w > k, -1 for none.
-        k: at most w - 1.
-
-    Returns:
-        Ids and distances (m, k), a distance of infinity where nothing was found.
+    By id and not by column: among exact duplicates the point itself need not come first, or at all. Ids and distances
+    are (m, k), a distance infinite where nothing was found; ``features`` (N, d) are best centred.
     """
+    return ranked(features, features[points], found.masked_fill(found == points[:, None], -1), k)
+
+
+def ranked(base: Features, queries: Features, found: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Of the positions (m, w) found for queries, -1 for none, the k nearest by exact distance and id, both (m, k)."""
     near = found.sort(dim=1).values  # by id: a stable sort by distance then breaks ties by position
-    exact = (features[near.clamp(min=0)] - features[points, None]).square_().sum(-1).sqrt_()
-    exact[(near == points[:, None]) | (near < 0)] = torch.inf
+    exact = (base[near.clamp(min=0)] - queries[:, None]).square_().sum(-1).sqrt_()
+    exact[near < 0] = torch.inf
     order = exact.argsort(dim=1, stable=True)[:, :k]
     return near.gather(1, order), exact.gather(1, order)
 

@@ -12,14 +12,12 @@ from torch import Tensor
 
 from dgal_bench.arrays import Features
 from dgal_bench.errors import ConfigError, choose
-from dgal_bench.graph.knn import Neighbors, nearest
+from dgal_bench.graph.knn import Neighbors, nearest, ranked, wanted
 
 # The neighbour whose distance is a point's local scale (Zelnik-Manor and Perona, 2004).
 _SCALE_NEIGHBOR = 7
 # Below exp(-80) float32 would round weights to 0 and a row could lose them all.
 _MAX_EXPONENT = 80.0
-# Searched beyond K and ranked again by exact distances, so that every backend ties an image to the same points.
-_SLACK = 8
 # Elements of one block of differences between images and pool points: 64 MB in float32.
 _BLOCK = 16_000_000
 
@@ -192,15 +190,10 @@ def attach(
 
 def _nearest(base: Features, queries: Features, k: int, backend: str) -> tuple[Tensor, Tensor]:
     """Positions and exact distances, both (n, k), of the base points nearest to each query; ties by position."""
-    wanted = min(len(base), k + _SLACK)
-    ids = torch.empty(len(queries), k, dtype=torch.int64)
-    distances = torch.empty(len(queries), k)
-    found = nearest(base, queries, wanted, backend).sort(dim=1).values  # by position: the sort below is stable
-    for rows in torch.arange(len(queries)).split(max(1, _BLOCK // (wanted * base.shape[1]))):
-        exact = (base[found[rows]] - queries[rows, None]).square_().sum(-1).sqrt_()
-        distances[rows], order = (part[:, :k] for part in exact.sort(dim=1, stable=True))
-        ids[rows] = found[rows].gather(1, order)
-    return ids, distances
+    found = nearest(base, queries, wanted(k, len(base)), backend)
+    blocks = torch.arange(len(queries)).split(max(1, _BLOCK // (found.shape[1] * base.shape[1])))
+    ids, distances = zip(*(ranked(base, queries[rows], found[rows], k) for rows in blocks), strict=True)
+    return torch.cat(ids), torch.cat(distances)
 
 
 def diagnostics(neighbors: Neighbors, graph: Graph) -> dict[str, float | int | str]:
