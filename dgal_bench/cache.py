@@ -7,10 +7,10 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,11 +24,12 @@ _MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """The arrays of one key, and the facts their maker left: the ledger."""
+    """The arrays of one key, and the facts their maker left: the ledger. ``mapped``: they are too many for memory."""
 
     arrays: dict[str, np.ndarray]
     facts: dict[str, Any]
     sha256: str
+    mapped: bool
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
@@ -36,8 +37,12 @@ def key_of(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def get_or_make(root: Path, key: str, make: Callable[[], tuple[Arrays, Mapping[str, Any]]]) -> Entry:
-    """The entry under ``root/key``, made by ``make() -> (arrays, facts)`` where it is missing or does not check out.
+def get_or_make(root: Path, key: str, make: Callable[[Path], tuple[Arrays, Mapping[str, Any]]]) -> Entry:
+    """The entry under ``root/key``, made by ``make`` where it is missing or does not check out.
+
+    ``make(folder) -> (arrays, facts)``: an array that would not fit in memory is written as it is made, as a
+    ``np.lib.format.open_memmap`` of ``folder/NAME.npy``. An entry of more than half of the free memory is
+    memory-mapped when it is read.
 
     Raises:
         ResultsError: the folder cannot be written.
@@ -51,10 +56,17 @@ def get_or_make(root: Path, key: str, make: Callable[[], tuple[Arrays, Mapping[s
             fcntl.flock(lock, fcntl.LOCK_EX)  # released by the holder's death
             entry = _load(folder)
         if entry is None:
-            made = make()
+            beside = folder.with_name(f"{folder.name}.part")
             with _usable(root):
-                _store(folder, *made)
-                entry = _load(folder)
+                shutil.rmtree(beside, ignore_errors=True)  # of a maker that was killed: the lock is ours now
+                beside.mkdir()
+            try:
+                made = make(beside)
+                with _usable(root):
+                    _store(beside, folder, *made)
+                    entry = _load(folder)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)  # of what failed or was stopped
     assert entry is not None
     return entry
 
@@ -75,8 +87,24 @@ def _load(folder: Path) -> Entry | None:
         log.warning("cache entry %s is damaged (%s): made again", folder, damaged)
         return None
     manifest = json.loads((folder / _MANIFEST).read_text())
-    arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in manifest["sha256"]}
-    return Entry(arrays, manifest["facts"], key_of(manifest["sha256"]))
+    files = {name: folder / f"{name}.npy" for name in manifest["sha256"]}
+    # copy-on-write: torch takes only arrays that could be written to
+    mode: Literal["c"] | None = "c" if sum(map(_bytes, files.values())) > free_memory() / 2 else None
+    arrays = {name: np.load(file, mmap_mode=mode, allow_pickle=False) for name, file in files.items()}
+    return Entry(arrays, manifest["facts"], key_of(manifest["sha256"]), mapped=mode is not None)
+
+
+def _bytes(file: Path) -> int:
+    return file.stat().st_size
+
+
+def free_memory() -> int:
+    """Bytes that can be had without swapping; where the system does not tell, half of what is built in."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _damaged(folder: Path) -> str | None:
@@ -89,13 +117,14 @@ def _damaged(folder: Path) -> str | None:
     return f"{wrong[0]}.npy" if wrong else None
 
 
-def _store(folder: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
+def _store(beside: Path, folder: Path, arrays: Arrays, facts: Mapping[str, Any]) -> None:
     """Write beside, fsync, rename: a reader sees all of an entry or none."""
-    beside = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)  # of a maker that was killed: the lock is ours now
-    beside.mkdir()
     for name, array in arrays.items():
-        with (beside / f"{name}.npy").open("wb") as file:
+        path = beside / f"{name}.npy"
+        if isinstance(array, np.memmap) and os.path.isfile(path) and os.path.samefile(str(array.filename), path):
+            array.flush()
+            continue
+        with path.open("wb") as file:
             np.save(file, array, allow_pickle=False)
             _sync(file)
     hashes = {name: _sha256(beside / f"{name}.npy") for name in arrays}

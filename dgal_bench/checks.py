@@ -1,5 +1,6 @@
 """Values that no type can rule out: each miss says the value and the knob to turn."""
 
+import re
 from functools import reduce
 from math import isfinite
 from typing import Any
@@ -10,9 +11,22 @@ from dgal_bench.errors import ConfigError, did_you_mean
 # The names of the literal registries, known here so that a misspelt kind fails before anything is imported or run;
 # a test holds them against the registries.
 KINDS = {
-    "net.kind": ("cnn",),
+    "dataset.kind": (
+        "cifar10",
+        "cifar100",
+        "digits",
+        "emnist",
+        "fashion_mnist",
+        "folder",
+        "mini_imagenet",
+        "mnist",
+        "npz",
+        "svhn",
+    ),
+    "net.stem": ("auto", "small", "standard"),
     "training.optimizer": ("adam", "sgd"),
-    "representation.kind": ("pca", "pixels", "vae"),
+    "representation.kind": ("npy", "pca", "pixels", "timm", "vae"),
+    "representation.encoder": ("cnn", "resnet18"),
     "graph.kernel": ("gaussian_k", "local_scaling", "uniform"),
     "graph.symmetrize": ("max", "mean", "none"),
     "graph.backend": ("auto", "faiss", "torch"),
@@ -21,13 +35,29 @@ KINDS = {
 }
 
 
+OWN_KINDS = ("cnn", "mlp", "vit_small", "resnet18", "resnet50")
+"""Networks of ``net.kind`` that need no look into timm's list: ours and the paper's."""
+
+
+def check_backbone(key: str, name: str) -> None:
+    """Refuse a name that is neither ours nor timm's, with the nearest."""
+    if name in OWN_KINDS:
+        return
+    import timm  # a second, for those who name another network only
+
+    if not timm.is_model(name):
+        near = did_you_mean(name, [*OWN_KINDS, *timm.list_models()], n=3)
+        raise ConfigError(f"unknown {key} '{name}'{near or ': it is no network of timm'}")
+
+
 def check_values(config: RunConfig) -> None:
     """Bounds that need no data: each miss says the value and the knob."""
     _check_kinds(config)
+    check_backbone("net.kind", config.net.kind)
     at_least = {
-        "rounds": (config.rounds, 1),
+        "rounds": (config.rounds, 0 if config.full_supervision else 1),
         "batch_size": (config.batch_size, 1),
-        "initial_size": (config.initial_size, 1),
+        "initial_size": (1 if config.initial_size is None else config.initial_size, 1),
         "predict_batch_size": (config.predict_batch_size, 1),
         "threads": (config.threads, 1),
         "training.train_batch_size": (config.training.train_batch_size, 2),
@@ -39,6 +69,11 @@ def check_values(config: RunConfig) -> None:
         "representation.threads": (config.setup_threads, 1),
         "graph.graph_k": (config.graph.graph_k, 1),
         "training.patience": (config.training.patience, 1),
+        "dataset.image_size": (config.dataset.image_size or 1, 1),
+        "trainer.devices": (config.trainer.devices, 1),
+        "net.input_size": (config.net.input_size or 1, 1),
+        "representation.input_size": (config.representation.input_size or 1, 1),
+        "net.hidden": (min(config.net.hidden, default=1), 1),
         "net.channels": (min(config.net.channels, default=0), 1),
         "net.kernels": (min(config.net.kernels, default=0), 1),
         "net.feature_dim": (config.net.feature_dim, 1),
@@ -46,6 +81,11 @@ def check_values(config: RunConfig) -> None:
     for key, (value, least) in at_least.items():
         if value < least:
             raise ConfigError(f"{key}={value} is too small: use {least} or more")
+    if config.full_supervision and config.rounds > 0:
+        raise ConfigError(
+            "initial_size=null labels the whole pool, and nothing is left to query: give a number, and "
+            "full_supervision=true for a training on all labels"
+        )
     if config.restricted_size < config.batch_size:
         raise ConfigError(
             f"restricted_size={config.restricted_size} is below batch_size={config.batch_size}: "
@@ -59,6 +99,10 @@ def check_values(config: RunConfig) -> None:
 
 
 def _check_kinds(config: RunConfig) -> None:
+    if not re.fullmatch(r"[\w.-]+", config.dataset.name) or set(config.dataset.name) == {"."}:
+        raise ConfigError(
+            f"dataset.name={config.dataset.name}: letters, digits, '_', '-' and '.' name a folder of results"
+        )
     for key, choices in KINDS.items():
         kind: Any = reduce(getattr, key.split("."), config)
         if kind not in choices:
@@ -72,6 +116,12 @@ def _check_representation(representation: RepresentationConfig) -> None:
             raise ConfigError(f"representation.{name}={value}: use a number above 0")
     if not 0 < representation.holdout <= 0.5:
         raise ConfigError(f"representation.holdout={representation.holdout}: use a share above 0 and up to 0.5")
+    if representation.kind == "npy" and representation.path is None:
+        raise ConfigError("representation=npy needs your embeddings: representation.path=FILE.npy, of shape (N, d)")
+    if representation.kind == "timm":
+        if representation.model is None:
+            raise ConfigError("representation=timm needs the name of a network: representation.model=resnet18")
+        check_backbone("representation.model", representation.model)
     seed = representation.seed
     if isinstance(seed, str) and seed != "cell":
         raise ConfigError(f"representation.seed={seed}: use a number, or 'cell' for one representation per seed")
@@ -88,13 +138,13 @@ def _check_training(training: TrainingConfig) -> None:
 
 def check_budget(config: RunConfig, n_points: int) -> None:
     """Refuse a cell that asks more of the data than there is."""
-    wanted = config.initial_size + config.rounds * config.batch_size
+    wanted = (config.initial_size or n_points) + config.rounds * config.batch_size
     if wanted > n_points:
         raise ConfigError(
             f"{config.dataset.name}: initial_size={config.initial_size} + rounds={config.rounds} x "
             f"batch_size={config.batch_size} = {wanted} labels, but the pool has {n_points} points: lower one of them"
         )
-    if config.graph.graph_k >= n_points:
+    if config.graph.graph_k >= n_points and not config.full_supervision:
         raise ConfigError(
             f"graph.graph_k={config.graph.graph_k}, but a point of {n_points} has only {n_points - 1} neighbours: "
             f"use {n_points - 1} or less"

@@ -82,8 +82,6 @@ def compose(choices: Mapping[str, str], overrides: Iterable[str] = ()) -> RunCon
         config = from_dict(_settled(composed))
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error
-    if config.dataset.name not in group_names("dataset"):
-        raise ConfigError(f"unknown dataset.name '{config.dataset.name}': choose with dataset=NAME")
     check_values(config)
     return config
 
@@ -93,7 +91,11 @@ PART_SETTINGS = ("seals_k", "adversary_steps")
 
 
 def _settled(composed: DictConfig) -> DictConfig:
-    """PART_SETTINGS, checked, put into the parts that name them and taken out beside them; ``ratio`` made a number."""
+    """PART_SETTINGS, checked, put into the parts that name them and taken out beside them; ``ratio`` made a number.
+
+    The optimiser follows the network where nothing is said of it: the paper's App. A has one for pre-trained ones.
+    """
+    _settle_optimizer(composed)
     ratio = composed.seals_k == "ratio"
     if ratio:
         composed.seals_k = 1  # until the sizes that it depends on are known to be numbers
@@ -103,9 +105,20 @@ def _settled(composed: DictConfig) -> DictConfig:
     settled = _without_part_settings(composed)
     if ratio:
         sizes = from_dict(settled)
-        composed.seals_k = max(1, round(sizes.restricted_size / max(1, sizes.initial_size)))
+        composed.seals_k = max(1, round(sizes.restricted_size / max(1, sizes.initial_size or 1)))
         settled = _without_part_settings(composed)
     return settled
+
+
+def _settle_optimizer(composed: DictConfig) -> None:
+    net, training = composed.net, composed.training
+    if training.optimizer == "auto":
+        training.optimizer = "adam" if net.pretrained is True or net.checkpoint_path is not None else "sgd"
+    sgd = training.optimizer == "sgd"
+    if training.momentum is None:
+        training.momentum = 0.9 if sgd else 0.0
+    if training.weight_decay is None:
+        training.weight_decay = 5e-4 if sgd else 0.0
 
 
 def _without_part_settings(composed: DictConfig) -> DictConfig:

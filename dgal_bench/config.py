@@ -23,19 +23,34 @@ def available_cores() -> int:
 
 @dataclass(frozen=True)
 class DatasetConfig:
+    """``kind`` says how it is read, ``name`` what results are filed under; ``n_classes`` None: as many as there are."""
+
     name: str
-    n_classes: int
+    kind: str
+    n_classes: int | None
+    path: str | None
+    image_size: int | None
+    test_share: float
     pool_size: int | None
     test_size: int | None
 
 
 @dataclass(frozen=True)
 class NetConfig:
+    """``kind``: cnn, mlp, vit_small or any model of timm's; the rest belongs to one or another of them."""
+
     kind: str
     channels: list[int]
     kernels: list[int]
     pools: list[bool]
+    hidden: list[int]
     feature_dim: int
+    pretrained: bool
+    checkpoint_path: str | None
+    input_size: int | None
+    stem: str
+    channels_last: bool
+    amp: bool
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,7 @@ class TrainingConfig:
 class RepresentationConfig:
     kind: str
     seed: int | str
+    encoder: str
     latent_dim: int
     recon_weight: float
     lr: float
@@ -63,6 +79,20 @@ class RepresentationConfig:
     patience: int
     holdout: float
     threads: int | None
+    amp: bool
+    path: str | None
+    test_path: str | None
+    model: str | None
+    pretrained: bool
+    checkpoint_path: str | None
+    input_size: int | None
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How many devices train the representation; the networks of the rounds always have one."""
+
+    devices: int
 
 
 @dataclass(frozen=True)
@@ -93,6 +123,7 @@ class AdversarySettings:
 
     latent_dim: int
     recon_weight: float
+    encoder: str = "cnn"
     max_steps: int | None = None
     epochs: int = 100
     vae_steps: int = 2
@@ -108,13 +139,16 @@ class AdversarySettings:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that a cell's result depends on. Its hash is part of the cell's fingerprint."""
+    """Everything that a cell's result depends on. Its hash is part of the cell's fingerprint.
+
+    ``initial_size`` None: the whole pool, full supervision.
+    """
 
     seed: int
     profile: str
     rounds: int
     batch_size: int
-    initial_size: int
+    initial_size: int | None
     balanced: bool
     restricted_size: int
     propagation: str
@@ -126,13 +160,25 @@ class RunConfig:
     net: NetConfig
     training: TrainingConfig
     representation: RepresentationConfig
+    trainer: TrainerConfig
     graph: GraphConfig
     strategy: StrategyConfig
 
     @property
     def hash(self) -> str:
-        """sha256 of the configuration's canonical JSON."""
-        return hashlib.sha256(json.dumps(to_dict(self), sort_keys=True).encode()).hexdigest()
+        """sha256 of the canonical JSON, less WHEREABOUTS: the fingerprint has the hashes of what lies there.
+
+        Of full supervision, which asks neither strategy nor graph, TRAINING_SETTINGS alone.
+        """
+        parts = without_paths(to_dict(self))
+        if self.full_supervision:
+            parts = {name: parts[name] for name in TRAINING_SETTINGS}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def full_supervision(self) -> bool:
+        """Whether this is one training on the whole labeled pool, the reference line, and no active learning."""
+        return self.initial_size is None
 
     @property
     def representation_seed(self) -> int:
@@ -145,6 +191,25 @@ class RunConfig:
         """``representation.threads``, or all the cores this process may use."""
         threads = self.representation.threads
         return available_cores() if threads is None else threads
+
+
+TRAINING_SETTINGS = (
+    "seed", "profile", "dataset", "net", "training", "threads", "deterministic", "device", "predict_batch_size",
+)  # fmt: skip
+"""What a training on a given set of labels depends on."""
+
+WHEREABOUTS = frozenset({"path", "test_path", "checkpoint_path"})
+"""Settings that name a user's own files. What those hold is in the fingerprint; where they lie changes no result."""
+
+
+def without_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping with WHEREABOUTS reduced to whether they are given at all."""
+    return {
+        key: without_paths(value)
+        if isinstance(value, Mapping)
+        else (value is not None if key in WHEREABOUTS else value)
+        for key, value in values.items()
+    }
 
 
 def to_dict(config: Any) -> dict[str, Any]:

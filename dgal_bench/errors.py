@@ -33,11 +33,11 @@ class DataError(UserError):
     exit_code = 3
 
 
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """``"; did you mean 'margin'? (choices: ...)"``: the nearest where one is near, the choices where they are few."""
+def did_you_mean(name: str, choices: Iterable[str], n: int = 1) -> str:
+    """``"; did you mean 'margin'? (choices: ...)"``: the ``n`` nearest, and all choices where they are few."""
     known = sorted(choices)
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    near = get_close_matches(name, known, n=n, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
     few = f" (choices: {', '.join(known)})" if len(known) <= 30 else ""
     return hint + few
 

@@ -10,19 +10,19 @@ from dgal_bench.record import CellLog
 ALGORITHM_VERSION = 1
 """Raised with any change that alters picks; tests/test_golden.py fails otherwise. Versions are never mixed."""
 
-IDENTITY = ("algorithm_version", "config", "data", "latents", "graph")
+IDENTITY = ("algorithm_version", "config", "data", "latents", "graph", "weights")
 """What a result is about: another one is another result. The rest of a fingerprint is where it was made."""
 
 
 def check_resumable(log: CellLog, header: Mapping[str, Any], anyway: bool) -> list[str]:
     """The harmless differences between a file and the present; raises ResultsError where rows must not be mixed."""
     old, new = log.header["fingerprint"], header["fingerprint"]
-    wrong = [name for name in IDENTITY if old[name] != new[name]]
+    wrong = [name for name in IDENTITY if old.get(name) != new.get(name)]  # files of before have no weights
     if "config" in wrong:
         changes = "; ".join(differences(log.header["config"], header["config"])[:3])
         raise ResultsError(f"{log.path} holds results of another configuration ({changes}): use another results=DIR")
     if wrong:
-        what = ", ".join(f"{name} {str(old[name])[:8]} -> {str(new[name])[:8]}" for name in wrong)
+        what = ", ".join(f"{name} {str(old.get(name))[:8]} -> {str(new.get(name))[:8]}" for name in wrong)
         raise ResultsError(f"{log.path} was made from something else ({what}): use another results=DIR")
     moved = differences(old, new)
     if moved and not log.done and not anyway:

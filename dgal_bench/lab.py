@@ -14,29 +14,32 @@ from dgal_bench.checks import check_budget
 from dgal_bench.clock import Stopwatch
 from dgal_bench.config import RunConfig, to_dict
 from dgal_bench.data.datamodule import PoolDataModule, Standardise
-from dgal_bench.data.datasets import ImageData, load
+from dgal_bench.data.datasets import load
+from dgal_bench.data.images import ImageData, Request
 from dgal_bench.data.pool import Pool
 from dgal_bench.errors import ConfigError
 from dgal_bench.graph import knn
 from dgal_bench.graph.transition import Graph
 from dgal_bench.identity import ALGORITHM_VERSION
-from dgal_bench.models.nets import build_net, cost
+from dgal_bench.models.backbones import Weights
+from dgal_bench.models.nets import build_net, cost, initial_weights
 from dgal_bench.models.predict import Predictor
 from dgal_bench.models.task import TaskModule
 from dgal_bench.provenance import provenance, revision
-from dgal_bench.representation import Setup, prepare
+from dgal_bench.representation import Setup, prepare, without_graph
 from dgal_bench.seeding import TieBreak, isolated, rng_for, seed_for, torch_rng_for
 from dgal_bench.strategies import Query, Resources, Strategy, build
 
 
 @dataclass(frozen=True, eq=False)
 class Lab:
-    """What the cells of one data set share: images, the transform, the graph and its ledger, the device."""
+    """What the cells of one data set share: images, transform, graph and ledger, pre-trained weights, the device."""
 
     data: ImageData
     transform: Standardise
     setup: Setup
     device: torch.device
+    weights: Weights | None = None
 
 
 def open_lab(config: RunConfig, data_root: Path, cache_root: Path, progress: Progress) -> Lab:
@@ -45,12 +48,16 @@ def open_lab(config: RunConfig, data_root: Path, cache_root: Path, progress: Pro
     Raises:
         UserError: data missing, the configuration does not fit it, or the representation collapsed.
     """
-    data = load(config.dataset.name, data_root, config.dataset.pool_size, config.dataset.test_size)
-    if data.n_classes != config.dataset.n_classes:
-        raise ConfigError(f"dataset.n_classes={config.dataset.n_classes}, but {data.name} has {data.n_classes} classes")
+    data = load(Request(config.dataset, data_root, cache_root, progress))
     check_budget(config, data.size)
     device = resolve_device(config.device)
-    return Lab(data, Standardise.of_pool(data), prepare(config, data, cache_root, device, progress), device)
+    if config.net.pretrained:
+        progress(f"weights of {config.net.kind}", 0, 1)
+    weights = initial_weights(data.image_shape, config.net)
+    transform = Standardise.of_pool(data, config.net.channels_last)
+    with_graph = not config.full_supervision
+    setup = prepare(config, data, cache_root, device, progress) if with_graph else without_graph(data.size)
+    return Lab(data, transform, setup, device, weights)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -100,8 +107,8 @@ class Cell:
     def new_module(self, round_: int) -> TaskModule:
         """The network of a round before training: the same weights for every strategy of the seed."""
         with isolated(self.config.seed, "weights", round_):
-            net = build_net(self.lab.data.image_shape, self.lab.data.n_classes, self.config.net)
-        return TaskModule(net, self.lab.data.n_classes, self.config.training)
+            net = build_net(self.lab.data.image_shape, self.lab.data.n_classes, self.config.net, self.lab.weights)
+        return TaskModule(net, self.lab.data.n_classes, self.config.training, self.config.net.amp)
 
     def header(self, name: str) -> dict[str, Any]:
         """Line 1 of the results file of the cell ``name``, less the initial set: what ran, from what, on what."""
@@ -117,6 +124,7 @@ class Cell:
                 "data": lab.data.sha256,
                 "latents": lab.setup.latents_sha256,
                 "graph": lab.setup.graph_sha256,
+                "weights": lab.weights and lab.weights.sha256,
                 "git": revision(where["git"]),
                 "torch": where["versions"]["torch"],
                 "cpu": where["machine"]["cpu"],
@@ -124,6 +132,13 @@ class Cell:
                 "threads": torch.get_num_threads(),
             },
             "provenance": where,
+            "data": {
+                "pool": lab.data.size,
+                "test": len(lab.data.test_images),
+                "shape": list(lab.data.image_shape),
+                "n_classes": lab.data.n_classes,
+                **lab.data.facts,
+            },
             "network": cost(self.new_module(0).net, lab.data.image_shape),
             "setup": lab.setup.ledger,
         }

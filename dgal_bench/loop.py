@@ -105,12 +105,15 @@ def propagation_due(config: RunConfig, round_: int) -> bool:
     return config.propagation == "all" or (config.propagation == "few" and round_ in few)
 
 
-def propagated_accuracy(cell: Cell, pool: Pool) -> dict[str, float]:
-    """How well the graph alone knows the test split: the oracle's and the examiner's to ask, never a strategy's."""
-    data = cell.lab.data
-    return propagated(
-        cell.graph, cell.lab.setup.attachment, pool.labeled, pool.labels, data.n_classes, data.test_labels
-    )
+def propagated_accuracy(cell: Cell, pool: Pool) -> dict[str, float] | None:
+    """How well the graph alone knows the test split: the oracle's and the examiner's to ask, never a strategy's.
+
+    None where the test images are not tied to the graph (a user's embeddings without any of theirs).
+    """
+    data, attachment = cell.lab.data, cell.lab.setup.attachment
+    if attachment is None:
+        return None
+    return propagated(cell.graph, attachment, pool.labeled, pool.labels, data.n_classes, data.test_labels)
 
 
 def query_facts(cell: Cell, query: Query, batch: Index) -> dict[str, Any]:

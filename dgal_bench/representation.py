@@ -5,6 +5,7 @@ The seconds of what a query rests on are kept in a ledger; what only the evaluat
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,17 +16,17 @@ from torch import Tensor
 
 from dgal_bench import cache
 from dgal_bench.arrays import Features, Progress
-from dgal_bench.config import GraphConfig, RepresentationConfig, RunConfig, to_dict
-from dgal_bench.data.datasets import ImageData
+from dgal_bench.config import GraphConfig, RunConfig, to_dict, without_paths
+from dgal_bench.data.images import ImageData
 from dgal_bench.errors import ConfigError
-from dgal_bench.graph.knn import knn, nearest, pick_backend
+from dgal_bench.features import REPRESENTATIONS, blocks, content_key, flat_pixels, principal_components
+from dgal_bench.graph.knn import knn, pick_backend
 from dgal_bench.graph.transition import Attachment, Graph, attach, diagnostics, transition
-from dgal_bench.models.vae import encode, posterior_means, train_vae
 from dgal_bench.provenance import provenance
-from dgal_bench.seeding import isolated, rng_for, seed_for
+from dgal_bench.seeding import rng_for
 from dgal_bench.threads import on_threads
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 """Raised with any change of the numbers that set-up makes; tests/test_golden.py fails otherwise."""
 
 # Points whose 20 nearest neighbours are looked up to judge a space, and how many neighbours.
@@ -33,63 +34,28 @@ _QUALITY_SAMPLE = 2000
 _QUALITY_NEIGHBORS = 20
 _GRAPH_ARRAYS = ("indptr", "indices", "weights", "degrees")
 
-Made = tuple[Features, Callable[[], Features], dict[str, float]]
-"""Features of the pool (N, d), how to make those of the test images (n, d), which is timed apart, and facts."""
-
 
 @dataclass(frozen=True, eq=False)
 class Setup:
     """What every cell of a data set shares: features of the pool (N, d), the graph, and the test images tied to it.
 
-    Besides, hashes of what they were made from, and the ledger.
+    No attachment where nothing is known of the test images in that space. Besides, hashes of what they were made
+    from, and the ledger.
     """
 
     latents: Features
     graph: Graph
-    attachment: Attachment
+    attachment: Attachment | None
     latents_sha256: str
     graph_sha256: str
     ledger: dict[str, Any]
 
 
-def _vae(data: ImageData, config: RepresentationConfig, seed: int, device: torch.device, progress: Progress) -> Made:
-    with isolated(seed, "vae"):
-        module, facts = train_vae(data, config, seed_for(seed, "vae order"), device, progress)
-    latents, quality = encode(module, data)
-    return latents, lambda: posterior_means(module, data.test_images, data.maximum), {**facts, **quality}
-
-
-def _pixels(data: ImageData, config: RepresentationConfig, seed: int, device: torch.device, progress: Progress) -> Made:
-    return flat_pixels(data.images, data.maximum), lambda: flat_pixels(data.test_images, data.maximum), {}
-
-
-def _pca(data: ImageData, config: RepresentationConfig, seed: int, device: torch.device, progress: Progress) -> Made:
-    pixels = flat_pixels(data.images, data.maximum)
-    project = principal_components(pixels, config.latent_dim)
-    return project(pixels), lambda: project(flat_pixels(data.test_images, data.maximum)), {}
-
-
-def flat_pixels(images: Tensor, maximum: int) -> Features:
-    """(n, pixels) float32 in [0, 1]."""
-    return images.flatten(1).float() / maximum
-
-
-def principal_components(features: Features, n_components: int) -> Callable[[Features], Features]:
-    """The projection (n, d) -> (n, min(n_components, d)): less the mean, on the covariance's leading eigenvectors.
-
-    Mean and covariance are those of ``features`` (N, d), whatever is projected.
-    """
-    mean = features.mean(0)
-    centred = (features - mean).double()
-    leading = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :n_components]
-    return lambda points: ((points - mean).double() @ leading).float()
-
-
-REPRESENTATIONS: dict[str, Callable[[ImageData, RepresentationConfig, int, torch.device, Progress], Made]] = {
-    "vae": _vae,
-    "pixels": _pixels,
-    "pca": _pca,
-}
+def without_graph(size: int) -> Setup:
+    """For full supervision: no features, and a graph of ``size`` points without an edge."""
+    empty = torch.zeros(0)
+    graph = Graph(torch.zeros(size + 1, dtype=torch.int64), empty.int(), empty, empty.double(), 1, symmetric=True)
+    return Setup(torch.zeros(size, 0), graph, None, "none", "none", {})
 
 
 def prepare(config: RunConfig, data: ImageData, root: Path, device: torch.device, progress: Progress) -> Setup:
@@ -101,19 +67,22 @@ def prepare(config: RunConfig, data: ImageData, root: Path, device: torch.device
         UserError: the representation has collapsed, or graph_k does not fit the pool.
     """
     latents = cache.get_or_make(
-        root, latents_key(config, data, device), lambda: _make_latents(config, data, device, progress)
+        root, latents_key(config, data, device), lambda folder: _make_latents(config, data, device, progress)
     )
-    features, test_features = (torch.from_numpy(latents.arrays[name]) for name in ("latents", "test_latents"))
+    features = torch.from_numpy(latents.arrays["latents"])
+    test_features = torch.from_numpy(latents.arrays["test_latents"]) if "test_latents" in latents.arrays else None
     graph_key = cache.key_of(
         {"latents": latents.sha256, "recipe": RECIPE_VERSION, "device": device.type, **_graph_key(config.graph)}
     )
-    graph = cache.get_or_make(root, graph_key, lambda: _make_graph(config, features, test_features, device, progress))
+    graph = cache.get_or_make(
+        root, graph_key, lambda folder: _make_graph(config, features, test_features, device, progress)
+    )
     arrays = {name: torch.from_numpy(array) for name, array in graph.arrays.items()}
     parts = {name: arrays[name] for name in _GRAPH_ARRAYS}
     return Setup(
         features,
         Graph(**parts, graph_k=config.graph.graph_k, symmetric=graph.facts["symmetric"]),
-        Attachment(arrays["attached_ids"], arrays["attached_weights"]),
+        Attachment(arrays["attached_ids"], arrays["attached_weights"]) if test_features is not None else None,
         latents_sha256=latents.sha256,
         graph_sha256=graph.sha256,
         ledger={"representation": latents.facts, "graph": graph.facts},
@@ -126,9 +95,11 @@ def _graph_key(config: GraphConfig) -> dict[str, Any]:
 
 def latents_key(config: RunConfig, data: ImageData, device: torch.device) -> str:
     """The cache key of a representation: whatever its numbers depend on."""
-    settings = to_dict(config.representation) | {
+    settings = without_paths(to_dict(config.representation)) | {
         "seed": config.representation_seed,
         "threads": config.setup_threads,
+        "devices": config.trainer.devices,
+        "files": content_key(data, config.representation),
     }
     parts = {
         "pixels": data.pool_sha256,
@@ -143,20 +114,20 @@ def latents_key(config: RunConfig, data: ImageData, device: torch.device) -> str
 def _make_latents(
     config: RunConfig, data: ImageData, device: torch.device, progress: Progress
 ) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
-    if bool((data.images == data.images[0]).all()):
+    if all(bool((block == data.images[0]).all()) for block in blocks(data.images)):
         raise ConfigError(
             f"all {data.size:,} images of the pool of {data.name} are identical: no representation can tell them "
             "apart; look at the data set's files"
         )
     start = perf_counter()
-    kind, seed = config.representation.kind, config.representation_seed
+    kind = config.representation.kind
     with on_threads(config.setup_threads):
-        latents, make_test, facts = REPRESENTATIONS[kind](data, config.representation, seed, device, progress)
+        latents, make_test, facts = REPRESENTATIONS[kind](data, config, device, progress)
         seconds = perf_counter() - start
         test_latents = make_test()
         test_seconds = perf_counter() - start - seconds
         progress("looking at neighbours' labels", 0, 1)
-        shares = label_shares(data, latents, config.representation.latent_dim, config.graph.backend)
+        shares = label_shares(data, latents, config.representation.latent_dim)
     ledger = {
         "kind": kind,
         "seconds": seconds,
@@ -166,11 +137,12 @@ def _make_latents(
         "threads": config.setup_threads,
         "made_by": provenance(),
     }
-    return {"latents": latents.numpy(), "test_latents": test_latents.numpy()}, ledger
+    arrays = {"latents": latents.numpy()}
+    return arrays | ({} if test_latents is None else {"test_latents": test_latents.numpy()}), ledger
 
 
 def _make_graph(
-    config: RunConfig, features: Features, test_features: Features, device: torch.device, progress: Progress
+    config: RunConfig, features: Features, test_features: Features | None, device: torch.device, progress: Progress
 ) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
     if bool((features == features[0]).all()):
         raise ConfigError(
@@ -184,10 +156,11 @@ def _make_graph(
         neighbors = knn(features, spec.graph_k, spec.backend, spec.exact_limit, device)
         graph = transition(neighbors, spec.kernel, spec.symmetrize)
         seconds = perf_counter() - start
-        attachment = attach(neighbors, features, test_features, spec.kernel, spec.backend)
+        arrays = {name: getattr(graph, name) for name in _GRAPH_ARRAYS}
+        if test_features is not None:
+            attachment = attach(neighbors, features, test_features, spec.kernel, spec.backend)
+            arrays |= {"attached_ids": attachment.ids, "attached_weights": attachment.weights}
         test_seconds = perf_counter() - start - seconds
-    arrays = {name: getattr(graph, name) for name in _GRAPH_ARRAYS}
-    arrays |= {"attached_ids": attachment.ids, "attached_weights": attachment.weights}
     facts = {
         "seconds": seconds,
         "test_seconds": test_seconds,
@@ -197,23 +170,44 @@ def _make_graph(
     return {name: tensor.numpy() for name, tensor in arrays.items()}, facts
 
 
-def label_shares(data: ImageData, latents: Features, n_components: int, backend: str) -> dict[str, float]:
+def label_shares(data: ImageData, latents: Features, n_components: int) -> dict[str, float]:
     """Share of a point's 20 nearest neighbours with its label, for the latents, PCA and pixels; on a sample.
 
     For judging a representation only: nothing that a strategy sees depends on it.
     """
     sample = torch.from_numpy(rng_for(0, "label share").permutation(data.size)[:_QUALITY_SAMPLE].astype(np.int64))
-    pixels = flat_pixels(data.images, data.maximum)
-    spaces = {"latents": latents, "pca": principal_components(pixels, n_components)(pixels), "pixels": pixels}
-    return {name: label_share(space, data.labels, sample, backend) for name, space in spaces.items()}
+    project = principal_components(data.images, n_components, data.maximum)
+    spaces: dict[str, tuple[Tensor, Callable[[Tensor], Features]]] = {
+        "latents": (latents, flat_pixels),
+        "pca": (data.images, project),
+        "pixels": (data.images, partial(flat_pixels, maximum=data.maximum)),
+    }
+    return {
+        name: label_share(points, as_features, data.labels, sample) for name, (points, as_features) in spaces.items()
+    }
 
 
-def label_share(features: Features, labels: Tensor, sample: Tensor, backend: str = "auto") -> float:
-    """Mean over the sample of the share of the 20 nearest other points that have the point's label."""
-    k = min(_QUALITY_NEIGHBORS, len(features) - 1)
-    centred = features - features.mean(0)
-    found = nearest(centred, centred[sample], k + 1, backend)
-    # The point itself is among its k + 1 nearest, but for exact duplicates, which then stand in for it.
-    own = found == sample[:, None]
-    same = (labels[found] == labels[sample, None]) & ~own
-    return float((same.sum(1) / (found.shape[1] - own.sum(1))).mean())
+def label_share(points: Tensor, as_features: Callable[[Tensor], Features], labels: Tensor, sample: Tensor) -> float:
+    """Mean over the sample of the share of the 20 nearest other points that have the point's label.
+
+    A block of ``as_features(points)`` (N, d) at a time: neither the floats of a whole pool's pixels nor all distances
+    to it are ever in memory.
+    """
+    k = min(_QUALITY_NEIGHBORS, len(points) - 1)
+    queries = as_features(points[sample])
+    middle = queries.mean(0)
+    queries = queries - middle
+    best, ids = torch.full((len(sample), 0), torch.inf), torch.zeros(len(sample), 0, dtype=torch.int64)
+    start = 0
+    for block in blocks(points, row=max(len(sample), points[0].numel())):
+        features = as_features(block) - middle
+        # of |q - x|^2 = |q|^2 - 2 q.x + |x|^2 the first term is the same for all of a row
+        distances = torch.addmm(features.square().sum(1)[None, :], queries, features.T, alpha=-2)
+        here = torch.nonzero((sample >= start) & (sample < start + len(block))).flatten()
+        distances[here, sample[here] - start] = torch.inf  # a point is not its own neighbour
+        nearest = distances.topk(min(k, len(block)), dim=1, largest=False)
+        best, ids = torch.cat([best, nearest.values], dim=1), torch.cat([ids, nearest.indices + start], dim=1)
+        smallest = best.topk(min(k, best.shape[1]), dim=1, largest=False)
+        best, ids = smallest.values, ids.gather(1, smallest.indices)
+        start += len(block)
+    return float((labels[ids] == labels[sample, None]).float().mean())

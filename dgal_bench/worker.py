@@ -24,6 +24,7 @@ from dgal_bench.data.datasets import fetch
 from dgal_bench.errors import ConfigError, DataError, ResultsError, UserError, innermost
 from dgal_bench.lab import Cell, Lab, open_lab
 from dgal_bench.loop import run_cell
+from dgal_bench.models.nets import cost
 from dgal_bench.models.trainer import silence_lightning
 from dgal_bench.record import Recorder
 
@@ -63,6 +64,8 @@ class Emitter(logging.Handler):
 
 
 def handle(job: dict[str, Any], emit: Emit, labs: dict[str, Lab]) -> None:
+    if job["offline"]:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when timm is first imported, which is after this
     plugins.install(job["plugins"])
     config = from_dict(job["config"])
     key = job["setup_key"]
@@ -71,13 +74,14 @@ def handle(job: dict[str, Any], emit: Emit, labs: dict[str, Lab]) -> None:
         emit("progress", what=what, n=done, of=of)
 
     if job["job"] == "setup":
-        fetch(config.dataset.name, Path(job["data"]), progress, job["offline"])
+        fetch(config.dataset.kind, Path(job["data"]), progress, job["offline"], Path(job["cache"]))
     if key not in labs:
         labs.clear()  # one data set in memory at a time
         labs[key] = open_lab(config, Path(job["data"]), Path(job["cache"]), progress)
     lab = labs[key]
     if job["job"] == "setup":
-        Cell.of(config, lab).new_module(0)  # a network that does not fit the images is a mistake to find now
+        # a network that does not fit the images is a mistake to find now
+        cost(Cell.of(config, lab).new_module(0).net, lab.data.image_shape)
         emit("ready", points=lab.data.size)
         return
     with Recorder(Path(job["path"])) as recorder:

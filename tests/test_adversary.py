@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from dgal_bench.config import AdversarySettings
-from dgal_bench.errors import UserError
+from dgal_bench.errors import ConfigError, UserError
 from dgal_bench.laws import BATCH, Asked, practice, run_here
 from dgal_bench.models.adversary import AdversaryModule, Draws, train_adversary
-from dgal_bench.models.vae import VaeCNN
+from dgal_bench.models.vae_nets import Vae, build_vae
 
 CPU = torch.device("cpu")
 SETTINGS = AdversarySettings(latent_dim=4, recon_weight=1.0, vae_lr=2e-3, lr=2e-3, train_batch_size=16)
@@ -53,7 +53,7 @@ def test_the_losses_are_those_of_the_specification():
     """ELBO(L) + ELBO(U) + BCE(D(mu_L), 1) + BCE(D(mu_U), 1), and BCE(D(mu_L), 1) + BCE(D(mu_U), 0), set by set."""
     torch.manual_seed(0)
     settings = AdversarySettings(latent_dim=4, recon_weight=3.0)
-    module = AdversaryModule(VaeCNN((1, 8, 8), 4), settings)
+    module = AdversaryModule(build_vae((1, 8, 8), 4, "cnn"), settings)
     labeled, unlabeled = torch.rand(5, 1, 8, 8), torch.rand(5, 1, 8, 8)
     both = torch.cat([labeled, unlabeled])
     torch.manual_seed(1)
@@ -75,8 +75,22 @@ def test_the_losses_are_those_of_the_specification():
     assert module.discriminator_loss(both).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_the_encoder_is_the_settings():
+    images, _ = two_kinds()
+    settings = AdversarySettings(latent_dim=4, recon_weight=1.0, encoder="resnet18", train_batch_size=4)
+    module = trained(images, torch.arange(5), torch.arange(5, 120), 1, settings=settings)
+    assert sum(p.numel() for p in module.vae.encoder.parameters()) > 11_000_000
+    assert module.score(images[:7], 16)[0].shape == (7,)
+
+
+@pytest.mark.parametrize("images", [torch.zeros(9, 20, 1, 1), torch.zeros(9, 1, 8, 8)])
+def test_embeddings_are_refused(images):
+    with pytest.raises(ConfigError, match="these are embeddings: choose another strategy than ganvae"):
+        trained(images, torch.arange(5), torch.arange(5, 9), 1)
+
+
 def test_a_discriminator_step_leaves_the_vae_alone_and_the_other_way_round():
-    module = AdversaryModule(VaeCNN((1, 8, 8), 4), AdversarySettings(latent_dim=4, recon_weight=1.0))
+    module = AdversaryModule(build_vae((1, 8, 8), 4, "cnn"), AdversarySettings(latent_dim=4, recon_weight=1.0))
     images = torch.rand(6, 1, 8, 8)
     module.discriminator_loss(images).backward()
     assert all(p.grad is None for p in module.vae.parameters())
@@ -115,14 +129,14 @@ def test_scores_do_not_depend_on_what_else_is_in_the_batch():
 
 def test_out_of_memory_while_scoring_halves_the_batch_and_goes_on(lab, monkeypatch):
     expected = Asked(lab, "ganvae").select().indices
-    encode = VaeCNN.encode
+    encode = Vae.encode
 
     def tight(vae, images):
         if len(images) > 50 and not vae.training:
             raise torch.OutOfMemoryError
         return encode(vae, images)
 
-    monkeypatch.setattr(VaeCNN, "encode", tight)
+    monkeypatch.setattr(Vae, "encode", tight)
     asked = Asked(lab, "ganvae")
     assert asked.select().indices.tolist() == expected.tolist()
     assert asked.query.notes["aux_halved_to"]() == 32  # 1,024, and halved five times

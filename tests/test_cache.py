@@ -1,10 +1,12 @@
 """A cache entry is made once, whole or not at all, and never believed without its hash."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dgal_bench import cache
 from dgal_bench.cache import get_or_make, key_of
 from dgal_bench.errors import ResultsError
 
@@ -13,7 +15,7 @@ class Maker:
     def __init__(self):
         self.calls = 0
 
-    def __call__(self):
+    def __call__(self, folder):
         self.calls += 1
         return {"x": np.arange(5.0), "y": np.ones((2, 2), dtype=np.int32)}, {"seconds": 1.5, "n": self.calls}
 
@@ -51,12 +53,38 @@ def test_a_damaged_entry_is_made_again(tmp_path, name, how, caplog):
 
 
 def test_an_interrupted_making_leaves_nothing(tmp_path):
-    def fail():
+    def fail(folder):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         get_or_make(tmp_path, "key", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["key.lock"]
     assert get_or_make(tmp_path, "key", Maker()).facts["n"] == 1
+
+
+@pytest.mark.parametrize("way", ["absolute", "relative", "linked"])
+def test_an_array_too_large_for_memory_is_written_in_place(tmp_path, monkeypatch, way):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path)
+    root = {"absolute": tmp_path / "real", "relative": Path("real"), "linked": tmp_path / "link"}[way]
+
+    def make(folder):
+        mapped = np.lib.format.open_memmap((folder / "x.npy").resolve(), mode="w+", dtype=np.uint8, shape=(50, 4))
+        mapped[:] = np.arange(200).reshape(50, 4)
+        return {"x": mapped, "y": np.ones(3)}, {}
+
+    entry = get_or_make(root, "key", make)
+    assert np.array_equal(entry.arrays["x"], np.arange(200).reshape(50, 4))
+    assert not entry.mapped
+    monkeypatch.setattr(cache, "free_memory", lambda: 300)
+    again = get_or_make(root, "key", make)
+    assert again.mapped
+    assert isinstance(again.arrays["x"], np.memmap)
+    assert again.sha256 == entry.sha256
+    again.arrays["x"][0, 0] = 99  # a private copy: the file stays as it is
+    assert get_or_make(root, "key", make).arrays["x"][0, 0] == 0
+    assert [path.name for path in root.iterdir() if path.suffix != ".lock"] == ["key"]
 
 
 def test_two_who_want_it_make_it_once(tmp_path):

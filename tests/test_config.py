@@ -2,7 +2,7 @@
 
 import pytest
 
-from dgal_bench.checks import KINDS, check_budget
+from dgal_bench.checks import KINDS, OWN_KINDS, check_budget
 from dgal_bench.compose import GROUPS, compose, group_names, read_group
 from dgal_bench.config import differences, from_dict, to_dict
 from dgal_bench.errors import ConfigError
@@ -57,8 +57,9 @@ def test_a_profiles_file_lists_every_difference_from_paper():
                 to_dict(config(dataset=dataset, profile="paper")), to_dict(config(dataset=dataset, profile=profile))
             )
             names = {line.partition(":")[0] for line in changed}
-            # restricted_size reaches the strategy's part by interpolation
-            assert names - listed <= {"profile", "strategy.restrict.restricted_size"}
+            # restricted_size reaches the strategy's part by interpolation, the optimiser follows the network
+            follows = {f"training.{name}" for name in ("optimizer", "momentum", "weight_decay")}
+            assert names - listed <= {"profile", "strategy.restrict.restricted_size", *follows}
 
 
 def test_overrides_win_and_reach_the_parts():
@@ -96,7 +97,7 @@ def test_the_hash_is_of_the_values():
         ("device=gpu", "unknown device 'gpu'"),
         ("training.optimizer=sdg", "unknown training.optimizer 'sdg'; did you mean 'sgd'?"),
         ("graph.kernel=uniformly", "unknown graph.kernel 'uniformly'; did you mean 'uniform'?"),
-        ("net.kind=cnm", "unknown net.kind 'cnm'; did you mean 'cnn'?"),
+        ("net.kind=cnm", "unknown net.kind 'cnm'; did you mean 'cnn' or"),
         ("graph.backend=fais", "unknown graph.backend 'fais'; did you mean 'faiss'?"),
         ("net.channels=[1,2", "net.channels=[1,2: the value is not valid YAML"),
         ("training.lr=nan", "training.lr=nan: use a number of 0 or more"),
@@ -141,13 +142,15 @@ def test_differences_name_the_leaf():
 
 
 def test_the_kinds_known_beforehand_are_those_of_the_registries():
+    from dgal_bench.data.datasets import DATASETS
+    from dgal_bench.features import REPRESENTATIONS
     from dgal_bench.graph.knn import BACKENDS
     from dgal_bench.graph.transition import KERNELS, SYMMETRIZERS
-    from dgal_bench.models.nets import NETS
-    from dgal_bench.representation import REPRESENTATIONS
+    from dgal_bench.models.nets import OWN_NETS
 
+    assert set(OWN_NETS) < set(OWN_KINDS)
     registries = {
-        "net.kind": NETS, "representation.kind": REPRESENTATIONS, "graph.kernel": KERNELS,
+        "dataset.kind": DATASETS, "representation.kind": REPRESENTATIONS, "graph.kernel": KERNELS,
         "graph.symmetrize": SYMMETRIZERS, "graph.backend": {"auto", *BACKENDS},
     }  # fmt: skip
     assert {key: set(KINDS[key]) for key in registries} == {key: set(registry) for key, registry in registries.items()}

@@ -9,9 +9,11 @@ from sklearn.datasets import load_digits
 
 from dgal_bench.compose import group_names, read_group
 from dgal_bench.data.datamodule import PoolDataModule, Slices, Standardise, channel_statistics
-from dgal_bench.data.datasets import DATASETS, ImageData, load
+from dgal_bench.data.datasets import DATASETS
+from dgal_bench.data.images import ImageData
 from dgal_bench.data.pool import Pool
 from dgal_bench.errors import ConfigError, DataError
+from tests.loading import load
 
 
 def test_digits_are_split_once_and_stratified():
@@ -69,8 +71,9 @@ def test_a_truncated_file_is_not_taken_for_data(tmp_path):
 
 
 def test_every_preset_has_a_loader():
-    assert set(group_names("dataset")) == set(DATASETS)
-    assert all(read_group("dataset", name).dataset.name == name for name in DATASETS)
+    presets = {name: read_group("dataset", name).dataset for name in group_names("dataset")}
+    assert {preset.get("kind", name) for name, preset in presets.items()} == set(DATASETS)
+    assert all(preset.name == name for name, preset in presets.items())
 
 
 @pytest.mark.parametrize(("name", "total"), [("mnist", 47_040_000), ("fashion_mnist", 47_040_000)])
@@ -99,7 +102,7 @@ def test_standardised_pool_has_mean_0_and_deviation_1_per_channel():
     mean, deviation = channel_statistics(data.images, 255)
     assert torch.allclose(mean.double(), pixels.mean((0, 2, 3)), atol=1e-6)
     assert torch.allclose(deviation.double(), pixels.std((0, 2, 3), correction=0), atol=1e-6)
-    standard = Standardise.of_pool(data)(data.images)
+    standard = Standardise.of_pool(data, channels_last=True)(data.images)
     assert torch.allclose(standard.double(), (pixels - mean.view(1, -1, 1, 1)) / deviation.view(1, -1, 1, 1), atol=1e-5)
 
 
@@ -107,7 +110,7 @@ def test_a_constant_channel_is_no_division_by_zero():
     data = ImageData(
         "flat", torch.full((5, 1, 4, 4), 7, dtype=torch.uint8), torch.zeros(5), torch.zeros(0), torch.zeros(0), 2
     )
-    assert torch.isfinite(Standardise.of_pool(data)(data.images)).all()
+    assert torch.isfinite(Standardise.of_pool(data, channels_last=True)(data.images)).all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 9, 15, 16, 17, 32, 33])

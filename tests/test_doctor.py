@@ -216,7 +216,7 @@ def test_a_hidden_gpu_is_no_trouble(findings, monkeypatch):
 
 
 def test_data_not_there_is_a_note_with_the_command(findings, place):
-    digits, mnist, fashion = findings("data")
+    digits, mnist, fashion, *_ = findings("data")
     assert states([digits, mnist, fashion]) == ["ok", "note", "note"]
     assert "4 of 4 files are not there" in mnist.text
     assert mnist.repair.startswith(f"dgal-bench data mnist data={place / 'data'}")
@@ -251,7 +251,7 @@ def test_a_truncated_file_is_a_trouble_and_the_other_sets_are_still_examined(fin
     raw.mkdir(parents=True)
     for name in MNIST.files:
         (raw / name).write_bytes(bytes(20))
-    digits, mnist, fashion = findings("data")
+    digits, mnist, fashion, *_ = findings("data")
     assert states([digits, mnist, fashion]) == ["ok", "trouble", "note"]
     assert "has 20 bytes where 47,040,016 are published" in mnist.text
     assert "dgal-bench data mnist" in mnist.repair
@@ -266,7 +266,7 @@ def test_a_data_folder_that_cannot_be_examined_does_not_hide_the_other_sets(find
         return list(source.files)
 
     monkeypatch.setattr(files, "missing", refuse)
-    assert states(findings("data")) == ["ok", "trouble", "note"]
+    assert states(findings("data")[:3]) == ["ok", "trouble", "note"]
 
 
 @pytest.mark.parametrize(("topic", "knob"), [("cache", "DGAL_CACHE"), ("results", "results=DIR")])
@@ -322,7 +322,7 @@ def test_the_cache_is_counted(findings, place):
     from dgal_bench.cache import get_or_make
 
     for key in ("whole", "torn", "begun"):
-        get_or_make(place / "cache", key, lambda: ({"a": np.zeros(250_000)}, {}))
+        get_or_make(place / "cache", key, lambda folder: ({"a": np.zeros(250_000)}, {}))
     (place / "cache" / "torn" / "a.npy").unlink()
     (place / "cache" / "begun").rename(place / "cache" / "begun.part")
     found = findings("cache")

@@ -4,9 +4,11 @@ import fcntl
 import gzip
 import hashlib
 import http.server
+import io
 import json
 import os
 import shutil
+import tarfile
 import threading
 from dataclasses import replace
 from functools import partial
@@ -18,19 +20,24 @@ import torchvision
 
 from dgal_bench.cli import main
 from dgal_bench.data import datasets
-from dgal_bench.data.datasets import DATASETS, MNIST, Dataset, load
-from dgal_bench.data.files import MANIFEST, Source, check, missing, obtain
+from dgal_bench.data.archives import Address, Archive, tarred
+from dgal_bench.data.datasets import DATASETS, Dataset
+from dgal_bench.data.files import File, Source, check, manifest_of, missing, obtain
+from dgal_bench.data.sources import MNIST, each_gz, from_mirrors
 from dgal_bench.errors import DataError
+from tests.loading import load
 
 CONTENT = {"images": b"pixels" * 500_000, "labels": b"0123456789"}
 
 
 def source_of(content, torchvision_class="Toy", name="toy", folder="TOY/raw"):
-    files = {file: (len(raw), hashlib.sha256(raw).hexdigest()) for file, raw in content.items()}
-    return Source(name, folder, torchvision_class, files)
+    files = {file: File(len(raw), f"sha256:{hashlib.sha256(raw).hexdigest()}") for file, raw in content.items()}
+    return Source(name, folder, torchvision_class, files, each_gz(files), from_mirrors, (0, 0))
 
 
 TOY = source_of(CONTENT)
+MANIFEST = manifest_of(TOY)
+LOCK = ".toy.lock"
 
 
 class Heard:
@@ -103,9 +110,9 @@ def test_what_is_missing_is_downloaded_unpacked_checked_and_written_down(tmp_pat
     assert {name: (where / name).read_bytes() for name in CONTENT} == CONTENT
     check(TOY, tmp_path)
     manifest = json.loads((where / MANIFEST).read_text())
-    assert manifest["files"]["images"]["sha256"] == TOY.files["images"][1]
+    assert manifest["files"]["images"]["digest"] == TOY.files["images"].digest
     assert manifest["files"]["images"]["from"] == f"{server.url}images.gz"
-    assert {path.name for path in where.iterdir()} == {"images", "labels", MANIFEST, ".lock"}  # no archive, no part
+    assert {path.name for path in where.iterdir()} == {"images", "labels", MANIFEST, LOCK}  # no archive, no part
     whats = {what for what, _, _ in heard.progress}
     assert whats == {"downloading images.gz (MB)", "downloading labels.gz (MB)"}
     asked = len(heard.paths)
@@ -171,18 +178,87 @@ def test_an_archive_cut_short_is_named_and_leaves_nothing_half(tmp_path, heard):
     (where / "images.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"images.gz cannot be unpacked .*: delete it and try again"):
         obtain(TOY, tmp_path, heard.told, offline=True)
-    assert {path.name for path in where.iterdir()} == {"images.gz", "labels.gz", ".lock"}
+    assert {path.name for path in where.iterdir()} == {"images.gz", "labels.gz", LOCK}
 
 
 def test_an_archive_of_another_file_is_named_and_not_taken_for_it(tmp_path, heard):
     where = lay_out(tmp_path, packed=True)
     (where / "images.gz").write_bytes(gzip.compress(b"shirts" * 500_000))
     with pytest.raises(
-        DataError, match=r"images.gz holds another file: unpacked, it is not the published one"
+        DataError, match=r"images.gz holds another file: unpacked, images is not the published one"
     ) as caught:
         obtain(TOY, tmp_path, heard.told, offline=True)
     assert "delete it and try again" in str(caught.value)
     assert not (where / "images").exists()
+
+
+def tar_of(content):
+    """A .tar.gz as they are published: folders inside, and more than is wanted."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        folder = tarfile.TarInfo("toy")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for name, raw in {"toy/readme.html": b"<html>", **content}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(raw)
+            archive.addfile(entry, io.BytesIO(raw))
+    return packed.getvalue()
+
+
+TARRED = {f"toy/{name}": raw for name, raw in CONTENT.items()}
+"""The same files a folder deeper, out of one archive beside that folder."""
+TAR = replace(source_of(TARRED, folder="."), archives=(Archive("toy.tar.gz", {name: name for name in TARRED}, tarred),))
+
+
+def test_one_archive_of_many_files_is_read_once_and_only_what_is_missing_is_taken(tmp_path, heard):
+    (tmp_path / "toy.tar.gz").write_bytes(tar_of(TARRED))
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "labels").write_bytes(TARRED["toy/labels"])
+    before = (tmp_path / "toy" / "labels").stat()
+    obtain(TAR, tmp_path, heard.told, offline=True)
+    check(TAR, tmp_path)
+    assert {path.name for path in (tmp_path / "toy").iterdir()} == {"images", "labels"}  # no readme.html
+    assert (tmp_path / "toy" / "labels").stat().st_ino == before.st_ino
+    files = json.loads((tmp_path / manifest_of(TAR)).read_text())["files"]
+    assert {name: file["from"] for name, file in files.items()} == {
+        "toy/images": "toy.tar.gz",
+        "toy/labels": "found there",
+    }
+
+
+def test_an_archive_that_lacks_a_file_is_named(tmp_path, heard):
+    (tmp_path / "toy.tar.gz").write_bytes(tar_of({"toy/images": CONTENT["images"]}))
+    with pytest.raises(DataError, match=r"toy.tar.gz has no toy/labels inside: delete it and try again"):
+        obtain(TAR, tmp_path, heard.told, offline=True)
+
+
+def test_names_inside_an_archive_lead_nowhere(tmp_path, heard):
+    root = tmp_path / "deep" / "root"
+    root.mkdir(parents=True)
+    (root / "toy.tar.gz").write_bytes(tar_of({"../../escaped": b"x", str(tmp_path / "escaped"): b"x", **TARRED}))
+    obtain(TAR, root, heard.told, offline=True)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+        "images", "labels", "toy.tar.gz", LOCK, manifest_of(TAR),
+    }  # fmt: skip
+
+
+def test_what_is_published_unpacked_is_put_in_its_place(tmp_path, published, heard, server):
+    """No archive to lay beside: the file itself is asked for, and nothing else is named."""
+    published(CONTENT)
+    md5s = {name: hashlib.md5(raw).hexdigest() for name, raw in CONTENT.items()}
+    for name, raw in CONTENT.items():
+        (server.folder / name).write_bytes(raw)
+    plain = replace(
+        TOY,
+        archives=tuple(Archive(name, {name: name}, None) for name in CONTENT),
+        addresses=lambda publisher: {n: Address(md5, (f"{server.url}{n}",)) for n, md5 in md5s.items()},
+    )
+    with pytest.raises(DataError, match=r"put images, labels there, or set DGAL_DATA"):
+        obtain(plain, tmp_path, heard.told, offline=True)
+    obtain(plain, tmp_path, heard.told)
+    check(plain, tmp_path)
+    assert {path.name for path in TOY.at(tmp_path).iterdir()} == {"images", "labels", MANIFEST, LOCK}
 
 
 def test_offline_makes_nothing_where_nothing_is(tmp_path, heard):
@@ -200,7 +276,7 @@ def test_a_full_disk_is_not_the_archives_fault(tmp_path, heard, monkeypatch):
     monkeypatch.setattr("dgal_bench.data.files.os.fsync", full)
     with pytest.raises(DataError, match=r"cannot be put there \(No space left on device\)"):
         obtain(TOY, tmp_path, heard.told, offline=True)
-    assert {path.name for path in where.iterdir()} == {"images.gz", "labels.gz", ".lock"}
+    assert {path.name for path in where.iterdir()} == {"images.gz", "labels.gz", LOCK}
 
 
 def test_the_manifest_of_a_second_try_remembers_the_first(tmp_path, published, server, heard):
@@ -234,7 +310,7 @@ def test_a_part_that_a_kill_left_is_no_file(tmp_path, published, heard):
         (lambda raw: raw[:1000], r"images of data set 'toy' has 1,000 bytes where 3,000,000 are published: delete it"),
         (
             lambda raw: b"X" + raw[1:],
-            r"images of data set 'toy' is not the published one \(sha256 \w{12}, not \w{12}\)",
+            r"images of data set 'toy' is not the published one \(3,000,000 bytes, sha256 \w{12}, not \w{12}\)",
         ),
         (lambda raw: b"", r"has 0 bytes where 3,000,000"),
     ],
@@ -257,7 +333,7 @@ def test_one_at_a_time(tmp_path, published, heard):
     published(CONTENT)
     where = TOY.at(tmp_path)
     where.mkdir(parents=True)
-    with (where / ".lock").open("w") as lock:
+    with (where / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         waiting = threading.Thread(target=obtain, args=(TOY, tmp_path, heard.told))
         waiting.start()
@@ -321,22 +397,3 @@ def test_the_real_mnist_by_the_whole_way(tmp_path, published, heard):
     with pytest.raises(DataError, match="is not the published one"):
         load("mnist", tmp_path)
     shutil.rmtree(tmp_path / "MNIST")
-
-
-def test_a_file_of_the_right_content_and_the_wrong_shape_is_refused(tmp_path, monkeypatch):
-    """Should a registry line ever be wrong: shapes are looked at too."""
-    import struct
-
-    content = {}
-    for name in MNIST.files:
-        n = 3
-        header = struct.pack(">IIII", 2051, n, 28, 28) if "images" in name else struct.pack(">II", 2049, n)
-        content[name] = header + bytes(n * 784 if "images" in name else n)
-    source = replace(MNIST, files=source_of(content).files)
-    where = source.at(tmp_path)
-    where.mkdir(parents=True)
-    for name, raw in content.items():
-        (where / name).write_bytes(raw)
-    monkeypatch.setitem(DATASETS, "mnist", Dataset(partial(datasets._mnist_like, source), source))
-    with pytest.raises(DataError, match=r"has shapes \(\(3, 28, 28\), \(3, 28, 28\)\), not 60,000 and 10,000"):
-        load("mnist", tmp_path)

@@ -9,18 +9,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dgal_bench.data.datasets import load
 from dgal_bench.data.pool import Pool, initial_set
 from dgal_bench.graph.diffusion import diffuse
 from dgal_bench.graph.knn import knn
 from dgal_bench.graph.propagation import harmonic
 from dgal_bench.graph.transition import attach, transition
 from dgal_bench.identity import ALGORITHM_VERSION
-from dgal_bench.models.vae import VaeCNN, VaeModule
+from dgal_bench.models.vae import VaeModule
+from dgal_bench.models.vae_nets import build_vae
 from dgal_bench.representation import RECIPE_VERSION
-from dgal_bench.seeding import TieBreak, isolated, rng_for, seed_for
+from dgal_bench.seeding import TieBreak, isolated, normals, rng_for, seed_for
 from dgal_bench.strategies.base import Query
 from dgal_bench.strategies.restrict import Diffusion, Uniform
+from tests.loading import load
 from tests.test_vae import config
 
 GOLDEN = {
@@ -34,6 +35,7 @@ GOLDEN = {
     "converged": [183.9713, 116.8585, 166.3667],
     "attached": 31.3669,
     "vae": [13.492897, 0.009317379],
+    "noise": [[-0.7093813, -1.1168392, 1.0704429], [0.7207967, -0.2793940, -3.3857808]],
 }
 
 
@@ -69,8 +71,8 @@ def test_streams_and_picks_belong_to_algorithm_version():
     assert sorted(Diffusion(transition(knn(pixels(), 20)), 5)(asked).tolist()) == GOLDEN["diffusion"]
 
 
-def test_graph_and_loss_belong_to_recipe_version():
-    assert RECIPE_VERSION == 2
+def test_graph_loss_and_noise_belong_to_recipe_version():
+    assert RECIPE_VERSION == 3
     graph = transition(knn(pixels(), 20))
     assert len(graph.indices) == GOLDEN["edges"]
     heat = diffuse(graph, torch.arange(10), torch.arange(10), 10, 3)
@@ -80,6 +82,7 @@ def test_graph_and_loss_belong_to_recipe_version():
     attached = attach(knn(pixels(), 20), pixels(), images_outside())
     assert np.allclose(float(attached.weights.max(1).values.sum()), GOLDEN["attached"], rtol=1e-5)
     with isolated(0, "golden"), torch.no_grad():
-        module = VaeModule(VaeCNN((1, 8, 8), 4), config(latent_dim=4))
-        error, kl = module.losses(pixels()[:50].view(-1, 1, 8, 8) / 16, 0.0)
+        module = VaeModule(build_vae((1, 8, 8), 4, "cnn"), config(latent_dim=4), seed=0)
+        error, kl, _ = module.losses(pixels()[:50].view(-1, 1, 8, 8) / 16, 0.0)
     assert np.allclose([float(error.mean()), float(kl.mean())], GOLDEN["vae"], rtol=1e-4)
+    assert np.allclose(normals(5, torch.tensor([0, 59_999]), 3), GOLDEN["noise"], rtol=1e-6)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from scipy.sparse.csgraph import connected_components
 
-from dgal_bench.data.datasets import load
 from dgal_bench.errors import ConfigError
 from dgal_bench.graph import knn as knn_module
 from dgal_bench.graph.diffusion import diffuse
 from dgal_bench.graph.knn import Neighbors, knn
 from dgal_bench.graph.transition import KERNELS, SYMMETRIZERS, affinity, attach, diagnostics, transition
+from tests.loading import load
 
 BACKENDS = ["faiss", "torch"]
 

@@ -10,7 +10,7 @@ from dgal_bench.compose import group_names
 from dgal_bench.config import to_dict
 from dgal_bench.errors import UserError
 from dgal_bench.laws import BATCH, Asked, practice, run_here
-from dgal_bench.models.nets import CNN
+from dgal_bench.models.nets import Classifier
 from dgal_bench.record import read_cell
 
 STRATEGIES = group_names("strategy")
@@ -95,7 +95,7 @@ def test_nan_costs_its_cell_and_no_other(lab, tmp_path, monkeypatch, strategy, r
     def job(strategy):
         config = practice(strategy)
         return {
-            "job": "cell", "plugins": [], "config": to_dict(config), "setup_key": "practice", "jobs": 1,
+            "job": "cell", "plugins": [], "offline": True, "config": to_dict(config), "setup_key": "practice", "jobs": 1,
             "path": str(tmp_path / strategy / "seed-0.jsonl"), "resume_anyway": False,
         }  # fmt: skip
 
@@ -128,7 +128,7 @@ class Tight:
 
     def __init__(self, monkeypatch, most):
         self.sizes = []
-        forward = CNN.forward
+        forward = Classifier.forward
 
         def guarded(net, images):
             self.sizes.append(len(images))
@@ -136,7 +136,7 @@ class Tight:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             return forward(net, images)
 
-        monkeypatch.setattr(CNN, "forward", guarded)
+        monkeypatch.setattr(Classifier, "forward", guarded)
 
 
 def test_out_of_memory_in_a_pool_pass_halves_the_batch_and_goes_on(lab, monkeypatch):
@@ -153,7 +153,7 @@ def test_out_of_memory_in_a_pool_pass_halves_the_batch_and_goes_on(lab, monkeypa
 def test_out_of_memory_in_the_middle_of_a_pass_keeps_what_was_done(lab, monkeypatch):
     asked = Asked(lab, "margin")
     expected = asked.predict(torch.arange(200))
-    again, calls, forward = Asked(lab, "margin"), [], CNN.forward
+    again, calls, forward = Asked(lab, "margin"), [], Classifier.forward
     again.predict._data.predict_batch_size = 60
 
     def once(net, images):
@@ -162,7 +162,7 @@ def test_out_of_memory_in_the_middle_of_a_pass_keeps_what_was_done(lab, monkeypa
             raise torch.OutOfMemoryError
         return forward(net, images)
 
-    monkeypatch.setattr(CNN, "forward", once)
+    monkeypatch.setattr(Classifier, "forward", once)
     outputs = again.predict(torch.arange(200))
     assert calls == [60, 60, 60, 30, 30, 20]
     assert torch.allclose(outputs.log_probs, expected.log_probs, atol=1e-6)

@@ -10,9 +10,10 @@ PACKAGE = Path(__file__).parent.parent / "dgal_bench"
 # A room imports only from rooms above it in this list, and from its own folder.
 # fmt: off
 LAYERS = (
-    "errors", "arrays", "config", "checks", "compose", "seeding", "threads", "clock", "data", "graph", "models",
-    "strategies", "plugins", "provenance", "cache", "representation", "doctor", "record", "identity", "lab", "loop",
-    "laws", "judge", "worker", "sweep", "process", "engine", "progress", "report", "arguments", "request", "cli",
+    "errors", "arrays", "config", "checks", "compose", "seeding", "threads", "clock", "cache", "data", "graph",
+    "models", "strategies", "plugins", "provenance", "features", "representation", "doctor", "record", "identity",
+    "lab", "loop", "laws", "judge", "worker", "sweep", "process", "engine", "progress", "report",
+    "arguments", "request", "cli",
 )
 # fmt: on
 

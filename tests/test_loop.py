@@ -17,7 +17,7 @@ from dgal_bench.lab import Cell, open_lab
 from dgal_bench.laws import practice, run_here
 from dgal_bench.loop import boundary_share, run_cell
 from dgal_bench.models import adversary
-from dgal_bench.models.nets import CNN
+from dgal_bench.models.nets import Classifier
 from dgal_bench.record import Recorder, choice, read_cell
 from dgal_bench.strategies import Strategy, seals
 
@@ -305,7 +305,7 @@ def test_what_a_query_remembers_is_the_next_ones_memory_and_no_others(lab, tmp_p
 @pytest.mark.parametrize("strategy", ["margin", "seals", "badge", "ganvae"])
 def test_a_rehearsal_is_a_whole_query_on_two_batches_off_the_clock(lab, tmp_path, monkeypatch, strategy):
     """Before the first round of a process: two passes of 16 images, one step of an adversary, and no trace in rows."""
-    passes, steps, forward = [], [], CNN.forward
+    passes, steps, forward = [], [], Classifier.forward
 
     def counted(net, images):
         if not net.training:
@@ -323,7 +323,7 @@ def test_a_rehearsal_is_a_whole_query_on_two_batches_off_the_clock(lab, tmp_path
         return train(*args)
 
     told = []
-    monkeypatch.setattr(CNN, "forward", counted)
+    monkeypatch.setattr(Classifier, "forward", counted)
     monkeypatch.setattr(loop, "warm_up", warmed)
     monkeypatch.setattr(adversary, "train_adversary", trained)
     config = practice(strategy, "predict_batch_size=16")

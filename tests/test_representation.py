@@ -7,20 +7,14 @@ import pytest
 import torch
 
 from dgal_bench.compose import compose
-from dgal_bench.data.datasets import load
 from dgal_bench.errors import UserError
+from dgal_bench.features import REPRESENTATIONS, flat_pixels, principal_components
 from dgal_bench.graph.knn import knn
 from dgal_bench.graph.transition import attach, transition
 from dgal_bench.lab import open_lab
 from dgal_bench.laws import practice
-from dgal_bench.representation import (
-    REPRESENTATIONS,
-    flat_pixels,
-    label_share,
-    latents_key,
-    prepare,
-    principal_components,
-)
+from dgal_bench.representation import label_share, latents_key, prepare
+from tests.loading import load
 
 CPU = torch.device("cpu")
 
@@ -126,7 +120,7 @@ def test_label_share_by_brute_force():
     distances.fill_diagonal_(torch.inf)
     near = distances.topk(20, dim=1, largest=False).indices
     truth = (images.labels[near] == images.labels[:, None]).double().mean()
-    assert label_share(pixels, images.labels, torch.arange(200)) == pytest.approx(float(truth), abs=2e-3)
+    assert label_share(pixels, flat_pixels, images.labels, torch.arange(200)) == pytest.approx(float(truth), abs=2e-3)
 
 
 def test_the_ledger_says_what_it_cost_and_how_good_it_is(lab):

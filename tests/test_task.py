@@ -13,7 +13,7 @@ from dgal_bench.errors import ConfigError, UserError
 from dgal_bench.lab import Cell
 from dgal_bench.laws import practice
 from dgal_bench.models.nets import build_net, cost
-from dgal_bench.models.task import StopWhenFlat, TaskModule, fit, measure_accuracy, new_trainer
+from dgal_bench.models.task import StopWhenFlat, fit, measure_accuracy, new_trainer
 from dgal_bench.seeding import isolated
 
 
@@ -55,14 +55,9 @@ def epochs_run(losses, **settings):
     """After how many epochs the rule stops, given the epoch losses."""
     defaults = {"patience": 3, "min_delta": 0.1, "min_epochs": 1}
     stop = StopWhenFlat(SimpleNamespace(**{**defaults, **settings}), chance=2.0)
-    trainer = SimpleNamespace(should_stop=False, current_epoch=0)
-    module = TaskModule(nn.Linear(1, 2), 2, config("digits").training)
-    for epoch, loss in enumerate(losses):
-        trainer.current_epoch = epoch
-        module._loss_sum, module._seen = torch.tensor(float(loss)), 1
-        stop.on_train_epoch_end(trainer, module)
-        if trainer.should_stop:
-            return epoch + 1
+    for epochs, loss in enumerate(losses, start=1):
+        if stop(loss, epochs):
+            return epochs
     return len(losses)
 
 

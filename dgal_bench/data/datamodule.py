@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dgal_bench.arrays import Index, Labels
-from dgal_bench.data.datasets import ImageData
+from dgal_bench.data.images import ImageData
 from dgal_bench.data.pool import Pool
 from dgal_bench.errors import UserError
 
@@ -36,20 +36,23 @@ def channel_statistics(images: Tensor, maximum: int) -> tuple[Tensor, Tensor]:
 class Standardise:
     """uint8 (b, c, h, w) -> float32: pixels in [0, 1], less the pool's mean, over its deviation.
 
-    One multiplication and one addition: ``scale`` and ``shift`` are (1, c, 1, 1).
+    One multiplication and one addition: ``scale`` and ``shift`` are (1, c, 1, 1). ``layout``: of the result.
     """
 
     scale: Tensor
     shift: Tensor
+    layout: torch.memory_format
 
     @classmethod
-    def of_pool(cls, data: ImageData) -> "Standardise":
+    def of_pool(cls, data: ImageData, channels_last: bool) -> "Standardise":
         mean, deviation = (part.view(1, -1, 1, 1) for part in channel_statistics(data.images, data.maximum))
-        return cls(scale=1 / (deviation * data.maximum), shift=-mean / deviation)
+        # channels_last makes the CNN's training step about 1.4 times faster on a CPU (measured on MNIST's).
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return cls(scale=1 / (deviation * data.maximum), shift=-mean / deviation, layout=layout)
 
     def __call__(self, images: Tensor) -> Tensor:
-        # channels_last makes the CNN's training step about 1.4 times faster on a CPU (measured on MNIST's).
-        return images.to(torch.float32, memory_format=torch.channels_last).mul_(self.scale).add_(self.shift)
+        # a copy even of embeddings, which are floats already
+        return images.to(torch.float32, memory_format=self.layout, copy=True).mul_(self.scale).add_(self.shift)
 
 
 @dataclass(frozen=True, eq=False)

@@ -64,13 +64,17 @@ class Pool:
             raise StrategyError(f"the strategy {did} {known} of {size} points that are labeled already")
 
 
-def initial_set(labels: Labels, n_classes: int, size: int, seed: int, balanced: bool = False) -> Index:
+def initial_set(labels: Labels, n_classes: int, size: int | None, seed: int, balanced: bool = False) -> Index:
     """The first labeled positions of a seed, the same for every strategy: uniform, or as even over classes as can be.
+
+    ``size`` None: the whole pool.
 
     Raises:
         ConfigError: ``size`` is not in 1..N-1, or a class has too few points for a balanced set.
     """
     n_points = len(labels)
+    if size is None:
+        return torch.arange(n_points)
     if not 1 <= size < n_points:
         raise ConfigError(f"initial_size={size}, but the pool has {n_points} points: use 1 to {n_points - 1}")
     order = torch.from_numpy(rng_for(seed, "initial").permutation(n_points))

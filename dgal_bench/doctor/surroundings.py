@@ -44,15 +44,16 @@ def _data_set(name: str, root: Path) -> Lines:
     from dgal_bench.data.datasets import DATASETS, whereabouts
     from dgal_bench.data.files import missing
 
-    source, prepare = DATASETS[name].source, f"dgal-bench data {name}"
+    source, place, prepare = DATASETS[name].source, DATASETS[name].place, f"dgal-bench data {name}"
     if root != Path(os.environ.get("DGAL_DATA", "data")):
         prepare += f" data={quote(str(root))}"
     if source and (gone := missing(source, source.at(root))):
         text = f"{name}: {len(gone)} of {len(source.files)} files are not there, at {source.at(root).absolute()}"
-        yield "note", text, f"{prepare}, or set DGAL_DATA (or data=DIR) to the folder that holds {source.folder}"
+        yield "note", text, f"{prepare}, or set DGAL_DATA (or data=DIR) to the folder that holds {source.landmark}"
         return
+    state = "ok" if place is None or (root / place).is_dir() else "note"
     try:
-        yield "ok", f"{name}: {whereabouts(name, root)}"
+        yield state, f"{name}: {whereabouts(name, root)}"
     except DataError as error:
         yield "trouble", str(error), f"delete the file, then {prepare}"
 

@@ -15,7 +15,8 @@ from dgal_bench.config import AdversarySettings
 from dgal_bench.data.datamodule import halved
 from dgal_bench.errors import UserError
 from dgal_bench.models.trainer import silent_trainer
-from dgal_bench.models.vae import VaeCNN, as_float
+from dgal_bench.models.vae_batches import as_float
+from dgal_bench.models.vae_nets import Vae, build_vae, refuse_embeddings
 from dgal_bench.seeding import isolated
 
 _HIDDEN = 512
@@ -67,7 +68,7 @@ class AdversaryModule(lightning.LightningModule):
 
     automatic_optimization = False
 
-    def __init__(self, vae: VaeCNN, settings: AdversarySettings) -> None:
+    def __init__(self, vae: Vae, settings: AdversarySettings) -> None:
         super().__init__()
         self.vae = vae
         self.settings = settings
@@ -165,13 +166,15 @@ def train_adversary(
         steps: see ``AdversarySettings.steps``.
 
     Raises:
+        ConfigError: embeddings, or images too small for a VAE.
         UserError: the losses are not finite.
     """
+    refuse_embeddings(images, "choose another strategy than ganvae")
     channels, height, width = images.shape[1:]
     generator = torch.Generator().manual_seed(seed)
     draws = Draws(images, maximum, labeled, unlabeled, settings.train_batch_size, steps, settings.vae_steps, generator)
     with isolated(seed, "adversary"):
-        vae = VaeCNN((channels, height, width), settings.latent_dim).to(memory_format=torch.channels_last)
+        vae = build_vae((channels, height, width), settings.latent_dim, settings.encoder)
         module = AdversaryModule(vae, settings)
         # as the round's own Trainer left it
         trainer = silent_trainer(device, 1, deterministic=torch.are_deterministic_algorithms_enabled())

@@ -1,58 +1,102 @@
 """Task networks as plain modules: ``forward`` returns (logits, features), the features being the 50-unit layer."""
 
+import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dgal_bench.config import NetConfig
-from dgal_bench.errors import ConfigError, choose
+from dgal_bench.errors import ConfigError
+from dgal_bench.models.backbones import Backbone, BackboneSpec, Weights, load_weights
+
+ImageShape = tuple[int, int, int]
 
 
-class CNN(nn.Module):
-    """LeNet (paper, App. A): convolutions with ReLU and optional 2x2 max-pooling, then 50 units, then the classes.
+class Classifier(nn.Module):
+    """A body, a linear layer of ``feature_dim`` units with ReLU, and the output layer (paper, App. A).
 
     ``forward``: (b, channels, height, width) -> logits (b, C), features (b, feature_dim) after their ReLU, which are
     "the features" of BADGE, CoreSet and SEALS.
     """
 
-    def __init__(self, image_shape: tuple[int, int, int], n_classes: int, config: NetConfig) -> None:
+    def __init__(self, body: nn.Module, width: int, feature_dim: int, n_classes: int) -> None:
         super().__init__()
-        channels, height, width = image_shape
-        layers: list[nn.Module] = []
-        for out, kernel, pool in zip(config.channels, config.kernels, config.pools, strict=True):
-            layers += [nn.Conv2d(channels, out, kernel), nn.ReLU()]
-            height, width, channels = height - kernel + 1, width - kernel + 1, out
-            if pool:
-                layers.append(nn.MaxPool2d(2))
-                height, width = height // 2, width // 2
-        if min(height, width) < 1:
-            raise ConfigError(
-                f"net.kernels={list(config.kernels)} with net.pools={list(config.pools)} leave nothing of a "
-                f"{image_shape[1]}x{image_shape[2]} image: use smaller kernels or fewer pools"
-            )
-        self.body = nn.Sequential(*layers, nn.Flatten())
-        self.features = nn.Sequential(nn.Linear(channels * height * width, config.feature_dim), nn.ReLU())
-        self.classify = nn.Linear(config.feature_dim, n_classes)
+        self.body = body
+        self.features = nn.Sequential(nn.Linear(width, feature_dim), nn.ReLU())
+        self.classify = nn.Linear(feature_dim, n_classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.features(self.body(images))
         return self.classify(features), features
 
 
-NETS: dict[str, Callable[[tuple[int, int, int], int, NetConfig], nn.Module]] = {"cnn": CNN}
+def cnn(image_shape: ImageShape, config: NetConfig) -> tuple[nn.Module, int]:
+    """LeNet (paper, App. A): convolutions with ReLU and optional 2x2 max-pooling; the body and its output's width."""
+    channels, height, width = image_shape
+    layers: list[nn.Module] = []
+    for out, kernel, pool in zip(config.channels, config.kernels, config.pools, strict=True):
+        layers += [nn.Conv2d(channels, out, kernel), nn.ReLU()]
+        height, width, channels = height - kernel + 1, width - kernel + 1, out
+        if pool:
+            layers.append(nn.MaxPool2d(2))
+            height, width = height // 2, width // 2
+    if min(height, width) < 1:
+        raise ConfigError(
+            f"net.kernels={list(config.kernels)} with net.pools={list(config.pools)} leave nothing of a "
+            f"{image_shape[1]}x{image_shape[2]} image: use smaller kernels or fewer pools, or net.kind=mlp for "
+            "embeddings"
+        )
+    return nn.Sequential(*layers, nn.Flatten()), channels * height * width
 
 
-def build_net(image_shape: tuple[int, int, int], n_classes: int, config: NetConfig) -> nn.Module:
-    """The network named by ``net.kind``, its initial weights drawn from the global torch RNG."""
-    net = choose(NETS, config.kind, "net.kind")(image_shape, n_classes, config)
-    return net.to(memory_format=torch.channels_last)
+def mlp(image_shape: ImageShape, config: NetConfig) -> tuple[nn.Module, int]:
+    """Linear layers with ReLU on the flattened input, for embeddings."""
+    widths = [math.prod(image_shape), *config.hidden]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for narrow, wide in pairwise(widths):
+        layers += [nn.Linear(narrow, wide), nn.ReLU()]
+    return nn.Sequential(*layers), widths[-1]
 
 
-def cost(net: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, int]:
+OWN_NETS: dict[str, Callable[[ImageShape, NetConfig], tuple[nn.Module, int]]] = {"cnn": cnn, "mlp": mlp}
+"""Those that are ours; any other ``net.kind`` is a network of timm's."""
+
+
+def build_net(image_shape: ImageShape, n_classes: int, config: NetConfig, weights: Weights | None = None) -> nn.Module:
+    """The network named by ``net.kind``: its initial weights are ``weights``, the rest from the global torch RNG."""
+    body: nn.Module
+    if config.kind in OWN_NETS:
+        body, width = OWN_NETS[config.kind](image_shape, config)
+    else:
+        body = Backbone(backbone_spec(image_shape, config), weights)
+        width = body.width
+    net = Classifier(body, width, config.feature_dim, n_classes)
+    return net.to(memory_format=torch.channels_last) if config.channels_last else net
+
+
+def backbone_spec(image_shape: ImageShape, config: NetConfig) -> BackboneSpec:
+    return BackboneSpec(
+        config.kind, image_shape, config.input_size, config.stem, config.pretrained, config.checkpoint_path
+    )
+
+
+def initial_weights(image_shape: ImageShape, config: NetConfig) -> Weights | None:
+    """The pre-trained weights of every round, read once; None from scratch. Errors as in ``load_weights``."""
+    if config.kind not in OWN_NETS:
+        return load_weights(backbone_spec(image_shape, config))
+    if config.pretrained or config.checkpoint_path is not None:
+        raise ConfigError(
+            f"net.kind={config.kind} has no published weights: set net.pretrained=false and no net.checkpoint_path"
+        )
+    return None
+
+
+def cost(net: nn.Module, image_shape: ImageShape) -> dict[str, int]:
     """Parameters, and floating-point operations (2 per multiply-add) of one image's forward pass."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        net(torch.zeros(1, *image_shape))
+        net.eval()(torch.zeros(1, *image_shape))  # in training mode BatchNorm would refuse a single image
     return {"parameters": sum(p.numel() for p in net.parameters()), "flops_per_image": counter.get_total_flops()}

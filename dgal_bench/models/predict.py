@@ -62,7 +62,7 @@ class Predictor:
         while n_done < len(ids):
             try:
                 for images, _ in self._data.positions(ids[n_done:]):
-                    logits, features = self._module.net(images.to(self._device))
+                    logits, features = self._module(images.to(self._device))
                     results.append((torch.log_softmax(logits, dim=1).cpu(), features.cpu()))
                     n_done += len(images)
             except torch.OutOfMemoryError:

@@ -17,22 +17,29 @@ from dgal_bench.models.trainer import silent_trainer
 # Of thousands of features: the sum of their squares still fits float32.
 _LARGEST_FEATURE = 1e17
 
+# Of one Lightning step: what its hooks cost is then small beside them.
+_MINIBATCHES = 32
+
 
 class TaskModule(lightning.LightningModule):
     """Cross-entropy on the labeled points; ``epoch_loss`` is the last epoch's mean training loss in nats.
 
-    One Lightning step is one pass over the labeled set, its minibatches stepped in here (manual optimisation):
-    Lightning's hooks around a step cost 2 ms, more than half of what a tiny network's own step does.
+    One Lightning step is a pass over the labeled set, or as many as make 32 minibatches, stepped in here (manual
+    optimisation): its hooks around a step and an epoch cost up to 2 ms, as much as a tiny network's own step.
+    ``epochs`` counts passes, and after each of them ``stop`` is asked.
     """
 
     automatic_optimization = False
 
-    def __init__(self, net: nn.Module, n_classes: int, training: TrainingConfig) -> None:
+    def __init__(self, net: nn.Module, n_classes: int, training: TrainingConfig, amp: bool = False) -> None:
         super().__init__()
         self.net = net
+        self.amp = amp
         self.training_config = training
         self.loss = nn.CrossEntropyLoss()
         self.accuracy = MulticlassAccuracy(n_classes, average="micro")
+        self.stop = StopWhenFlat(training, chance=math.log(n_classes))
+        self.epochs = 0
         self._loss_sum = torch.zeros(())
         self._seen = 0
 
@@ -40,12 +47,29 @@ class TaskModule(lightning.LightningModule):
         """Minibatches of an epoch move one by one; test batches as usual."""
         return batch if isinstance(batch, Slices) else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
-    def training_step(self, epoch: Slices, batch_idx: int) -> None:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (b, C) and features (b, feature_dim) in float32, computed in bfloat16 where ``amp`` says so."""
+        if not self.amp:
+            return self.net(images)  # type: ignore[no-any-return]
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            logits, features = self.net(images)
+        return logits.float(), features.float()
+
+    def training_step(self, labeled: Slices, batch_idx: int) -> None:
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
+        for _ in range(max(1, _MINIBATCHES // len(labeled))):
+            self._train_once(labeled, optimizer)
+            self.epochs += 1
+            if self.stop(self.epoch_loss, self.epochs) or self.epochs == self.training_config.max_epochs:
+                self.trainer.should_stop = True
+                return
+
+    def _train_once(self, labeled: Slices, optimizer: torch.optim.Optimizer) -> None:
+        """One epoch."""
         total, self._seen = torch.zeros((), device=self.device), 0
-        for images, labels in epoch:
-            loss = self.loss(self.net(images.to(self.device))[0], labels.to(self.device))
+        for images, labels in labeled:
+            loss = self.loss(self(images.to(self.device))[0], labels.to(self.device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -59,7 +83,7 @@ class TaskModule(lightning.LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        logits, features = self.net(images)
+        logits, features = self(images)
         check_outputs(logits, features)
         self.accuracy.update(logits, labels)
 
@@ -91,7 +115,7 @@ def check_outputs(logits: Tensor, features: Tensor) -> None:
         )
 
 
-class StopWhenFlat(lightning.Callback):
+class StopWhenFlat:
     """Stop after ``patience`` epochs without an improvement of ``min_delta`` nats of the epoch-mean training loss.
 
     Armed only once the loss is below (ln C)/2 and ``min_epochs`` have run: a small set sits at chance for dozens of
@@ -104,15 +128,14 @@ class StopWhenFlat(lightning.Callback):
         self.best = math.inf
         self.stale = 0
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        assert isinstance(pl_module, TaskModule)
-        loss = pl_module.epoch_loss
+    def __call__(self, loss: float, epochs: int) -> bool:
+        """Whether to stop after so many epochs, the last of this loss; asked after each of them."""
         if loss < self.best - self.config.min_delta:
             self.best, self.stale = loss, 0
-            return
+            return False
         self.stale += 1
-        armed = loss < self.chance / 2 and trainer.current_epoch + 1 >= self.config.min_epochs
-        trainer.should_stop = armed and self.stale >= self.config.patience
+        armed = loss < self.chance / 2 and epochs >= self.config.min_epochs
+        return armed and self.stale >= self.config.patience
 
 
 @dataclass(frozen=True)
@@ -126,8 +149,7 @@ class Fit:
 
 def new_trainer(config: RunConfig, device: torch.device) -> lightning.Trainer:
     """The Trainer of one round."""
-    stop = StopWhenFlat(config.training, math.log(config.dataset.n_classes))
-    return silent_trainer(device, config.training.max_epochs, stop, deterministic=config.deterministic)
+    return silent_trainer(device, config.training.max_epochs, deterministic=config.deterministic)
 
 
 def fit(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) -> Fit:
@@ -135,8 +157,8 @@ def fit(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) ->
     trainer.fit(module, datamodule=data)
     loss = module.epoch_loss
     if not math.isfinite(loss):
-        raise UserError(f"the training loss is {loss} after {trainer.current_epoch} epochs: lower training.lr")
-    return Fit(epochs=trainer.current_epoch, train_loss=loss, underfit=loss >= math.log(data.pool.n_classes) / 2)
+        raise UserError(f"the training loss is {loss} after {module.epochs} epochs: lower training.lr")
+    return Fit(epochs=module.epochs, train_loss=loss, underfit=loss >= math.log(data.pool.n_classes) / 2)
 
 
 def measure_accuracy(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) -> float:

@@ -1,10 +1,11 @@
-"""The one way a Lightning Trainer is made here: silent, on one device, exact when asked to be."""
+"""The one way a Lightning Trainer is made here: silent, exact when asked to be, on one device but for a VAE's."""
 
 import logging
 import warnings
 
 import lightning
 import torch
+from lightning.pytorch.strategies import Strategy
 
 
 def silence_lightning() -> None:
@@ -16,11 +17,17 @@ def silence_lightning() -> None:
 
 
 def silent_trainer(
-    device: torch.device, max_epochs: int, *callbacks: lightning.Callback, deterministic: bool = True
+    device: torch.device,
+    max_epochs: int,
+    *callbacks: lightning.Callback,
+    deterministic: bool = True,
+    strategy: Strategy | None = None,
+    devices: int = 1,
 ) -> lightning.Trainer:
     """A new Trainer, for one ``fit``: a second of the same one trains nothing. It logs, prints and saves nothing.
 
-    ``deterministic``: deterministic algorithms only, no cuDNN benchmark, no TF32.
+    ``deterministic``: deterministic algorithms only, no cuDNN benchmark, no TF32. ``strategy``: that of one of
+    several processes on ``devices`` devices of the kind of ``device``.
     """
     torch.backends.cudnn.allow_tf32 = not deterministic
     # Debugging aid of deterministic mode that fills every new tensor with NaN: a twentieth of a tiny network's step.
@@ -28,7 +35,9 @@ def silent_trainer(
     return lightning.Trainer(
         max_epochs=max_epochs,
         accelerator="gpu" if device.type == "cuda" else "cpu",
-        devices=1,
+        devices=devices,
+        strategy=strategy or "auto",
+        use_distributed_sampler=False,  # the loader's batches are shared out already
         deterministic=deterministic,
         benchmark=False,
         callbacks=list(callbacks),

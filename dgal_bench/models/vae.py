@@ -2,143 +2,111 @@
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import lightning
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
 
-from dgal_bench.arrays import Features, Progress
+from dgal_bench.arrays import Features, Index, Progress
 from dgal_bench.config import RepresentationConfig
-from dgal_bench.data.datasets import ImageData
+from dgal_bench.data.images import ImageData
 from dgal_bench.errors import UserError
 from dgal_bench.models.trainer import silent_trainer
-from dgal_bench.seeding import rng_for
+from dgal_bench.models.vae_batches import Batch, Batches, Share, as_float
+from dgal_bench.models.vae_nets import Vae, build_vae, refuse_embeddings
+from dgal_bench.seeding import normals, rng_for, seed_for
 
 # Shares of the pool's variance below which the latents say too little of the images to build a graph on.
 MIN_EXPLAINED_VARIANCE = 0.20
 ACTIVE_VARIANCE = 0.01
 
-
-class VaeCNN(nn.Module):
-    """Stride-2 convolutions 32-64 (and 128 from 32 pixels up), linear 256, mu and log variance; a mirrored decoder.
-
-    Images are (b, channels, height, width) floats in [0, 1]; any height and width of at least 4. No BatchNorm.
-    """
-
-    def __init__(self, image_shape: tuple[int, int, int], latent_dim: int) -> None:
-        super().__init__()
-        channels, height, width = image_shape
-        widths = [channels, 32, 64] + ([128] if min(height, width) >= 32 else [])
-        sizes = [(height >> i, width >> i) for i in range(len(widths))]
-        steps = list(zip(widths, widths[1:], sizes, strict=False))
-        encoder: list[nn.Module] = []
-        decoder: list[nn.Module] = []
-        for narrow, wide, (h, w) in steps:
-            encoder += [nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.ReLU()]
-            up = nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, output_padding=(h % 2, w % 2))
-            decoder = [up, nn.ReLU(), *decoder]
-        bottom = (widths[-1], *sizes[-1])
-        flat = math.prod(bottom)
-        self.encoder = nn.Sequential(*encoder, nn.Flatten(), nn.Linear(flat, 256), nn.ReLU())
-        self.mu = nn.Linear(256, latent_dim)
-        self.log_variance = nn.Linear(256, latent_dim)
-        decoder[-1] = nn.Sigmoid()
-        self.decoder = nn.Sequential(
-            nn.Linear(latent_dim, 256), nn.ReLU(), nn.Linear(256, flat), nn.ReLU(), nn.Unflatten(1, bottom), *decoder
-        )
-
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and log variance, each (b, latent_dim)."""
-        hidden = self.encoder(images)
-        return self.mu(hidden), self.log_variance(hidden)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """(b, latent_dim) -> images in [0, 1]."""
-        images: Tensor = self.decoder(latents)
-        return images
-
-    def losses(self, images: Tensor, noise: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        """Squared error summed over pixels and KL summed over latents, (b,) each; posterior means (b, latent_dim)."""
-        mu, log_variance = self.encode(images)
-        error = (self.decode(mu + noise * (log_variance / 2).exp()) - images).square().flatten(1).sum(1)
-        kl = 0.5 * (mu.square() + log_variance.exp() - 1 - log_variance).sum(1)
-        return error, kl, mu
+# Images that pass through the network at a time where nothing is learnt.
+_AT_A_TIME = 256
+# Elements of a block of images in float64: 32 MB.
+_BLOCK = 4_000_000
 
 
 class VaeModule(lightning.LightningModule):
     """The negative ELBO per image: recon_weight x squared error summed over pixels + KL summed over latents.
 
-    Both are summed: averaging the error while summing the KL, as VAAL's code does, collapses the latent.
+    Both are summed: averaging the error while summing the KL, as VAAL's code does, collapses the latent. The noise of
+    an image in an epoch is a pure function of (seed, epoch, image, latent), whatever batch or process it is in.
     """
 
-    def __init__(self, vae: VaeCNN, config: RepresentationConfig) -> None:
+    def __init__(self, vae: Vae, config: RepresentationConfig, seed: int) -> None:
         super().__init__()
         self.vae = vae
         self.config = config
+        self.seed = seed
 
-    def losses(self, images: Tensor, noise: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Squared error and KL per image, (b,) each, at standard normal ``noise`` (b, latent_dim); 0: at the mean."""
-        return self.vae.losses(images, noise)[:2]
+    def losses(self, images: Tensor, noise: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared error and KL per image, (b,) each, at standard normal ``noise`` (b, latent_dim); posterior means.
 
-    def training_step(self, images: Tensor, batch_idx: int) -> Tensor:
-        noise = torch.randn(len(images), self.config.latent_dim, device=images.device)
-        error, kl = self.losses(images, noise)
-        return (self.config.recon_weight * error + kl).mean()
+        Noise 0: at the mean. Under bfloat16 autocast where ``representation.amp`` says so; all three are float32.
+        """
+        with self.precision():
+            return self.vae.losses(images, noise)
+
+    def loss(self, images: Tensor, noise: Tensor | float) -> Tensor:
+        """(b,) negative ELBOs."""
+        error, kl, _ = self.losses(images, noise)
+        return self.config.recon_weight * error + kl
+
+    def precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        noise = normals(seed_for(self.seed, "noise", self.current_epoch), batch.ids, self.config.latent_dim)
+        return self.loss(batch.images, noise).mean() * batch.weight
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), self.config.lr, fused=True)
 
 
 @dataclass(frozen=True, eq=False)
-class _Batches:
-    """Float slices of uint8 images, in a new order every epoch; a last batch of one is left out."""
+class Holdout:
+    """Images that decide when to stop, and a share of them that this process looks at."""
 
     images: Tensor
     maximum: int
-    batch_size: int
-    order: torch.Generator
+    ids: Index
+    share: Share
 
-    def __len__(self) -> int:
-        return max(1, math.ceil((len(self.images) - 1) / self.batch_size))
-
-    def __iter__(self) -> Iterator[Tensor]:
-        order = torch.randperm(len(self.images), generator=self.order)
-        for ids in order.split(self.batch_size)[: len(self)]:
-            yield as_float(self.images[ids], self.maximum)
-
-
-def as_float(images: Tensor, maximum: int) -> Tensor:
-    """uint8 images -> float32 in [0, 1]."""
-    # channels_last: 1.7 times faster on MNIST's VAE (two threads, with the fused Adam)
-    return images.to(torch.float32, memory_format=torch.channels_last).div_(maximum)
+    @torch.no_grad()
+    def loss(self, module: VaeModule, strategy: lightning.pytorch.strategies.Strategy) -> float:
+        """Mean negative ELBO of all shares, at the same noise in every epoch: its changes are the network's."""
+        seed = seed_for(module.seed, "holdout noise")
+        total = torch.zeros((), dtype=torch.float64, device=module.device)
+        for ids in self.share(self.ids).split(_AT_A_TIME):
+            noise = normals(seed, ids.to(module.device), module.config.latent_dim)
+            images = as_float(self.images[ids], self.maximum).to(module.device)
+            total += module.loss(images, noise).double().sum()
+        return float(strategy.reduce(total, reduce_op="sum")) / len(self.ids)
 
 
 class KeepBest(lightning.Callback):
     """Early stopping on the hold-out's negative ELBO, the best weights put back at the end; needs no label."""
 
-    def __init__(self, holdout: Tensor, config: RepresentationConfig, progress: Progress) -> None:
+    def __init__(self, holdout: Holdout, config: RepresentationConfig, progress: Progress) -> None:
         self.holdout = holdout
-        # The same noise every epoch: an ELBO whose changes are the network's, and no draw from a global RNG.
-        self.noise = torch.randn(len(holdout), config.latent_dim, generator=torch.Generator().manual_seed(0))
         self.config = config
         self.progress = progress
         self.best = math.inf
         self.best_epoch = 0
         self.weights: dict[str, Tensor] = {}
 
-    @torch.no_grad()
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, VaeModule)
         pl_module.eval()
-        error, kl = pl_module.losses(self.holdout.to(pl_module.device), self.noise.to(pl_module.device))
+        loss = self.holdout.loss(pl_module, trainer.strategy)
         pl_module.train()
-        loss = float((self.config.recon_weight * error + kl).mean())
         if loss < self.best:
             self.best, self.best_epoch = loss, trainer.current_epoch
             self.weights = copy.deepcopy(pl_module.state_dict())
-        trainer.should_stop = trainer.current_epoch - self.best_epoch >= self.config.patience
+        stop = trainer.current_epoch - self.best_epoch >= self.config.patience
+        trainer.should_stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         self.progress("VAE epoch", trainer.current_epoch + 1, self.config.max_epochs)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -148,29 +116,64 @@ class KeepBest(lightning.Callback):
 
 
 def train_vae(
-    data: ImageData, config: RepresentationConfig, seed: int, device: torch.device, progress: Progress
+    data: ImageData,
+    config: RepresentationConfig,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+    devices: int = 1,
 ) -> tuple[VaeModule, dict[str, float]]:
     """Fit on the pool less a 5 % hold-out that decides when to stop. The caller isolates the global RNGs.
 
+    Args:
+        data: its pool of images.
+        config: see conf/config.yaml, ``representation``.
+        seed: of hold-out, order and noise; the initial weights come from the global torch RNG.
+        device: where to train.
+        progress: told of every epoch.
+        devices: more than one train side by side, in processes of their own, on as many devices of that kind.
+
     Returns:
         The module with its best weights, in eval mode, and how the training went.
+
+    Raises:
+        ConfigError: embeddings, images too small, or fewer GPUs than ``devices``.
+        UserError: the loss was never finite, or one of several processes died.
     """
-    order = torch.from_numpy(rng_for(seed, "holdout").permutation(data.size))
-    n_holdout = max(1, round(config.holdout * data.size))
-    holdout = as_float(data.images[order[:n_holdout]], data.maximum)
-    shuffle = torch.Generator().manual_seed(seed)
-    batches = _Batches(data.images[order[n_holdout:]], data.maximum, config.train_batch_size, shuffle)
-    vae = VaeCNN(data.image_shape, config.latent_dim).to(memory_format=torch.channels_last)
-    module = VaeModule(vae, config)
-    keep = KeepBest(holdout, config, progress)
-    trainer = silent_trainer(device, config.max_epochs, keep)
-    trainer.fit(module, train_dataloaders=batches)
-    facts = {"epochs": trainer.current_epoch, "best_epoch": keep.best_epoch + 1, "holdout_loss": keep.best}
+    refuse_embeddings(data.images, "set representation=pixels (the embeddings as they are), pca or npy")
+    module = VaeModule(build_vae(data.image_shape, config.latent_dim, config.encoder), config, seed)
+    if devices == 1:
+        facts = fit(module, data.images, data.maximum, device, progress)
+    else:
+        from dgal_bench.models.distributed import fit_side_by_side  # whose processes call ``fit``
+
+        facts = fit_side_by_side(module, data.images, data.maximum, device, progress, devices)
     return module.eval().to(device), facts
 
 
+def fit(
+    module: VaeModule,
+    images: Tensor,
+    maximum: int,
+    device: torch.device,
+    progress: Progress,
+    share: Share = Share(),  # noqa: B008 - frozen
+    strategy: DDPStrategy | None = None,
+) -> dict[str, float]:
+    """Train in place, best weights kept; ``share`` and ``strategy`` are those of one of several processes."""
+    config, seed = module.config, module.seed
+    order = torch.from_numpy(rng_for(seed, "holdout").permutation(len(images)))
+    n_holdout = max(1, round(config.holdout * len(images)))
+    shuffle = torch.Generator().manual_seed(seed)
+    batches = Batches(images, maximum, order[n_holdout:], config.train_batch_size, shuffle, share)
+    keep = KeepBest(Holdout(images, maximum, order[:n_holdout], share), config, progress)
+    trainer = silent_trainer(device, config.max_epochs, keep, strategy=strategy, devices=share.of)
+    trainer.fit(module, train_dataloaders=batches)
+    return {"epochs": trainer.current_epoch, "best_epoch": keep.best_epoch + 1, "holdout_loss": keep.best}
+
+
 @torch.inference_mode()
-def encode(module: VaeModule, data: ImageData, batch_size: int = 1024) -> tuple[Tensor, dict[str, float]]:
+def encode(module: VaeModule, data: ImageData, batch_size: int = _AT_A_TIME) -> tuple[Tensor, dict[str, float]]:
     """Posterior means (N, latent_dim) of the whole pool, float32 on the CPU, and how good they are.
 
     Raises:
@@ -178,8 +181,7 @@ def encode(module: VaeModule, data: ImageData, batch_size: int = 1024) -> tuple[
     """
     means, errors, kls = [], 0.0, 0.0
     for block in data.images.split(batch_size):
-        images = as_float(block, data.maximum).to(module.device)
-        error, kl, mu = module.vae.losses(images, noise=0.0)
+        error, kl, mu = module.losses(as_float(block, data.maximum).to(module.device), 0.0)
         means.append(mu.cpu())
         errors += float(error.sum())
         kls += float(kl.sum())
@@ -194,15 +196,16 @@ def encode(module: VaeModule, data: ImageData, batch_size: int = 1024) -> tuple[
 
 
 @torch.inference_mode()
-def posterior_means(module: VaeModule, images: Tensor, maximum: int, batch_size: int = 1024) -> Features:
+def posterior_means(module: VaeModule, images: Tensor, maximum: int, batch_size: int = _AT_A_TIME) -> Features:
     """(n, latent_dim) float32 on the CPU, for any uint8 images of the pool's shape and ``maximum``."""
-    blocks = images.split(batch_size)
-    return torch.cat([module.vae.encode(as_float(block, maximum).to(module.device))[0].cpu() for block in blocks])
+    with module.precision():
+        means = [module.vae.encode(as_float(block, maximum).to(module.device))[0] for block in images.split(batch_size)]
+    return torch.cat([mean.cpu() for mean in means])
 
 
 def _total_squares(data: ImageData) -> float:
     """Sum over images and pixels of the squared distance to the pool's mean image, pixels in [0, 1]."""
-    blocks = data.images.flatten(1).split(4096)
+    blocks = data.images.flatten(1).split(max(1, _BLOCK // data.images[0].numel()))
     mean = sum(block.double().sum(0) for block in blocks) / data.size
     return sum(float((block.double() - mean).square().sum()) for block in blocks) / data.maximum**2
 

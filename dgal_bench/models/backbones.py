@@ -1,0 +1,234 @@
+"""Networks of timm's by name: small images, grey images, and weights from its hub or a local file."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgal_bench.checks import check_backbone
+from dgal_bench.errors import ConfigError, DataError, innermost
+
+ALIASES = {"vit_small": "vit_small_patch16_224"}
+"""Names of the paper's (Table 1) that timm spells otherwise."""
+
+# Up to so many pixels a side a network from scratch gets a stem for small images, and a ViT at least so many patches.
+_SMALL = 64
+_PATCHES = 8
+_NATIVE_PATCH = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A backbone's weights as they fit the network that is built, and the sha256 of them all: a cell rests on both."""
+
+    state: Mapping[str, Tensor]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Which network of timm's: ``input_size`` None is the images' own from scratch, with weights the native one."""
+
+    model: str
+    image_shape: tuple[int, int, int]
+    input_size: int | None = None
+    stem: str = "auto"
+    pretrained: bool = False
+    checkpoint_path: str | None = None
+
+    @property
+    def with_weights(self) -> bool:
+        return self.pretrained or self.checkpoint_path is not None
+
+    @property
+    def name(self) -> str:
+        return ALIASES.get(self.model, self.model)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of what the network is given."""
+        if self.input_size is not None:
+            return self.input_size, self.input_size
+        return self._native if self.with_weights else self.image_shape[1:]
+
+    @property
+    def _native(self) -> tuple[int, int]:
+        import timm
+
+        config = timm.get_pretrained_cfg(self.name)
+        return (224, 224) if config is None else (config.input_size[1], config.input_size[2])
+
+    @property
+    def small(self) -> bool:
+        """Whether the stem is the one for small images: asked for, or small images from scratch."""
+        return self.stem == "small" or (self.stem == "auto" and not self.with_weights and max(self.size) <= _SMALL)
+
+    @property
+    def small_patches(self) -> bool:
+        """The same of a ViT's patches, which must also tile the image: those of 16 pixels do not tile one of 84."""
+        untiled = any(side % _NATIVE_PATCH for side in self.size)
+        return self.small or (self.stem == "auto" and not self.with_weights and untiled)
+
+
+class Backbone(nn.Module):
+    """A timm network without its classifier: images (b, 1 or 3, h, w) -> features (b, width).
+
+    Grey images are repeated to three channels and images of another size resized (bilinear, antialiased).
+    """
+
+    def __init__(self, spec: BackboneSpec, weights: Weights | None = None) -> None:
+        super().__init__()
+        self.size = spec.size
+        self.net = _create(spec, {"pretrained": False})
+        if weights is not None:
+            self.net.load_state_dict(weights.state)
+        self.width: int = self.net.head_hidden_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[1] == 1:
+            images = images.expand(-1, 3, -1, -1)
+        if images.shape[2:] != self.size:
+            images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
+        features: Tensor = self.net(images)
+        return features
+
+
+def _create(spec: BackboneSpec, source: Mapping[str, Any]) -> Any:
+    """The module as timm makes it; what it says of settings that do not fit becomes one line."""
+    import timm
+
+    check_backbone("net.kind", spec.name)
+    if spec.image_shape[0] not in (1, 3):
+        raise ConfigError(
+            f"{spec.model} takes images of 1 or 3 channels, not {spec.image_shape[0]}: use net.kind=mlp for embeddings"
+        )
+    settings = dict(source)
+    config = timm.get_pretrained_cfg(spec.name)
+    if config is not None and config.fixed_input_size:
+        settings |= {"img_size": spec.size} | ({"patch_size": patch_size(spec.size)} if spec.small_patches else {})
+    try:
+        net = timm.create_model(spec.name, num_classes=0, **settings)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{spec.model} cannot be built for {spec.size[0]}x{spec.size[1]} pixels ({innermost(error)}): set "
+            "net.input_size or net.stem"
+        ) from error
+    if isinstance(net, timm.models.VisionTransformer):
+        _check_tiled(net, spec)
+    elif spec.small:
+        _small_stem(net, spec)
+    return net
+
+
+def _check_tiled(net: Any, spec: BackboneSpec) -> None:
+    """timm would leave out the pixels of the last, incomplete patches."""
+    patch, size = net.patch_embed.patch_size, spec.size
+    if size[0] % patch[0] or size[1] % patch[1]:
+        raise ConfigError(
+            f"{spec.model}: patches of {patch[0]}x{patch[1]} do not tile {size[0]}x{size[1]} pixels: set "
+            "net.input_size to a multiple, or net.stem=small"
+        )
+
+
+def patch_size(size: tuple[int, int]) -> int:
+    """The largest patches that tile a small image with at least eight a side, or else single pixels."""
+    fitting = [p for p in range(1, min(size) // _PATCHES + 1) if size[0] % p == 0 and size[1] % p == 0]
+    return max(fitting, default=1)
+
+
+def _small_stem(net: Any, spec: BackboneSpec) -> None:
+    """3x3 of stride 1 and no max-pool, for ResNets: theirs leaves 8x8 of a 32x32 image before the first block."""
+    import timm
+
+    if not isinstance(net, timm.models.ResNet) or not isinstance(net.conv1, nn.Conv2d):
+        if spec.stem == "small":
+            raise ConfigError(f"net.stem=small is for ResNets and ViTs, not for {spec.model}: use net.stem=standard")
+        return
+    first = nn.Conv2d(3, net.conv1.out_channels, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
+    net.set_submodule("conv1", first)
+    net.set_submodule("maxpool", nn.Identity())
+
+
+def load_weights(spec: BackboneSpec) -> Weights | None:
+    """The weights that ``spec`` names, fitted to its input (position embeddings resampled by timm); None from scratch.
+
+    Raises:
+        ConfigError: a file that is no state dict, or one of another network.
+        DataError: no such file, or the hub cannot be reached.
+    """
+    if not spec.with_weights:
+        return None
+    source: dict[str, Any] = {"pretrained": True}
+    if spec.checkpoint_path is not None:
+        state = _without_classifier(spec.name, _read(Path(spec.checkpoint_path)))
+        # With a classifier named, timm would pass over every tensor that is missing or of another network.
+        source |= {"pretrained_cfg_overlay": {"state_dict": state, "custom_load": False, "classifier": None}}
+    try:
+        net = _create(spec, source)
+    except ConfigError:
+        raise
+    except RuntimeError as error:
+        raise _misfit(spec, error) from error
+    except Exception as error:  # the hub's client raises of many families when there is no network
+        raise DataError(
+            f"the weights of {spec.model} cannot be had from timm's hub here ({type(error).__name__}: "
+            f"{' '.join(str(error).split()).partition('. ')[0][:160]}): set checkpoint_path=FILE to a local copy, or "
+            "pretrained=false (both net. or representation.)"
+        ) from error
+    state = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
+    return Weights(state, _sha256(state))
+
+
+def _misfit(spec: BackboneSpec, error: RuntimeError) -> ConfigError:
+    """What torch says of missing, unexpected and misshapen tensors, cut to one line."""
+    where = "the published weights" if spec.checkpoint_path is None else f"checkpoint_path={spec.checkpoint_path}"
+    said = " ".join(str(error).split())
+    return ConfigError(
+        f"{where} does not fit {spec.model}: {said[:200]}{'...' if len(said) > 200 else ''}; name the network that it "
+        "is of"
+    )
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """A state dict out of a .safetensors file or one that torch reads with weights_only; empty ones are refused."""
+    from safetensors import SafetensorError
+    from timm.models import load_state_dict
+
+    if not path.is_file():
+        raise DataError(f"checkpoint_path={path} is no file: name a .safetensors or .pth with a state dict")
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except (UnpicklingError, RuntimeError, SafetensorError, EOFError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"checkpoint_path={path} cannot be read as weights alone ({innermost(error)[:160]}): save a state dict, "
+            "with safetensors or torch.save(model.state_dict(), FILE)"
+        ) from error
+    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ConfigError(f"checkpoint_path={path} is no state dict: it must map names to tensors")
+    return dict(state)
+
+
+def _without_classifier(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The output layer of whoever trained these weights is not ours."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    layers = config.classifier if config is not None and config.classifier else ()
+    prefixes = tuple(f"{layer}." for layer in ((layers,) if isinstance(layers, str) else layers))
+    return {key: tensor for key, tensor in state.items() if not prefixes or not key.startswith(prefixes)}
+
+
+def _sha256(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
