@@ -35,12 +35,13 @@ USAGE = """\
     {groups}
     where and how
       results=DIR     where rows go and are looked for (results/runs)
-      data=DIR        where data sets are ($DGAL_DATA, or ./data)
+      data=DIR        where published data sets are ($DGAL_DATA, or ./data); your own: dataset=folder dataset.path=DIR
       cache=DIR       where representations and graphs are kept ($DGAL_CACHE, or ~/.cache/dgal_bench)
       jobs=N          cells side by side (all cores)
       resume=anyway   go on with rows begun by another git revision, torch or CPU
       offline=true    never touch the network ($DGAL_OFFLINE)
       plugins=FILE    your own strategies: .py files, or entry points of the group dgal_bench.plugins
+      full_supervision=true|false   one training on the whole labeled pool, too (the suite's choice)
 
     anything else     a setting of the configuration: rounds=5 graph.graph_k=10,20 strategy.restrict.score=margin
 
@@ -64,10 +65,10 @@ def bench(command: Command) -> int:
     from dgal_bench.request import axes_of, only_settings, settings_of
 
     only_settings(command)
-    settings = settings_of(command, "paper")
-    suite = OmegaConf.to_container(read_group("suite", settings.suite))
-    assert isinstance(suite, dict)
-    return _sweep(command, axes_of(command, {str(key): value for key, value in suite.items()}), settings, report=True)
+    content = OmegaConf.to_container(read_group("suite", command.one("suite", "paper")))
+    assert isinstance(content, dict)
+    suite = {str(key): value for key, value in content.items()}
+    return _sweep(command, axes_of(command, suite), settings_of(command, "paper", suite), report=True)
 
 
 def run(command: Command) -> int:

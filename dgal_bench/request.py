@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from dgal_bench import plugins
 from dgal_bench.arguments import Command
@@ -11,14 +12,14 @@ from dgal_bench.config import available_cores, to_dict
 from dgal_bench.errors import ConfigError, ResultsError
 from dgal_bench.sweep import Settings
 
-DEFAULTS = {"dataset": "digits", "representation": "vae", "profile": "cpu", "seed": "0"}
+DEFAULTS = {"dataset": "digits", "representation": "default", "profile": "cpu", "seed": "0"}
 
 # Keys that say where and how to run. They change no result, so they are in no configuration (a plugin's hash is: it
 # stands beside the kind of each of its parts).
-PLACES = ("results", "suite", "data", "cache", "jobs", "resume", "offline", "plugins")
+PLACES = ("results", "suite", "data", "cache", "jobs", "resume", "offline", "plugins", "full_supervision")
 
 
-def settings_of(command: Command, default_suite: str) -> Settings:
+def settings_of(command: Command, default_suite: str, suite: Mapping[str, object] = MappingProxyType({})) -> Settings:
     """Where and how to run; the plugins it names are loaded, so that their strategies can be asked for."""
     resume = command.one("resume", "")
     if resume not in ("", "anyway"):
@@ -32,6 +33,7 @@ def settings_of(command: Command, default_suite: str) -> Settings:
         resume_anyway=resume == "anyway",
         offline=offline(command),
         plugins=plugins.install(_plugins(command)),
+        full_supervision=_truth(command, "full_supervision", str(suite.get("full_supervision", False))),
     )
 
 
@@ -60,10 +62,14 @@ def cache_root(command: Command) -> Path:
 
 
 def offline(command: Command) -> bool:
+    return _truth(command, "offline", os.environ.get("DGAL_OFFLINE", "false"), " (also in $DGAL_OFFLINE)")
+
+
+def _truth(command: Command, key: str, default: str, where: str = "") -> bool:
     choices = {"true": True, "false": False, "1": True, "0": False}
-    text = command.one("offline", os.environ.get("DGAL_OFFLINE", "false")).lower()
+    text = command.one(key, default).lower()
     if text not in choices:
-        raise ConfigError(f"offline={text}: use true or false (also in $DGAL_OFFLINE)")
+        raise ConfigError(f"{key}={text}: use true or false{where}")
     return choices[text]
 
 
@@ -83,7 +89,7 @@ def _positive(key: str, text: str) -> int:
 def axes_of(command: Command, suite: Mapping[str, object]) -> dict[str, list[str]]:
     """The grid: defaults, then the suite's axes, then the command line's."""
     axes = {key: [value] for key, value in DEFAULTS.items()}
-    for key, values in suite.items():
+    for key, values in (item for item in suite.items() if item[0] not in PLACES):
         axes[key] = [str(value) for value in values] if isinstance(values, list) else [str(values)]
     axes |= {key: values for key, values in command.values.items() if key not in PLACES}
     _check_keys(axes)

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from dgal_bench.compose import GROUPS, compose
-from dgal_bench.config import RunConfig, to_dict
+from dgal_bench.config import TRAINING_SETTINGS, RunConfig, StrategyConfig, to_dict
 from dgal_bench.errors import ConfigError
 from dgal_bench.identity import ALGORITHM_VERSION, check_resumable
 from dgal_bench.record import CellLog, read_cell
@@ -18,6 +18,9 @@ from dgal_bench.strategies import resolved
 
 # Between a strategy's name and its own settings: dgmg+strategy.restrict.score=margin.
 _OWN_SETTING = re.compile(r"\+(?=[a-z_.]+=)")
+
+FULL_SUPERVISION = "full_supervision"
+"""Where a strategy's name would stand, for the reference line."""
 
 AXES = ("dataset", "representation", "profile", "seed", "strategy")
 
@@ -34,6 +37,7 @@ class Settings:
     resume_anyway: bool
     offline: bool
     plugins: Sequence[str]
+    full_supervision: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +54,8 @@ class Job:
     @property
     def setup_key(self) -> str:
         """Equal for cells that share data, representation, graph and the network's shape (tried in set-up)."""
-        parts = {name: to_dict(getattr(self.config, name)) for name in ("dataset", "representation", "graph", "net")}
+        names = ["dataset", "net"] + ([] if self.config.full_supervision else ["representation", "trainer", "graph"])
+        parts = {name: to_dict(getattr(self.config, name)) for name in names}
         seed = self.config.representation_seed
         return json.dumps([parts, seed, self.config.device], sort_keys=True)
 
@@ -79,8 +84,32 @@ def plan(axes: Mapping[str, Sequence[str]], settings: Settings) -> list[Job]:
         label = "+".join([config.strategy.name, *own, *(f"{key}={point[key]}" for key in varied)]).replace("/", "_")
         folder = settings.results / settings.suite / config.dataset.name / label
         jobs.append(Job(config, folder / f"seed-{config.seed}.jsonl"))
+    jobs += references(axes, settings) if settings.full_supervision else []
     if twice := [path for path, n in _counts(job.path for job in jobs).items() if n > 1]:
         raise ConfigError(f"{twice[0]} would be written by two cells: give each value once")
+    return jobs
+
+
+def references(axes: Mapping[str, Sequence[str]], settings: Settings) -> list[Job]:
+    """Full supervision: one training on the whole labeled pool for each data set, profile and network, first seed.
+
+    They come last, after the comparisons that they are a reference line for.
+    """
+    others = [key for key in axes if key.partition(".")[0] in TRAINING_SETTINGS and key not in AXES]
+    jobs = []
+    for values in itertools.product(*(axes[key] for key in ("dataset", "profile", *others))):
+        point = dict(zip(("dataset", "profile", *others), values, strict=True))
+        choices = point | {"representation": axes["representation"][0], "strategy": "random"}
+        config = _configured(tuple((key, choices[key]) for key in GROUPS), tuple(f"{k}={point[k]}" for k in others))
+        everything = {"restrict": {"kind": "everything"}, "acquire": {"kind": "random"}}
+        config = dataclasses.replace(
+            config, seed=_seed(axes["seed"][0]), rounds=0, initial_size=None, propagation="none",
+            strategy=StrategyConfig(FULL_SUPERVISION, **everything),
+        )  # fmt: skip
+        varied = [f"{key}={point[key]}" for key in ("profile", *others) if len(axes[key]) > 1]
+        label = "+".join([FULL_SUPERVISION, *varied]).replace("/", "_")
+        folder = settings.results / settings.suite / config.dataset.name / label
+        jobs.append(Job(config, folder / f"seed-{config.seed}.jsonl"))
     return jobs
 
 

@@ -36,6 +36,7 @@ def settings(tmp_path, **changes):
         "resume_anyway": False,
         "offline": True,
         "plugins": (),
+        "full_supervision": False,
     }
     return Settings(**{**base, **changes})
 
@@ -148,7 +149,8 @@ def test_dry_run_says_what_would_run_and_what_is_done(capsys, lab, tmp_path):
     assert lines[0] == "done     digits/random/seed-0 (3 rows)"
     assert lines[1] == "partial  digits/dgmg/seed-0 (1 rows)"
     assert lines[2] == "to run   digits/random/seed-1"
-    assert lines[4].startswith("4 cells: 1 done, 3 to run")
+    assert lines[4] == "to run   digits/full_supervision/seed-0"
+    assert lines[5].startswith("5 cells: 1 done, 4 to run")
 
 
 def test_progress_lines_tell_place_accuracy_and_time_left(tmp_path):
@@ -199,6 +201,7 @@ def test_durations():
 
 def command(root, cache, *words):
     base = ["bench", "representation=pca", "profile=smoke", f"results={root}", f"cache={cache}", *PRACTICE]
+    base.append("full_supervision=false")
     return [sys.executable, "-m", "dgal_bench.cli", *base, *words]
 
 

@@ -22,7 +22,7 @@ from dgal_bench.report.statistics import (
     t_interval,
 )
 from dgal_bench.report.summary import group, summarise, summary_csv
-from dgal_bench.report.tables import summary_md
+from dgal_bench.report.tables import space, summary_md
 from dgal_bench.report.write import write_report
 
 
@@ -34,6 +34,15 @@ def row(round_, n_labeled, accuracy, seconds=None, scored=None):
 
 
 ROWS = [row(0, 10, 0.2, 3.0, 90), row(1, 20, 0.6, 5.0, 80), row(2, 50, 0.8)]
+
+
+def test_the_space_of_a_graph_is_named_with_what_made_it():
+    assert space({"kind": "vae"}) == "vae"  # rows of before there was a choice of encoders
+    assert space({"kind": "vae", "encoder": "cnn", "model": "resnet18"}) == "vae"
+    assert space({"kind": "vae", "encoder": "resnet18"}) == "vae (resnet18)"
+    assert space({"kind": "timm", "model": "resnet50", "path": None}) == "timm (resnet50)"
+    assert space({"kind": "npy", "path": "some/where/mine.npy"}) == "npy (mine.npy)"
+    assert space({"kind": "pca", "path": "left over"}) == "pca"
 
 
 def test_measures_of_three_rows_by_hand():

@@ -71,6 +71,11 @@ def styles(group: Group, strategies: Sequence[str]) -> dict[str, dict[str, objec
     return looks
 
 
+def supervised_label(log: CellLog) -> str:
+    varied = "".join(f" {part.rpartition('.')[2]}" for part in log.path.parent.name.split("+")[1:])
+    return f"all {log.records[-1].n_labeled:,} labels{varied}"
+
+
 def short_name(strategy: str) -> str:
     """``dgmg+strategy.restrict.score=margin`` as a legend has room for it: ``dgmg score=margin``."""
     return re.sub(r"\+(?:\w+\.)*(\w+=)", r" \1", strategy)
@@ -99,7 +104,9 @@ def accuracy_against_query_time(group: Group) -> Figure:
 def _canvas(
     group: Group, xlabel: str, x_of: Callable[[Sequence[RoundRecord]], list[float]], first_row: int
 ) -> tuple[Figure, Axes]:
-    height = max(4.6, 0.8 + 0.23 * len(group.strategies))  # inches: the legend has a line for each
+    height = max(
+        4.6, 0.8 + 0.23 * (len(group.strategies) + len(group.references))
+    )  # inches: the legend has a line for each
     figure = Figure(figsize=(8.0, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -117,6 +124,10 @@ def _canvas(
             low, high = [e.low for e in estimates], [e.high for e in estimates]
             axes.fill_between(x, low, high, color=look["color"], alpha=0.07, linewidth=0)
         drawn += [e.mean for e in estimates]
+    for log in group.references:
+        if log.done:
+            drawn.append(accuracy := log.records[-1].accuracy)
+            axes.axhline(accuracy, color="#777777", linewidth=1.0, linestyle=(0, (1, 2)), label=supervised_label(log))
     # The frame follows the means: with few seeds a t band is wider than accuracies can be.
     axes.set_ylim(max(0.0, min(drawn, default=0.0) - 0.1), min(1.0, max(drawn, default=1.0) + 0.05))
     axes.set_xlabel(xlabel)

@@ -32,6 +32,8 @@ class Group:
     profile: str
     algorithm_version: int
     cells: Mapping[str, Sequence[CellLog]]
+    references: Sequence[CellLog] = ()
+    """Full supervision: trainings on the whole labeled pool, no strategies."""
 
     @property
     def name(self) -> str:
@@ -70,7 +72,18 @@ def group(logs: Iterable[CellLog]) -> list[Group]:
             header["fingerprint"]["algorithm_version"],
         )
         apart.setdefault(key, {}).setdefault(log.path.resolve().parent.name, []).append(log)
-    return [Group(*key, cells=_by_configuration(cells)) for key, cells in sorted(apart.items())]
+    return [_group(key, cells) for key, cells in sorted(apart.items())]
+
+
+def _group(key: tuple[str, str, str, int], cells: Mapping[str, Sequence[CellLog]]) -> Group:
+    references = [log for logs in cells.values() for log in logs if is_reference(log)]
+    strategies = {label: logs for label, logs in cells.items() if not is_reference(logs[0])}
+    return Group(*key, cells=_by_configuration(strategies), references=references)
+
+
+def is_reference(log: CellLog) -> bool:
+    """Whether all of the pool was labeled at once: full supervision."""
+    return log.header["config"]["initial_size"] is None
 
 
 def _by_configuration(cells: Mapping[str, Sequence[CellLog]]) -> dict[str, list[CellLog]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 from dgal_bench.report.propagation import propagation_lines
@@ -32,24 +33,52 @@ def _section(group: Group) -> str:
             *propagation_lines(group),
             "",
         ]
+    lines += supervision_lines(group)
     return "\n".join([*lines, *_ledger(group), *_warnings(group)]) + "\n"
 
 
+def supervision_lines(group: Group) -> list[str]:
+    """What the network reaches with every label of the pool: the reference line of the figures."""
+    lines = []
+    for log in group.references:
+        if log.done:
+            last = log.records[-1]
+            varied = "".join(f", {part}" for part in log.path.parent.name.split("+")[1:])
+            lines.append(
+                f"Full supervision: {100 * last.accuracy:.1f} % with all {last.n_labeled:,} labels (one training, "
+                f"{last.epochs} epochs, {last.train_seconds:.0f} s{varied})."
+            )
+    return [*lines, ""] if lines else []
+
+
 def _protocol(group: Group) -> list[str]:
-    configs = [log.header["config"] for log in group.logs]
+    configs = [log.header["config"] for log in group.logs or group.references]
 
     def values(*path: str) -> str:
         return "/".join(dict.fromkeys(str(reduce(lambda node, key: node[key], path, config)) for config in configs))
 
-    records = [record for log in group.logs for record in log.records]
+    spaces = " / ".join(dict.fromkeys(space(config["representation"]) for config in configs))
+    records = [record for log in [*group.logs, *group.references] for record in log.records]
     threads, jobs = (sorted({getattr(record, name) for record in records}) for name in ("threads", "jobs"))
     return [
         f"{values('initial_size')} first labels, {values('rounds')} queries of {values('batch_size')}, "
-        f"{values('restricted_size')} candidates after a restriction; representation "
-        f"{values('representation', 'kind')}, K = {values('graph', 'graph_k')}.",
+        f"{values('restricted_size')} candidates after a restriction; graph on {spaces}, "
+        f"K = {values('graph', 'graph_k')}.",
         f"{' / '.join(machines(group))}; {_numbers(threads)} thread(s) a cell, {_numbers(jobs)} cell(s) side by side.",
         *_plugins(group),
     ]
+
+
+def space(representation: Mapping[str, Any]) -> str:
+    """What made the points of a graph: ``vae (resnet18)``, ``npy (mine.npy)``, ``timm (resnet50)``, ``pca``."""
+    kind = representation["kind"]
+    # rows of before there was a choice have no such keys
+    detail = {
+        "vae": representation.get("encoder", "cnn").replace("cnn", ""),
+        "npy": Path(representation.get("path") or "").name,
+        "timm": representation.get("model"),
+    }.get(kind)
+    return f"{kind} ({detail})" if detail else str(kind)
 
 
 def _plugins(group: Group) -> list[str]:
@@ -66,7 +95,7 @@ def _plugins(group: Group) -> list[str]:
 
 def machines(group: Group) -> list[str]:
     """Every machine and revision that made these rows."""
-    return sorted({_machine(log.header) for log in group.logs})
+    return sorted({_machine(log.header) for log in [*group.logs, *group.references]})
 
 
 def _machine(header: Mapping[str, Any]) -> str:
@@ -96,13 +125,16 @@ def _cells(row: SummaryRow) -> list[str]:
 
 def _ledger(group: Group) -> list[str]:
     """The one-off cost and quality of each representation and graph under these rows."""
-    made = {log.header["fingerprint"]["graph"]: log.header["setup"] for log in group.logs}
+    made = {
+        log.header["fingerprint"]["graph"]: (space(log.header["config"]["representation"]), log.header["setup"])
+        for log in group.logs
+    }
     lines = []
-    for setup in made.values():
+    for name, setup in made.values():
         representation, graph = setup["representation"], setup["graph"]
         shares = ", ".join(f"{name} {share:.3f}" for name, share in representation["label_share"].items())
         lines.append(
-            f"Once, in no query time: {representation['kind']} {representation['seconds']:.1f} s, "
+            f"Once, in no query time: {name} {representation['seconds']:.1f} s, "
             f"graph {graph['seconds']:.2f} s ({graph['components']} component(s), "
             f"{'exact' if graph['exact'] else f'''recall {graph['recall']:.3f}'''}). "
             f"Share of the 20 nearest neighbours with a point's label: {shares}."
@@ -124,7 +156,7 @@ def _ledger(group: Group) -> list[str]:
 
 def _warnings(group: Group) -> list[str]:
     lines = []
-    for log in group.logs:
+    for log in [*group.logs, *group.references]:
         if not log.done:
             why = f": {log.failure['error']}" if log.failure else ""
             cell = f"{log.path.parent.name}/{log.path.stem}"
