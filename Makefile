@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 INSTALLED := $(VENV)/.installed-$(FAISS)
 
-ARGS = $(if $(SUITE),suite=$(SUITE)) $(if $(DATASET),dataset=$(DATASET)) $(if $(STRATEGIES),strategy=$(STRATEGIES)) \
+ARGS = $(if $(SUITE),suite=$(SUITE)) $(if $(DATASET),dataset=$(DATASET)) $(if $(DATA_PATH),dataset.path=$(DATA_PATH)) \
+       $(if $(STRATEGIES),strategy=$(STRATEGIES)) \
        $(if $(SEEDS),seed=$(SEEDS)) $(if $(ROUNDS),rounds=$(ROUNDS)) $(if $(PROFILE),profile=$(PROFILE)) \
        $(if $(RESULTS),results=$(RESULTS)) $(if $(JOBS),jobs=$(JOBS)) $(if $(PLUGINS),plugins=$(PLUGINS)) $(OVERRIDES)
 
@@ -15,7 +16,7 @@ ARGS = $(if $(SUITE),suite=$(SUITE)) $(if $(DATASET),dataset=$(DATASET)) $(if $(
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  bench takes DATASET= STRATEGIES= SEEDS= ROUNDS= PROFILE= SUITE= RESULTS= JOBS= PLUGINS= OVERRIDES='key=value ...'"
+	@echo "  bench takes DATASET= DATA_PATH= STRATEGIES= SEEDS= ROUNDS= PROFILE= SUITE= RESULTS= JOBS= PLUGINS= OVERRIDES='key=value ...'"
 
 setup: $(INSTALLED)  ## make .venv and install everything into it (a few minutes, once)
 
@@ -36,8 +37,11 @@ smoke: setup  ## run every strategy for seconds, on a tiny subset
 report: setup  ## tables and figures of RESULTS (default results/runs)
 	@$(BIN)/dgal-bench report $(or $(RESULTS),results/runs)
 
-benchmarks: setup  ## time the acquisitions against their references and scikit-activeml
+benchmarks: setup  ## measure acquisitions, forward pass, training and memory; half an hour on a quiet machine
 	@$(BIN)/python benchmarks/acquisition.py
+	@$(BIN)/python benchmarks/inference.py
+	@$(BIN)/python benchmarks/training.py
+	@$(BIN)/python benchmarks/memory.py
 
 comma := ,
 data: setup  ## find, download and check the files of DATASET (none named: say what is there)

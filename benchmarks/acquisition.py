@@ -5,9 +5,6 @@ table to standard output, everything to ``--out`` and a figure beside it. README
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -18,24 +15,20 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout, where tests/reference.py is
 
 from benchmarks import plan, report
+from benchmarks.common import answer, header, machine_text, parser, quiet, say, write
 from benchmarks.figure import save_figure
 from benchmarks.plan import Case
-from dgal_bench.provenance import provenance
 
-ROOT = Path(__file__).resolve().parent.parent
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
-)  # fmt: skip
+WORKER = "benchmarks.worker"
 PEERS = ("scikit-activeml", "scikit-learn")
 _SETUP_SECONDS = 120  # imports and inputs, on a machine that is slow or busy; beyond the limit and this, it hangs
-_BUSY = 0.2  # cores that other processes use, above which timings are noise
 
 
 def main(words: Sequence[str] | None = None) -> int:
     options = _options(words)
     planned = plan.cases(options.criteria, options.quick)
-    results = _header(options)
-    _say(_introduction(results, len(planned)))
+    results = _header(options, words)
+    say(_introduction(results, len(planned)))
     pace: dict[tuple[str, str], float] = {}
     rows = results["measurements"]
     start = perf_counter()
@@ -45,41 +38,31 @@ def main(words: Sequence[str] | None = None) -> int:
         if seconds := row.get("seconds"):
             pace[case.criterion, case.implementation] = seconds / plan.expected_seconds(case)
         left = plan.seconds_left(planned[number:], pace, options.limit)
-        _say(_progress(number, len(planned), case, row, left, options.limit))
+        say(_progress(number, len(planned), case, row, left, options.limit))
     results["took_seconds"] = perf_counter() - start
     compared = report.comparisons(rows, results["bandwidth"]["read_gb_per_second"], options.limit)
     results["comparisons"] = compared
-    _say(f"\n{report.table(compared, options.limit)}\n\n{_quiet(rows)}")
+    say(f"\n{report.table(compared, options.limit)}\n\n{quiet(row.get('cores_of_others') for row in rows)}")
     _write(results, options.out)
     return int(any(row["status"] == "failed" for row in rows))
 
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="benchmarks/acquisition.py", description=(__doc__ or "").partition("\n")[0])
-    default_out = ROOT / "benchmarks" / "results" / "acquisition.json"
-    parser.add_argument("--quick", action="store_true", help="2,000 points, 10 classes, 10 picks: under a minute")
-    parser.add_argument("--out", type=Path, default=default_out, help="the JSON file; the figure goes beside it")
-    parser.add_argument(
-        "--threads", type=int, default=1, help="for torch, BLAS and OpenMP alike (default: 1, as a cell has)"
-    )
-    parser.add_argument("--limit", type=float, default=30.0, help="seconds after which a call is stopped (default: 30)")
-    parser.add_argument("--criteria", nargs="+", choices=plan.CRITERIA, default=plan.CRITERIA, help="default: all")
-    options = parser.parse_args(words)
-    if options.threads < 1 or not options.limit > 0:
-        parser.error(
-            f"--threads {options.threads} --limit {options.limit:g}: use 1 or more threads, and a limit above 0"
-        )
+    made = parser("acquisition", __doc__)
+    made.add_argument("--quick", action="store_true", help="2,000 points, 10 classes, 10 picks: under a minute")
+    made.add_argument("--limit", type=float, default=30.0, help="seconds after which a call is stopped (default: 30)")
+    made.add_argument("--criteria", nargs="+", choices=plan.CRITERIA, default=plan.CRITERIA, help="default: all")
+    options = made.parse_args(words)
+    if not options.limit > 0:
+        made.error(f"--limit {options.limit:g} is too small: use more than 0")
     return options
 
 
-def _header(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "command": " ".join(["python", "benchmarks/acquisition.py", *sys.argv[1:]]),
-        "threads": options.threads,
+def _header(options: argparse.Namespace, words: Sequence[str] | None) -> dict[str, Any]:
+    return header("acquisition", options.threads, words) | {
         "limit_seconds": options.limit,
         "memory_gb": plan.memory_bytes() / 1e9,
-        "bandwidth": _worker({"bandwidth": True}, options.threads, _SETUP_SECONDS),
-        "provenance": provenance(),
+        "bandwidth": answer(WORKER, {"bandwidth": True}, options.threads, _SETUP_SECONDS),
         "peers": {name: _version(name) for name in PEERS},
         "features": plan.N_FEATURES,
         "coreset_centres": plan.N_CENTRES,
@@ -96,25 +79,7 @@ def measured(case: Case, rows: Sequence[Mapping[str, Any]], threads: int, limit:
     smaller = [other for other in stopped if case.is_larger_than(other)]
     if smaller:
         return case.facts() | {"status": "not_started", "peak_mb": None, "because_of": smaller[0].facts()}
-    return case.facts() | _worker(case.facts() | {"limit": limit}, threads, limit + _SETUP_SECONDS)
-
-
-def _worker(request: Mapping[str, Any], threads: int, patience: float) -> dict[str, Any]:
-    """What a fresh process answers; the numbers of threads must be in its environment before it loads a library."""
-    words = [sys.executable, "-m", "benchmarks.worker", json.dumps(request)]
-    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
-    try:
-        done = subprocess.run(
-            words, cwd=ROOT, env=environment, timeout=patience, capture_output=True, text=True, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return {"status": "over_limit", "peak_mb": None}
-    if done.returncode == -9:  # the system's own guard of memory
-        return {"status": "over_memory", "peak_mb": None}
-    if done.returncode != 0:
-        return {"status": "failed", "peak_mb": None, "error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return case.facts() | answer(WORKER, case.facts() | {"limit": limit}, threads, limit + _SETUP_SECONDS)
 
 
 def _version(package: str) -> str | None:
@@ -125,21 +90,11 @@ def _version(package: str) -> str | None:
 
 
 def _introduction(results: Mapping[str, Any], n_cases: int) -> str:
-    machine = results["provenance"]["machine"]
     return (
-        f"{n_cases} measurements, each in a process of its own, {results['threads']} thread(s), at most "
-        f"{results['limit_seconds']:g} s a call; {machine['cpu']}, {machine['cores']} cores, "
-        f"{results['memory_gb']:.0f} GB, memory read at {results['bandwidth']['read_gb_per_second']:.1f} GB/s"
+        f"{n_cases} measurements, each in a process of its own, at most {results['limit_seconds']:g} s a call; "
+        f"{machine_text(results)}, {results['memory_gb']:.0f} GB, memory read at "
+        f"{results['bandwidth']['read_gb_per_second']:.1f} GB/s"
     )
-
-
-def _quiet(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Whether the seconds can be trusted: two threads that wait for each other suffer most from a third process."""
-    others = [row["cores_of_others"] for row in rows if row.get("cores_of_others") is not None]
-    busy = sum(cores > _BUSY for cores in others)
-    if busy:
-        return f"NOISE: other processes kept more than {_BUSY:g} cores busy in {busy} of {len(others)} measurements"
-    return f"quiet machine: other processes kept at most {max(others, default=0.0):.2f} cores busy"
 
 
 def _progress(number: int, n_cases: int, case: Case, row: Mapping[str, Any], left: float, limit: float) -> str:
@@ -155,15 +110,9 @@ def _progress(number: int, n_cases: int, case: Case, row: Mapping[str, Any], lef
 def _write(results: Mapping[str, Any], out: Path) -> None:
     """Without the picks themselves: they were for comparing, and ``shared_picks`` says what came of it."""
     kept = [{key: value for key, value in row.items() if key != "chosen"} for row in results["measurements"]]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({**results, "measurements": kept}, indent=1) + "\n")
+    write({**results, "measurements": kept}, out)
     written = [out, *save_figure(results, out.with_suffix(""))]
-    _say("written: " + ", ".join(str(path) for path in written))
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    say("written: " + ", ".join(str(path) for path in written))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
-"""The benchmark's own laws: nothing dropped, ratios that are quotients, and memory. No time is asserted."""
+"""The benchmarks' own laws: nothing dropped, ratios that are quotients, differences found. No time is asserted."""
 
 import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from benchmarks import acquisition, plan, report
+from benchmarks import acquisition, inference, inputs, loops, machine, memory, plan, repetitions, report, training
+from benchmarks.loops import Task
+from benchmarks.memory_worker import Peaks
 from benchmarks.plan import CRITERIA, IMPLEMENTATIONS, Case
+from dgal_bench.data.pool import Pool
 
 ROOT = Path(__file__).parent.parent
 CASE = Case("badge", 60_000, 10, 50, "ours")
@@ -117,3 +123,262 @@ def test_memory_beyond_the_inputs_is_small(criterion, classes):
     if found["peak_mb"] is None:
         pytest.skip("peak memory is read under Linux's /proc")
     assert 0 < found["peak_mb"] < 100
+
+
+def read(out):
+    return json.loads(out.read_text())
+
+
+def quotients(above, below):
+    return sorted(a / b for a, b in zip(above, below, strict=True))
+
+
+def test_contenders_take_turns_and_ratios_pair_their_repetitions(monkeypatch):
+    calls = []
+    makers = {name: lambda name=name: lambda: calls.append(name) for name in "abc"}
+    repeated = repetitions.interleaved(makers, 3)
+    assert calls == list("abcbcacab")
+    assert {name: len(seconds) for name, seconds in repeated.seconds.items()} == {"a": 3, "b": 3, "c": 3}
+    assert repetitions.ratio([2.0, 9.0, 8.0], [1.0, 3.0, 2.0]) == {"median": 3.0, "min": 2.0, "max": 4.0}
+
+
+LOG_PROBS = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.4, 0.4 - 1e-6, 0.2]]).log()
+
+
+@pytest.mark.parametrize(
+    ("change", "different", "beyond"),
+    [
+        (lambda rows: rows, 0, 0),
+        (lambda rows: rows[[1, 0, 2]], 2, 2),
+        (lambda rows: torch.stack([rows[0], rows[1], rows[2, [1, 0, 2]]]), 1, 0),  # a tie at float rounding
+        (lambda rows: torch.stack([rows[0], rows[1], rows[2, [2, 1, 0]]]), 1, 1),
+        (lambda rows: torch.stack([rows[0] * torch.nan, rows[1], rows[2]]), 1, 1),
+    ],
+)
+def test_a_class_that_differs_is_counted_and_only_a_tie_forgiven(change, different, beyond):
+    found = inference.difference(LOG_PROBS, change(LOG_PROBS))
+    assert (found["different"], found["beyond_ties"]) == (different, beyond)
+
+
+def run_inference(out, repeats):
+    return inference.main(["--images", "300", "--repeats", repeats, "--workers", "0", "--out", str(out)])
+
+
+def test_passes_are_compared_on_all_images(tmp_path, capsys):
+    out = tmp_path / "inference.json"
+    assert run_inference(out, "2") == 0
+    results = read(out)
+    rows = {row["name"]: row for row in results["measurements"]}
+    assert set(rows) == {row.name for row in inference.contenders(0)}
+    assert {(row["slices"], row["channels_last"]) for row in rows.values()} == {*product([True, False], repeat=2)}
+    ours, usual = (rows[one.name]["all_seconds"] for one in (inference.OURS, inference.USUAL))
+    low, high = quotients(usual, ours)
+    assert results["goal"]["found"] == {"median": (low + high) / 2, "min": low, "max": high}
+    assert rows[inference.USUAL.name]["x_ours"] == results["goal"]["found"]
+    assert results["goal"]["reached"] == ((low + high) / 2 >= 1.7)
+    assert (results["equal"], results["images"], results["threads"]) == (True, 300, 1)
+    assert results["classes_answered"] > 5
+    assert results["provenance"]["machine"]["cpu"]
+    assert "equal classes on all 300 images: yes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("broken", [one.name for one in inference.contenders(2)])
+def test_any_pass_that_answers_in_another_order_is_found(broken):
+    rows = inference.contenders(2)
+    answers = {row.name: [LOG_PROBS, LOG_PROBS] for row in rows}
+    seconds = {row.name: [1.0, 2.0] for row in rows}
+    assert inference.summary(rows, seconds, answers)["equal"]
+    answers[broken] = [LOG_PROBS, LOG_PROBS.roll(1, 0)]
+    found = inference.summary(rows, seconds, answers)
+    assert not found["equal"]
+    assert [one["name"] for one in found["measurements"] if one["beyond_ties"]] == [broken]
+
+
+def test_another_answer_fails_the_run(tmp_path, capsys, monkeypatch):
+    maker = inference.maker
+
+    def flipped(row, data, weights):
+        make = maker(row, data, weights)
+        return (lambda: lambda: make()().flip(0)) if row.slices and not row.channels_last else make
+
+    monkeypatch.setattr(inference, "maker", flipped)
+    assert run_inference(tmp_path / "inference.json", "1") == 1
+    assert not read(tmp_path / "inference.json")["equal"]
+    assert "equal classes on all 300 images: NO, " in capsys.readouterr().out
+
+
+def test_a_layout_is_what_its_name_says():
+    """As the second convolution meets it: of one channel both layouts are alike."""
+    data = inputs.generated(200, 10)
+    rows = inference.contenders(0)
+    met = {}
+    for row in rows:
+        makers = inference.passes([row], data, inputs.new_module(inputs.settings(), data).net.state_dict())
+
+        def note(module, args, row=row):
+            if isinstance(module, torch.nn.Conv2d) and module.in_channels > 1:
+                met.setdefault(row.name, set()).add(args[0].is_contiguous(memory_format=torch.channels_last))
+
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+        makers[row.name]()()
+        hook.remove()
+    assert met == {row.name: {row.channels_last} for row in rows}
+
+
+def test_single_images_are_what_slices_hold():
+    data = inputs.generated(40, 10)
+    images, labels = next(iter(torch.utils.data.DataLoader(inputs.PerItem(data), batch_size=40)))
+    torch.testing.assert_close(images, inputs.standardise(inputs.settings(), data)(data.images))
+    assert labels.equal(data.labels)
+
+
+def run_training(out, epochs, repeats, *sizes):
+    return training.main(["--sizes", *sizes, "--epochs", epochs, "--repeats", repeats, "--out", str(out)])
+
+
+def test_lightning_ends_with_the_weights_of_the_bare_loop(tmp_path, capsys):
+    out = tmp_path / "training.json"
+    assert run_training(out, "3", "2", "10", "70") == 0
+    results = read(out)
+    assert [(row["labels"], row["epochs"]) for row in results["sizes"]] == [(10, 3), (70, 3)]
+    for row in results["sizes"]:
+        assert (row["equal"], row["bit_equal"]) == (True, True)
+        rows = {one["name"]: one for one in row["measurements"]}
+        assert set(rows) == {loops.OURS, loops.BARE, loops.USUAL}
+        assert all((one["epochs"], one["largest_difference"]) == (3, 0) for one in rows.values())
+        low, high = quotients(rows[loops.OURS]["all_seconds"], rows[loops.BARE]["all_seconds"])
+        assert rows[loops.OURS]["x_bare"] == {"median": (low + high) / 2, "min": low, "max": high}
+        assert row["reached"] == ((low + high) / 2 <= 1.1)
+        assert 0 < rows[loops.OURS]["construction_seconds"] < rows[loops.OURS]["seconds"]["median"]
+    assert results["provenance"]["machine"]["cpu"]
+    assert capsys.readouterr().out.count("; weights: the same bits") == 2
+
+
+@pytest.mark.parametrize("broken", [loops.OURS, loops.USUAL])
+def test_a_training_in_another_order_fails(broken, tmp_path, capsys, monkeypatch):
+    trainings = training.trainings
+
+    class Backwards(Task):
+        """On the same points, given in the opposite order."""
+
+        def parts(self):
+            module, slices = super().parts()
+            pool = slices.pool
+            slices.pool = Pool(pool.size, pool.n_classes, pool.labeled.flip(0), pool.labels.flip(0))
+            return module, slices
+
+    def other_order(task):
+        backwards = Backwards(task.config, task.data, task.transform, task.n_labeled)
+        return trainings(task) | {broken: trainings(backwards)[broken]}
+
+    monkeypatch.setattr(training, "trainings", other_order)
+    assert run_training(tmp_path / "training.json", "9", "1", "70") == 1
+    (row,) = read(tmp_path / "training.json")["sizes"]
+    assert (row["equal"], row["bit_equal"]) == (False, broken != loops.OURS)
+    assert "; weights: NOT EQUAL" in capsys.readouterr().out
+
+
+def test_no_rule_can_stop_a_training_early():
+    training_config = Task.of(inputs.generated(50, 10), 10, epochs=40).config.training
+    assert training_config.max_epochs == training_config.min_epochs == 40
+    assert training_config.patience > 40
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (inference.main, ["--images", "0"]),
+        (inference.main, ["--threads", "0"]),
+        (training.main, ["--sizes", "12"]),
+        (training.main, ["--epochs", "1"]),
+        (acquisition.main, ["--limit", "0"]),
+    ],
+)
+def test_a_setting_that_measures_nothing_is_refused(main, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert words[0] in capsys.readouterr().err
+
+
+needs_proc = pytest.mark.skipif(machine.reset_peak() is None, reason="peak memory is read under Linux's /proc")
+
+
+@needs_proc
+def test_a_peak_belongs_to_the_innermost_phase():
+    peaks, megabytes = Peaks(), 200
+    with peaks.phase("outer"):
+        with peaks.phase("inner"):
+            np.ones(megabytes * 10**6 // 8)
+        with peaks.phase("kept"):
+            kept = np.ones(megabytes * 10**6 // 16)
+    beyond = {name: phase.peak_mb - phase.before_mb for name, phase in peaks.phases.items()}
+    assert beyond["inner"] == pytest.approx(200, abs=20)
+    assert beyond["kept"] == pytest.approx(100, abs=20)
+    assert beyond["outer"] == pytest.approx(kept.nbytes / 1e6, abs=20)
+
+
+def part(name, **phases):
+    peak = max(phases.values())
+    found = {key: {"before_mb": 900.0, "peak_mb": value, "seconds": 1.0} for key, value in phases.items()}
+    return {
+        "part": name, "status": "measured", "imports_mb": 850.0, "peak_mb": peak, "phases": found,
+        "reached": peak <= 3000,
+    }  # fmt: skip
+
+
+def test_a_verdict_names_the_phase_of_the_peak():
+    rest = {"the rest": 2500.2}
+    assert memory.verdict(part("dgmg", **rest, query=2500.1)).endswith("reached: 2.50 GB, in query")
+    assert memory.verdict(part("dgmg", **rest, query=1000.0)).endswith("reached: 2.50 GB, in the rest")
+    over = part("setup", **rest, label_shares=3245.0)
+    assert memory.verdict(over).endswith("under 3 GB, NOT reached: 3.25 GB, in label_shares")
+    killed = {"part": "margin", "status": "over_memory", "peak_mb": None, "reached": None}
+    assert memory.verdict(killed) == "goal for margin: not known, over_memory"
+    lines = [line.split() for line in memory.table({"parts": [over, killed]}).splitlines()]
+    assert ["label_shares", "3,245", "2,345", "1.00", "1.0"] in lines
+    assert ["margin", "over_memory"] in lines
+
+
+def test_generated_files_hold_what_is_generated_in_memory(tmp_path):
+    inputs.write_files(tmp_path, 60, 20, 5, 8)
+    data, found = inputs.generated(60, 20, 5), np.load(tmp_path / "set.npz")
+    assert np.array_equal(found["images"], data.images[:, 0].numpy())
+    assert np.array_equal(found["test_labels"], data.test_labels.numpy())
+    latents = np.load(tmp_path / "latents.npy")
+    assert (latents.shape, latents.dtype) == ((60, 8), np.float32)
+    assert len({image.tobytes() for image in found["images"]}) == 60
+
+
+@pytest.mark.slow
+@needs_proc
+def test_a_small_run_says_where_each_peak_is(tmp_path):
+    out = tmp_path / "memory.json"
+    words = [sys.executable, "benchmarks/memory.py", "--small", "--out", str(out)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = {row["part"]: row for row in read(out)["parts"]}
+    assert set(parts) == set(memory.PARTS)
+    for row in parts.values():
+        assert row["status"] == "measured"
+        assert row["peak_mb"] == max(phase["peak_mb"] for phase in row["phases"].values()) > row["imports_mb"] > 100
+        assert row["reached"] == (row["peak_mb"] <= 3000)
+    made, asked = {"label_shares", "graph: knn", "graph: transition", "attach"}, {"training", "test", "query"}
+    assert made <= set(parts["setup"]["phases"])
+    for name in ("margin", "dgmg"):
+        assert asked <= set(parts[name]["phases"])
+        assert not made & set(parts[name]["phases"])  # found in the cache that the set-up left
+        assert parts[name]["edges"] == parts["setup"]["edges"] > 2_000
+    assert (parts["margin"]["n_scored"], parts["dgmg"]["n_scored"]) == (1_980, 200)
+
+
+@pytest.mark.slow
+@needs_proc
+def test_a_part_that_fails_says_why_and_fails_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory.inputs, "write_files", lambda *_: None)
+    monkeypatch.setattr(memory, "PARTS", ("margin",))
+    assert memory.main(["--small", "--out", str(tmp_path / "memory.json")]) == 1
+    (row,) = read(tmp_path / "memory.json")["parts"]
+    assert (row["status"], row["reached"]) == ("failed", None)
+    assert "set.npz" in row["error"]
+    assert "goal for margin: not known, failed" in capsys.readouterr().out
