@@ -89,12 +89,13 @@ def test_its_commands_are_understood(line, tmp_path, capsys, plugin, monkeypatch
     if line.startswith("make"):
         names = {
             "DATASET": "dataset",
+            "DATA_PATH": "dataset.path",
             "STRATEGIES": "strategy",
             "SEEDS": "seed",
             "PLUGINS": "plugins",
             "SUITE": "suite",
         }
-        pairs = dict(re.findall(r"([A-Z]+)=('[^']*'|\S+)", line))
+        pairs = dict(re.findall(r"([A-Z_]+)=('[^']*'|\S+)", line))
         words = [
             "bench",
             *pairs.pop("OVERRIDES", "").strip("'").split(),
