@@ -15,6 +15,9 @@ Index: TypeAlias = Tensor
 Labels: TypeAlias = Tensor
 """(m,) int64 classes 0..C-1."""
 
+ImageShape: TypeAlias = tuple[int, int, int]
+"""(channels, height, width)."""
+
 Features: TypeAlias = Tensor
 """(N, d) float32."""
 

@@ -1,28 +1,17 @@
 """Values that no type can rule out: each miss says the value and the knob to turn."""
 
 import re
+from collections.abc import Sequence
 from functools import reduce
 from math import isfinite
 from typing import Any
 
-from dgal_bench.config import RepresentationConfig, RunConfig, TrainingConfig
+from dgal_bench.config import NetConfig, RepresentationConfig, RunConfig, TrainingConfig
 from dgal_bench.errors import ConfigError, did_you_mean
 
 # The names of the literal registries, known here so that a misspelt kind fails before anything is imported or run;
 # a test holds them against the registries.
 KINDS = {
-    "dataset.kind": (
-        "cifar10",
-        "cifar100",
-        "digits",
-        "emnist",
-        "fashion_mnist",
-        "folder",
-        "mini_imagenet",
-        "mnist",
-        "npz",
-        "svhn",
-    ),
     "net.stem": ("auto", "small", "standard"),
     "training.optimizer": ("adam", "sgd"),
     "representation.kind": ("npy", "pca", "pixels", "timm", "vae"),
@@ -35,29 +24,46 @@ KINDS = {
 }
 
 
-OWN_KINDS = ("cnn", "mlp", "vit_small", "resnet18", "resnet50")
-"""Networks of ``net.kind`` that need no look into timm's list: ours and the paper's."""
+OWN_KINDS = ("cnn", "mlp")
+"""Networks of ``net.kind`` that are ours; a test holds them against the registry."""
+
+_OF_THE_PAPER = ("resnet18", "resnet50", "vit_small")  # these need no look into timm's list, which takes a second
 
 
-def check_backbone(key: str, name: str) -> None:
-    """Refuse a name that is neither ours nor timm's, with the nearest."""
-    if name in OWN_KINDS:
+def check_backbone(key: str, name: str, own: Sequence[str] = ()) -> None:
+    """Refuse a name that timm does not have, with the nearest; ``own``: other choices, to be suggested too."""
+    if name in (*_OF_THE_PAPER, *own):
         return
-    import timm  # a second, for those who name another network only
+    import timm
 
-    if not timm.is_model(name):
-        near = did_you_mean(name, [*OWN_KINDS, *timm.list_models()], n=3)
+    architecture, dot, _ = name.partition(".")
+    if not timm.is_model(architecture):
+        near = did_you_mean(name, [*own, *_OF_THE_PAPER, *timm.list_models()], n=3)
         raise ConfigError(f"unknown {key} '{name}'{near or ': it is no network of timm'}")
+    if dot and name not in (tags := timm.list_pretrained(f"{architecture}.*")):
+        raise ConfigError(f"{key}={name}: timm has no such weights of {architecture}{did_you_mean(name, tags)}")
+
+
+def _check_net(net: NetConfig) -> None:
+    check_backbone("net.kind", net.kind, OWN_KINDS)
+    lengths = {len(net.channels), len(net.kernels), len(net.pools)}
+    if len(lengths) > 1:
+        raise ConfigError("net.channels, net.kernels and net.pools must have the same length")
+
+
+def _or_1(value: int | None) -> int:
+    """Of a setting that may be left open: 1 then."""
+    return 1 if value is None else value
 
 
 def check_values(config: RunConfig) -> None:
     """Bounds that need no data: each miss says the value and the knob."""
     _check_kinds(config)
-    check_backbone("net.kind", config.net.kind)
+    _check_net(config.net)
     at_least = {
         "rounds": (config.rounds, 0 if config.full_supervision else 1),
         "batch_size": (config.batch_size, 1),
-        "initial_size": (1 if config.initial_size is None else config.initial_size, 1),
+        "initial_size": (_or_1(config.initial_size), 1),
         "predict_batch_size": (config.predict_batch_size, 1),
         "threads": (config.threads, 1),
         "training.train_batch_size": (config.training.train_batch_size, 2),
@@ -69,10 +75,10 @@ def check_values(config: RunConfig) -> None:
         "representation.threads": (config.setup_threads, 1),
         "graph.graph_k": (config.graph.graph_k, 1),
         "training.patience": (config.training.patience, 1),
-        "dataset.image_size": (config.dataset.image_size or 1, 1),
+        "dataset.image_size": (_or_1(config.dataset.image_size), 1),
         "trainer.devices": (config.trainer.devices, 1),
-        "net.input_size": (config.net.input_size or 1, 1),
-        "representation.input_size": (config.representation.input_size or 1, 1),
+        "net.input_size": (_or_1(config.net.input_size), 1),
+        "representation.input_size": (_or_1(config.representation.input_size), 1),
         "net.hidden": (min(config.net.hidden, default=1), 1),
         "net.channels": (min(config.net.channels, default=0), 1),
         "net.kernels": (min(config.net.kernels, default=0), 1),
@@ -93,9 +99,6 @@ def check_values(config: RunConfig) -> None:
         )
     _check_training(config.training)
     _check_representation(config.representation)
-    lengths = {len(config.net.channels), len(config.net.kernels), len(config.net.pools)}
-    if len(lengths) > 1:
-        raise ConfigError("net.channels, net.kernels and net.pools must have the same length")
 
 
 def _check_kinds(config: RunConfig) -> None:

@@ -103,11 +103,12 @@ def _sweep(command: Command, axes: Mapping[str, Sequence[str]], settings: "Setti
         return 0
     check_writable(settings.results)
     failed = []
-    if todo:
+    finished = {job: log for job in jobs if (log := logs[job.path]) is not None and log.done and job.config.own_files}
+    if todo or finished:
         done_rounds = sum(len(log.records) for job in todo if (log := logs[job.path]) is not None)
         progress = new_progress(todo, done_rounds)
         try:
-            failed = engine.execute(todo, settings, progress)
+            failed = engine.execute(todo, settings, progress, finished)
         finally:
             progress.close()
     if failed:

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from dgal_bench.checks import check_values
-from dgal_bench.config import RunConfig, from_dict
+from dgal_bench.config import NetConfig, RunConfig, from_dict
 from dgal_bench.errors import ConfigError, did_you_mean
 
 GROUPS = ("dataset", "representation", "profile", "strategy")
@@ -82,8 +82,17 @@ def compose(choices: Mapping[str, str], overrides: Iterable[str] = ()) -> RunCon
         config = from_dict(_settled(composed))
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from error
+    kinds = dataset_kinds()
+    if config.dataset.kind not in kinds:
+        raise ConfigError(f"unknown dataset.kind '{config.dataset.kind}'{did_you_mean(config.dataset.kind, kinds)}")
     check_values(config)
     return config
+
+
+def dataset_kinds() -> set[str]:
+    """How data sets may be read: what the presets say, their own names where they say nothing."""
+    presets = {name: read_group("dataset", name).dataset for name in group_names("dataset")}
+    return {str(preset.get("kind", name)) for name, preset in presets.items()}
 
 
 # For parts to name in their YAML: in the configuration of the strategies that use them, and of no other.
@@ -111,9 +120,11 @@ def _settled(composed: DictConfig) -> DictConfig:
 
 
 def _settle_optimizer(composed: DictConfig) -> None:
-    net, training = composed.net, composed.training
+    training = composed.training
     if training.optimizer == "auto":
-        training.optimizer = "adam" if net.pretrained is True or net.checkpoint_path is not None else "sgd"
+        net = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(NetConfig), composed.net))  # types converted
+        assert isinstance(net, NetConfig)
+        training.optimizer = "adam" if net.pretrained or net.checkpoint_path is not None else "sgd"
     sgd = training.optimizer == "sgd"
     if training.momentum is None:
         training.momentum = 0.9 if sgd else 0.0

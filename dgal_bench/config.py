@@ -170,7 +170,8 @@ class RunConfig:
 
         Of full supervision, which asks neither strategy nor graph, TRAINING_SETTINGS alone.
         """
-        parts = without_paths(to_dict(self))
+        parts = to_dict(self)
+        parts |= {name: without_paths(parts[name]) for name in SECTIONS}
         if self.full_supervision:
             parts = {name: parts[name] for name in TRAINING_SETTINGS}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -179,6 +180,14 @@ class RunConfig:
     def full_supervision(self) -> bool:
         """Whether this is one training on the whole labeled pool, the reference line, and no active learning."""
         return self.initial_size is None
+
+    @property
+    def own_files(self) -> list[str]:
+        """The paths of a user's own files that a result rests on."""
+        sections = (to_dict(getattr(self, name)) for name in SECTIONS)
+        return [
+            path for section in sections for key, path in section.items() if key in WHEREABOUTS and path is not None
+        ]
 
     @property
     def representation_seed(self) -> int:
@@ -201,15 +210,13 @@ TRAINING_SETTINGS = (
 WHEREABOUTS = frozenset({"path", "test_path", "checkpoint_path"})
 """Settings that name a user's own files. What those hold is in the fingerprint; where they lie changes no result."""
 
+SECTIONS = ("dataset", "net", "representation")
+"""Of the configuration, those that have such settings."""
 
-def without_paths(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested mapping with WHEREABOUTS reduced to whether they are given at all."""
-    return {
-        key: without_paths(value)
-        if isinstance(value, Mapping)
-        else (value is not None if key in WHEREABOUTS else value)
-        for key, value in values.items()
-    }
+
+def without_paths(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section of the configuration with WHEREABOUTS reduced to whether they are given at all."""
+    return {key: value is not None if key in WHEREABOUTS else value for key, value in section.items()}
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 from dgal_bench.checks import check_budget
 from dgal_bench.config import to_dict
 from dgal_bench.errors import UserError
+from dgal_bench.identity import check_content
 from dgal_bench.process import Worker, environment
-from dgal_bench.record import Recorder
+from dgal_bench.record import CellLog, Recorder
 from dgal_bench.sweep import Job, Settings
 
 
@@ -41,8 +42,10 @@ class Teller:
             getattr(self._listener, what)(*facts)
 
 
-def execute(jobs: Sequence[Job], settings: Settings, listener: Listener) -> list[Job]:
+def execute(jobs: Sequence[Job], settings: Settings, listener: Listener, finished: Mapping[Job, CellLog]) -> list[Job]:
     """Set every data set up, then run the cells on ``settings.jobs`` workers side by side.
+
+    ``finished``: cells that rest on a user's own files, of which only a set-up knows whether they are still the same.
 
     A failed cell is recorded and the others go on. All workers start at once, since their imports take 10 s; the
     first of them does the set-up, on as many threads as that has been given.
@@ -54,10 +57,11 @@ def execute(jobs: Sequence[Job], settings: Settings, listener: Listener) -> list
         UserError: data missing, a wrong setting, nothing that could be set up, or a cell that asks more of the data
             than there is.
     """
-    workers = [Worker(environment(jobs[0].config)) for _ in jobs[: settings.jobs]]
+    first = [*jobs, *finished][0]
+    workers = [Worker(environment(first.config)) for _ in jobs[: settings.jobs] or [first]]
     tell = Teller(listener)
     try:
-        broken = set_up(jobs, settings, tell, workers)
+        broken = set_up(jobs, settings, tell, workers, finished)
         for job in broken:
             tell("failed", job, broken[job])
         return [*broken, *run_cells([job for job in jobs if job not in broken], settings, tell, workers)]
@@ -66,7 +70,9 @@ def execute(jobs: Sequence[Job], settings: Settings, listener: Listener) -> list
             worker.close()
 
 
-def set_up(jobs: Sequence[Job], settings: Settings, tell: Teller, workers: list[Worker]) -> dict[Job, str]:
+def set_up(
+    jobs: Sequence[Job], settings: Settings, tell: Teller, workers: list[Worker], finished: Mapping[Job, CellLog]
+) -> dict[Job, str]:
     """Make (or find) the representation and graph of every data set before any cell starts, on the first worker.
 
     Returns:
@@ -74,20 +80,22 @@ def set_up(jobs: Sequence[Job], settings: Settings, tell: Teller, workers: list[
     """
     broken: dict[Job, str] = {}
     last_error = UserError("")
-    for key in dict.fromkeys(job.setup_key for job in jobs):
-        sharing = [job for job in jobs if job.setup_key == key]
+    for key in dict.fromkeys(job.setup_key for job in [*jobs, *finished]):
+        sharing = [job for job in [*jobs, *finished] if job.setup_key == key]
         workers[0] = workers[0].fit_for(sharing[0].config)
         event = _set_up_one(sharing[0], settings, tell, workers[0])
         if event["event"] == "ready":
             for job in sharing:
                 check_budget(job.config, event["points"])
+                if job in finished:
+                    check_content(finished[job], event["content"])
             continue
         last_error = UserError(event["error"])
         last_error.exit_code = event["exit_code"]
         if event["stop"]:
             raise last_error
         broken |= dict.fromkeys(sharing, event["error"])
-    if len(broken) == len(jobs):
+    if broken and len(broken) == len(jobs) + len(finished):
         raise last_error
     return broken
 

@@ -65,7 +65,7 @@ def _npy(data: ImageData, config: RunConfig, device: torch.device, progress: Pro
 def _embeddings(key: str, path: str, size: int, kept: Subset | None) -> Features:
     """(size, d) float32 out of a .npy file with a row for each image, or for each of the whole set of a subset."""
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        found = np.load(Path(path).expanduser(), mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"representation.{key}={path} is not there: name a .npy file of shape (N, d)") from error
     except (OSError, ValueError, EOFError) as error:
@@ -135,7 +135,7 @@ def content_key(data: ImageData, config: RepresentationConfig) -> dict[str, Any]
 
 def _sha256(key: str, path: str) -> str:
     try:
-        with Path(path).open("rb") as file:
+        with Path(path).expanduser().open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(

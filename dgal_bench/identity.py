@@ -14,6 +14,12 @@ IDENTITY = ("algorithm_version", "config", "data", "latents", "graph", "weights"
 """What a result is about: another one is another result. The rest of a fingerprint is where it was made."""
 
 
+def check_content(log: CellLog, content: Mapping[str, Any]) -> None:
+    """Refuse a finished cell that was made from other content; raises ResultsError."""
+    fingerprint = log.header["fingerprint"] | content
+    check_resumable(log, {"fingerprint": fingerprint, "config": log.header["config"]}, anyway=True)
+
+
 def check_resumable(log: CellLog, header: Mapping[str, Any], anyway: bool) -> list[str]:
     """The harmless differences between a file and the present; raises ResultsError where rows must not be mixed."""
     old, new = log.header["fingerprint"], header["fingerprint"]
@@ -23,7 +29,8 @@ def check_resumable(log: CellLog, header: Mapping[str, Any], anyway: bool) -> li
         raise ResultsError(f"{log.path} holds results of another configuration ({changes}): use another results=DIR")
     if wrong:
         what = ", ".join(f"{name} {str(old.get(name))[:8]} -> {str(new.get(name))[:8]}" for name in wrong)
-        raise ResultsError(f"{log.path} was made from something else ({what}): use another results=DIR")
+        instead = ", or file it under another dataset.name=NAME" if "data" in wrong else ""
+        raise ResultsError(f"{log.path} was made from something else ({what}): use another results=DIR{instead}")
     moved = differences(old, new)
     if moved and not log.done and not anyway:
         raise ResultsError(

@@ -41,6 +41,16 @@ class Lab:
     device: torch.device
     weights: Weights | None = None
 
+    @property
+    def content(self) -> dict[str, str | None]:
+        """Hashes of all that its results rest on beside their configuration: part of every fingerprint."""
+        return {
+            "data": self.data.sha256,
+            "latents": self.setup.latents_sha256,
+            "graph": self.setup.graph_sha256,
+            "weights": None if self.weights is None else self.weights.sha256,
+        }
+
 
 def open_lab(config: RunConfig, data_root: Path, cache_root: Path, progress: Progress) -> Lab:
     """Load the data and prepare (or find) its representation and graph.
@@ -121,10 +131,7 @@ class Cell:
             "fingerprint": {
                 "algorithm_version": ALGORITHM_VERSION,
                 "config": config.hash,
-                "data": lab.data.sha256,
-                "latents": lab.setup.latents_sha256,
-                "graph": lab.setup.graph_sha256,
-                "weights": lab.weights and lab.weights.sha256,
+                **lab.content,
                 "git": revision(where["git"]),
                 "torch": where["versions"]["torch"],
                 "cpu": where["machine"]["cpu"],

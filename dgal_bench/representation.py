@@ -3,6 +3,7 @@
 The seconds of what a query rests on are kept in a ledger; what only the evaluation needs is counted apart from them.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -71,6 +72,9 @@ def prepare(config: RunConfig, data: ImageData, root: Path, device: torch.device
     )
     features = torch.from_numpy(latents.arrays["latents"])
     test_features = torch.from_numpy(latents.arrays["test_latents"]) if "test_latents" in latents.arrays else None
+    shares = cache.get_or_make(
+        root, shares_key(config, data, latents.sha256), lambda folder: _make_shares(config, data, features, progress)
+    )
     graph_key = cache.key_of(
         {"latents": latents.sha256, "recipe": RECIPE_VERSION, "device": device.type, **_graph_key(config.graph)}
     )
@@ -85,8 +89,23 @@ def prepare(config: RunConfig, data: ImageData, root: Path, device: torch.device
         Attachment(arrays["attached_ids"], arrays["attached_weights"]) if test_features is not None else None,
         latents_sha256=latents.sha256,
         graph_sha256=graph.sha256,
-        ledger={"representation": latents.facts, "graph": graph.facts},
+        ledger={"representation": latents.facts | shares.facts, "graph": graph.facts},
     )
+
+
+def shares_key(config: RunConfig, data: ImageData, latents_sha256: str) -> str:
+    """The one thing that labels are looked at for in set-up, and so in the key of no other."""
+    labels = hashlib.sha256(data.labels.numpy().tobytes()).hexdigest()
+    parts = {"latents": latents_sha256, "pixels": data.pool_sha256, "labels": labels, "recipe": RECIPE_VERSION}
+    return cache.key_of(parts | {"n_components": config.representation.latent_dim})
+
+
+def _make_shares(
+    config: RunConfig, data: ImageData, latents: Features, progress: Progress
+) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+    progress("looking at neighbours' labels", 0, 1)
+    with on_threads(config.setup_threads):
+        return {}, {"label_share": label_shares(data, latents, config.representation.latent_dim)}
 
 
 def _graph_key(config: GraphConfig) -> dict[str, Any]:
@@ -126,14 +145,11 @@ def _make_latents(
         seconds = perf_counter() - start
         test_latents = make_test()
         test_seconds = perf_counter() - start - seconds
-        progress("looking at neighbours' labels", 0, 1)
-        shares = label_shares(data, latents, config.representation.latent_dim)
     ledger = {
         "kind": kind,
         "seconds": seconds,
         "test_seconds": test_seconds,
         **facts,
-        "label_share": shares,
         "threads": config.setup_threads,
         "made_by": provenance(),
     }

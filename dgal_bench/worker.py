@@ -24,7 +24,7 @@ from dgal_bench.data.datasets import fetch
 from dgal_bench.errors import ConfigError, DataError, ResultsError, UserError, innermost
 from dgal_bench.lab import Cell, Lab, open_lab
 from dgal_bench.loop import run_cell
-from dgal_bench.models.nets import cost
+from dgal_bench.models.nets import check_fits
 from dgal_bench.models.trainer import silence_lightning
 from dgal_bench.record import Recorder
 
@@ -81,8 +81,8 @@ def handle(job: dict[str, Any], emit: Emit, labs: dict[str, Lab]) -> None:
     lab = labs[key]
     if job["job"] == "setup":
         # a network that does not fit the images is a mistake to find now
-        cost(Cell.of(config, lab).new_module(0).net, lab.data.image_shape)
-        emit("ready", points=lab.data.size)
+        check_fits(Cell.of(config, lab).new_module(0).net, lab.data.image_shape, config.net)
+        emit("ready", points=lab.data.size, content=lab.content)
         return
     with Recorder(Path(job["path"])) as recorder:
         try:

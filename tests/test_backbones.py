@@ -10,7 +10,7 @@ from dgal_bench.checks import check_backbone
 from dgal_bench.compose import compose
 from dgal_bench.errors import ConfigError, DataError
 from dgal_bench.models.backbones import Backbone, BackboneSpec, load_weights, patch_size
-from dgal_bench.models.nets import build_net, cost, initial_weights
+from dgal_bench.models.nets import build_net, check_fits, cost, initial_weights
 from dgal_bench.models.task import TaskModule
 from dgal_bench.seeding import isolated
 
@@ -225,6 +225,26 @@ def test_an_unknown_network_names_the_nearest(name, near):
     check_backbone("net.kind", near)
 
 
+def test_an_unknown_tag_names_those_that_there_are():
+    check_backbone("net.kind", "resnet18.a1_in1k")
+    with pytest.raises(ConfigError, match=r"net.kind=resnet18.a1_in2k: timm has no such weights of resnet18; did you"):
+        check_backbone("net.kind", "resnet18.a1_in2k")
+    for name in ("cnn", "mlp"):  # networks of ours have no features to freeze
+        with pytest.raises(ConfigError, match=f"unknown representation.model '{name}'"):
+            check_backbone("representation.model", name)
+
+
+def test_input_size_resizes_in_front_of_our_own_networks_too():
+    for kind in ("cnn", "mlp"):
+        small = build_net((1, 28, 28), 10, net_config(f"net.kind={kind}"))
+        resized = build_net((1, 28, 28), 10, net_config(f"net.kind={kind}", "net.input_size=32"))
+        native = build_net((1, 32, 32), 10, net_config(f"net.kind={kind}"))
+        flops = [cost(net, shape)["flops_per_image"] for net, shape in (
+            (small, (1, 28, 28)), (resized, (1, 28, 28)), (native, (1, 32, 32)),
+        )]  # fmt: skip
+        assert flops[0] < flops[1] == flops[2]
+
+
 def test_what_does_not_fit_a_network_is_one_line():
     with pytest.raises(ConfigError, match=r"resnet18 takes images of 1 or 3 channels, not 64: use net.kind=mlp"):
         build_net((64, 1, 1), 3, net_config("net.kind=resnet18"))
@@ -234,6 +254,13 @@ def test_what_does_not_fit_a_network_is_one_line():
         build_net((3, 32, 32), 3, net_config("net.kind=mobilenetv3_small_050", "net.stem=small"))
     with pytest.raises(ConfigError, match=r"vit_small: patches of 16x16 do not tile 30x30 pixels: set net.input_size"):
         build_net((3, 30, 30), 3, net_config("net.kind=vit_small", "net.stem=standard"))
+    with pytest.raises(ConfigError, match=r"net.stem=small gives resnet18 another first layer, for which there are no"):
+        initial_weights((3, 32, 32), net_config("net.kind=resnet18", "net.stem=small", "net.pretrained=true"))
+    check_fits(build_net((3, 32, 32), 3, config := net_config("net.kind=mixer_s16_224")), (3, 32, 32), config)
+    with pytest.raises(ConfigError, match=r"inception_v3 cannot take images of 32x32 pixels .*set net.input_size"):
+        check_fits(build_net((3, 32, 32), 3, config := net_config("net.kind=inception_v3")), (3, 32, 32), config)
+    with pytest.raises(ConfigError, match=r"net.input_size=32 is for images, and these are embeddings"):
+        build_net((64, 1, 1), 3, net_config("net.kind=mlp", "net.input_size=32"))
     for setting in ("net.pretrained=true", "net.checkpoint_path=x.pth"):
         with pytest.raises(ConfigError, match=r"net.kind=cnn has no published weights"):
             initial_weights((1, 8, 8), net_config(setting))
@@ -250,6 +277,7 @@ def test_the_optimiser_follows_the_network_unless_it_is_named():
     assert training("net.pretrained=false", dataset="cifar10") == ("sgd", 1e-3, 0.9, 5e-4)
     assert training("net.checkpoint_path=weights.pth") == ("adam", 1e-3, 0.0, 0.0)
     assert training("training.optimizer=adam", "training.weight_decay=0.1") == ("adam", 1e-3, 0.0, 0.1)
+    assert training("net.pretrained=1") == training("net.pretrained=yes") == ("adam", 1e-3, 0.0, 0.0)
     assert training("training.optimizer=sgd", dataset="cifar10") == ("sgd", 1e-3, 0.9, 5e-4)
 
 
@@ -280,3 +308,20 @@ def test_flops_of_a_resnet_are_those_of_its_paper():
     """He et al., Table 1: 1.8e9 multiply-adds at 224 pixels; cost works in training mode and with one image."""
     net = build_net((3, 224, 224), 1000, net_config("net.kind=resnet18"))
     assert cost(net.train(), (3, 224, 224))["flops_per_image"] == pytest.approx(2 * 1.82e9, rel=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("amp", ["false", "true"])
+@pytest.mark.parametrize("kind", ["cnn", "resnet18", "vit_small"])
+def test_a_net_answers_on_the_gpu_as_on_the_cpu(kind, amp):
+    images = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with isolated(0, "weights"):
+        net = build_net((3, 32, 32), 10, net_config(f"net.kind={kind}", dataset="svhn"))
+    module = TaskModule(net, 10, None, amp == "true").eval()
+    with torch.inference_mode():
+        truth = module(images)
+        found = module.to("cuda")(images.to("cuda"))
+    tolerance = 5e-2 if amp == "true" else 1e-3
+    for there, here in zip(found, truth, strict=True):
+        assert torch.allclose(there.cpu(), here, atol=tolerance, rtol=tolerance)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dgal_bench import cache
-from dgal_bench.data.folder import stratified_split
+from dgal_bench.data.own import stratified_split
 from dgal_bench.errors import ConfigError, DataError
 from tests.loading import load
 

@@ -95,7 +95,8 @@ def test_nan_costs_its_cell_and_no_other(lab, tmp_path, monkeypatch, strategy, r
     def job(strategy):
         config = practice(strategy)
         return {
-            "job": "cell", "plugins": [], "offline": True, "config": to_dict(config), "setup_key": "practice", "jobs": 1,
+            "job": "cell", "plugins": [], "offline": True, "config": to_dict(config), "setup_key": "practice",
+            "jobs": 1,
             "path": str(tmp_path / strategy / "seed-0.jsonl"), "resume_anyway": False,
         }  # fmt: skip
 

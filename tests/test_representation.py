@@ -14,6 +14,7 @@ from dgal_bench.graph.transition import attach, transition
 from dgal_bench.lab import open_lab
 from dgal_bench.laws import practice
 from dgal_bench.representation import label_share, latents_key, prepare
+from dgal_bench.seeding import rng_for
 from tests.loading import load
 
 CPU = torch.device("cpu")
@@ -47,6 +48,16 @@ def test_the_key_covers_the_pixels_of_both_splits_and_not_the_labels():
     assert latents_key(practice("dgmg", "seed=3", "rounds=1"), data(), CPU) == key  # shared by all strategies and seeds
     per_seed = [latents_key(practice("random", f"seed={s}", "representation.seed=cell"), data(), CPU) for s in (0, 1)]
     assert per_seed[0] == key != per_seed[1]
+
+
+def test_corrected_labels_are_judged_anew_on_the_same_latents(tmp_path):
+    config, corrected = practice("random"), replace(data(), labels=data().labels.flip(0))
+    first, second = (prepare(config, images, tmp_path, CPU, silent) for images in (data(), corrected))
+    shares = [setup.ledger["representation"].pop("label_share") for setup in (first, second)]
+    assert first.ledger["representation"] == second.ledger["representation"]
+    sample = torch.from_numpy(rng_for(0, "label share").permutation(200))
+    assert shares[0] != shares[1]
+    assert shares[1]["latents"] == label_share(second.latents, flat_pixels, corrected.labels, sample)
 
 
 def test_another_graph_reuses_the_latents(cache_root):

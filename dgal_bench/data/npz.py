@@ -14,9 +14,9 @@ import torch
 from dgal_bench.arrays import Progress
 from dgal_bench.cache import Arrays, get_or_make, key_of
 from dgal_bench.data.decode import Steps, new_array
-from dgal_bench.data.folder import own_path, stratified_split
 from dgal_bench.data.images import ImageData, Request
 from dgal_bench.data.members import Member, members_of, reading
+from dgal_bench.data.own import own_path, stratified_split
 from dgal_bench.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)

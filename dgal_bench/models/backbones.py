@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgal_bench.checks import check_backbone
+from dgal_bench.arrays import ImageShape
 from dgal_bench.errors import ConfigError, DataError, innermost
 
 ALIASES = {"vit_small": "vit_small_patch16_224"}
 """Names of the paper's (Table 1) that timm spells otherwise."""
 
 # Up to so many pixels a side a network from scratch gets a stem for small images, and a ViT at least so many patches.
-_SMALL = 64
+SMALL = 64
 _PATCHES = 8
 _NATIVE_PATCH = 16
 
@@ -36,7 +36,7 @@ class BackboneSpec:
     """Which network of timm's: ``input_size`` None is the images' own from scratch, with weights the native one."""
 
     model: str
-    image_shape: tuple[int, int, int]
+    image_shape: ImageShape
     input_size: int | None = None
     stem: str = "auto"
     pretrained: bool = False
@@ -67,7 +67,7 @@ class BackboneSpec:
     @property
     def small(self) -> bool:
         """Whether the stem is the one for small images: asked for, or small images from scratch."""
-        return self.stem == "small" or (self.stem == "auto" and not self.with_weights and max(self.size) <= _SMALL)
+        return self.stem == "small" or (self.stem == "auto" and not self.with_weights and max(self.size) <= SMALL)
 
     @property
     def small_patches(self) -> bool:
@@ -76,15 +76,28 @@ class BackboneSpec:
         return self.small or (self.stem == "auto" and not self.with_weights and untiled)
 
 
+class Resize(nn.Module):
+    """Images (b, c, h, w) of another size to (height, width), bilinear and antialiased."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        if images.shape[2:] == self.size:
+            return images
+        return F.interpolate(images, self.size, mode="bilinear", antialias=True)
+
+
 class Backbone(nn.Module):
     """A timm network without its classifier: images (b, 1 or 3, h, w) -> features (b, width).
 
-    Grey images are repeated to three channels and images of another size resized (bilinear, antialiased).
+    Grey images are repeated to three channels and images of another size resized.
     """
 
     def __init__(self, spec: BackboneSpec, weights: Weights | None = None) -> None:
         super().__init__()
-        self.size = spec.size
+        self.resize = Resize(spec.size)
         self.net = _create(spec, {"pretrained": False})
         if weights is not None:
             self.net.load_state_dict(weights.state)
@@ -93,9 +106,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[1] == 1:
             images = images.expand(-1, 3, -1, -1)
-        if images.shape[2:] != self.size:
-            images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
-        features: Tensor = self.net(images)
+        features: Tensor = self.net(self.resize(images))
         return features
 
 
@@ -103,7 +114,11 @@ def _create(spec: BackboneSpec, source: Mapping[str, Any]) -> Any:
     """The module as timm makes it; what it says of settings that do not fit becomes one line."""
     import timm
 
-    check_backbone("net.kind", spec.name)
+    if spec.stem == "small" and spec.with_weights:
+        raise ConfigError(
+            f"net.stem=small gives {spec.model} another first layer, for which there are no weights: use "
+            "net.stem=auto, or train it from scratch"
+        )
     if spec.image_shape[0] not in (1, 3):
         raise ConfigError(
             f"{spec.model} takes images of 1 or 3 channels, not {spec.image_shape[0]}: use net.kind=mlp for embeddings"
@@ -111,18 +126,20 @@ def _create(spec: BackboneSpec, source: Mapping[str, Any]) -> Any:
     settings = dict(source)
     config = timm.get_pretrained_cfg(spec.name)
     if config is not None and config.fixed_input_size:
-        settings |= {"img_size": spec.size} | ({"patch_size": patch_size(spec.size)} if spec.small_patches else {})
+        settings["img_size"] = spec.size
+    if spec.small_patches and _architecture(spec.name) in timm.list_models(module="vision_transformer"):
+        settings["patch_size"] = patch_size(spec.size)
     try:
         net = timm.create_model(spec.name, num_classes=0, **settings)
     except (AssertionError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{spec.model} cannot be built for {spec.size[0]}x{spec.size[1]} pixels ({innermost(error)}): set "
-            "net.input_size or net.stem"
+            "net.input_size, to 224 for most of timm's networks"
         ) from error
     if isinstance(net, timm.models.VisionTransformer):
         _check_tiled(net, spec)
-    elif spec.small:
-        _small_stem(net, spec)
+    elif spec.small and not small_stem(net) and spec.stem == "small":
+        raise ConfigError(f"net.stem=small is for ResNets and ViTs, not for {spec.model}: use net.stem=standard")
     return net
 
 
@@ -142,18 +159,25 @@ def patch_size(size: tuple[int, int]) -> int:
     return max(fitting, default=1)
 
 
-def _small_stem(net: Any, spec: BackboneSpec) -> None:
-    """3x3 of stride 1 and no max-pool, for ResNets: theirs leaves 8x8 of a 32x32 image before the first block."""
+def _architecture(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def small_stem(net: Any) -> bool:
+    """3x3 of stride 1 and no max-pool, for ResNets: theirs leaves 8x8 of a 32x32 image before the first block.
+
+    Returns:
+        Whether it is one.
+    """
     import timm
 
     if not isinstance(net, timm.models.ResNet) or not isinstance(net.conv1, nn.Conv2d):
-        if spec.stem == "small":
-            raise ConfigError(f"net.stem=small is for ResNets and ViTs, not for {spec.model}: use net.stem=standard")
-        return
-    first = nn.Conv2d(3, net.conv1.out_channels, 3, stride=1, padding=1, bias=False)
+        return False
+    first = nn.Conv2d(net.conv1.in_channels, net.conv1.out_channels, 3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
     net.set_submodule("conv1", first)
     net.set_submodule("maxpool", nn.Identity())
+    return True
 
 
 def load_weights(spec: BackboneSpec) -> Weights | None:
@@ -167,16 +191,16 @@ def load_weights(spec: BackboneSpec) -> Weights | None:
         return None
     source: dict[str, Any] = {"pretrained": True}
     if spec.checkpoint_path is not None:
-        state = _without_classifier(spec.name, _read(Path(spec.checkpoint_path)))
+        state = _without_classifier(spec.name, _read(Path(spec.checkpoint_path).expanduser()))
         # With a classifier named, timm would pass over every tensor that is missing or of another network.
         source |= {"pretrained_cfg_overlay": {"state_dict": state, "custom_load": False, "classifier": None}}
     try:
         net = _create(spec, source)
     except ConfigError:
         raise
-    except RuntimeError as error:
-        raise _misfit(spec, error) from error
     except Exception as error:  # the hub's client raises of many families when there is no network
+        if spec.checkpoint_path is not None:
+            raise _misfit(spec, error) from error
         raise DataError(
             f"the weights of {spec.model} cannot be had from timm's hub here ({type(error).__name__}: "
             f"{' '.join(str(error).split()).partition('. ')[0][:160]}): set checkpoint_path=FILE to a local copy, or "
@@ -186,13 +210,12 @@ def load_weights(spec: BackboneSpec) -> Weights | None:
     return Weights(state, _sha256(state))
 
 
-def _misfit(spec: BackboneSpec, error: RuntimeError) -> ConfigError:
+def _misfit(spec: BackboneSpec, error: Exception) -> ConfigError:
     """What torch says of missing, unexpected and misshapen tensors, cut to one line."""
-    where = "the published weights" if spec.checkpoint_path is None else f"checkpoint_path={spec.checkpoint_path}"
     said = " ".join(str(error).split())
     return ConfigError(
-        f"{where} does not fit {spec.model}: {said[:200]}{'...' if len(said) > 200 else ''}; name the network that it "
-        "is of"
+        f"checkpoint_path={spec.checkpoint_path} does not fit {spec.model}: {said[:200]}"
+        f"{'...' if len(said) > 200 else ''}; name the network that it is of"
     )
 
 

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dgal_bench.arrays import ImageShape
 from dgal_bench.config import NetConfig
-from dgal_bench.errors import ConfigError
-from dgal_bench.models.backbones import Backbone, BackboneSpec, Weights, load_weights
-
-ImageShape = tuple[int, int, int]
+from dgal_bench.errors import ConfigError, innermost
+from dgal_bench.models.backbones import Backbone, BackboneSpec, Resize, Weights, load_weights
 
 
 class Classifier(nn.Module):
@@ -69,12 +68,23 @@ def build_net(image_shape: ImageShape, n_classes: int, config: NetConfig, weight
     """The network named by ``net.kind``: its initial weights are ``weights``, the rest from the global torch RNG."""
     body: nn.Module
     if config.kind in OWN_NETS:
-        body, width = OWN_NETS[config.kind](image_shape, config)
+        body, width = _resized(image_shape, config)
     else:
         body = Backbone(backbone_spec(image_shape, config), weights)
         width = body.width
     net = Classifier(body, width, config.feature_dim, n_classes)
     return net.to(memory_format=torch.channels_last) if config.channels_last else net
+
+
+def _resized(image_shape: ImageShape, config: NetConfig) -> tuple[nn.Module, int]:
+    """One of ours, behind a resize to ``input_size`` where that is given."""
+    if config.input_size is None:
+        return OWN_NETS[config.kind](image_shape, config)
+    if image_shape[1:] == (1, 1):
+        raise ConfigError(f"net.input_size={config.input_size} is for images, and these are embeddings: leave it out")
+    size = config.input_size, config.input_size
+    body, width = OWN_NETS[config.kind]((image_shape[0], *size), config)
+    return nn.Sequential(Resize(size), body), width
 
 
 def backbone_spec(image_shape: ImageShape, config: NetConfig) -> BackboneSpec:
@@ -92,6 +102,17 @@ def initial_weights(image_shape: ImageShape, config: NetConfig) -> Weights | Non
             f"net.kind={config.kind} has no published weights: set net.pretrained=false and no net.checkpoint_path"
         )
     return None
+
+
+def check_fits(net: nn.Module, image_shape: ImageShape, config: NetConfig) -> None:
+    """Let one image pass; raises ConfigError where the network cannot take it."""
+    try:
+        cost(net, image_shape)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{config.kind} cannot take images of {image_shape[1]}x{image_shape[2]} pixels ({innermost(error)[:160]}): "
+            "set net.input_size"
+        ) from error
 
 
 def cost(net: nn.Module, image_shape: ImageShape) -> dict[str, int]:

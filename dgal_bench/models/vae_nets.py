@@ -9,15 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dgal_bench.arrays import ImageShape
 from dgal_bench.errors import ConfigError, choose
-
-ImageShape = tuple[int, int, int]
-"""(channels, height, width)."""
+from dgal_bench.models.backbones import SMALL, small_stem
 
 _HIDDEN = 256
 _SMALLEST = 4
-# Up to so many pixels a side a ResNet gets the stem for small images.
-_SMALL = 64
 
 
 class Vae(nn.Module):
@@ -119,10 +116,8 @@ def _resnet18(shape: ImageShape, latent_dim: int) -> Vae:
 
     stages = _stages(shape)
     net: Any = timm.create_model("resnet18", pretrained=False, in_chans=shape[0], num_classes=0, norm_layer=GroupNorm)
-    if max(shape[1:]) <= _SMALL:
-        net.conv1 = nn.Conv2d(shape[0], net.conv1.out_channels, 3, stride=1, padding=1, bias=False)
-        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-        net.maxpool = nn.Identity()
+    if max(shape[1:]) <= SMALL:
+        small_stem(net)
     return Vae(net, net.num_features, _bottom(stages), _decoder([stage.up() for stage in stages]), latent_dim)
 
 

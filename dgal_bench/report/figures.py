@@ -104,9 +104,8 @@ def accuracy_against_query_time(group: Group) -> Figure:
 def _canvas(
     group: Group, xlabel: str, x_of: Callable[[Sequence[RoundRecord]], list[float]], first_row: int
 ) -> tuple[Figure, Axes]:
-    height = max(
-        4.6, 0.8 + 0.23 * (len(group.strategies) + len(group.references))
-    )  # inches: the legend has a line for each
+    n_lines = len(group.strategies) + len(group.references)
+    height = max(4.6, 0.8 + 0.23 * n_lines)  # inches: the legend has one for each
     figure = Figure(figsize=(8.0, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

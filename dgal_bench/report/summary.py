@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isinf
 from typing import Any
 
-from dgal_bench.config import differences
+from dgal_bench.config import SECTIONS, differences, without_paths
 from dgal_bench.identity import ALGORITHM_VERSION
 from dgal_bench.record import CellLog
 from dgal_bench.report.statistics import (
@@ -99,7 +99,13 @@ def _by_configuration(cells: Mapping[str, Sequence[CellLog]]) -> dict[str, list[
 
 
 def _without_seed(log: CellLog) -> dict[str, Any]:
-    return {key: value for key, value in log.header["config"].items() if key != "seed"}
+    """What the seeds of a strategy must have in common; where a user's files lie is none of it, what they hold is."""
+    config, fingerprint = log.header["config"], log.header["fingerprint"]
+    common = {key: without_paths(value) if key in SECTIONS else value for key, value in config.items() if key != "seed"}
+    shared = ["data", "weights"]
+    if config["representation"].get("seed") != "cell":  # where every seed has a representation of its own
+        shared += ["latents", "graph"]
+    return common | {"content": {name: str(fingerprint.get(name))[:8] for name in shared}}
 
 
 @dataclass(frozen=True)
