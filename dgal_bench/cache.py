@@ -111,7 +111,7 @@ def _damaged(folder: Path) -> str | None:
     """The first file that does not check out."""
     try:
         hashes = json.loads((folder / _MANIFEST).read_text())["sha256"]
-        wrong = [name for name, expected in hashes.items() if _sha256(folder / f"{name}.npy") != expected]
+        wrong = [name for name, expected in hashes.items() if file_sha256(folder / f"{name}.npy") != expected]
     except (OSError, ValueError, KeyError):
         return _MANIFEST
     return f"{wrong[0]}.npy" if wrong else None
@@ -127,7 +127,7 @@ def _store(beside: Path, folder: Path, arrays: Arrays, facts: Mapping[str, Any])
         with path.open("wb") as file:
             np.save(file, array, allow_pickle=False)
             _sync(file)
-    hashes = {name: _sha256(beside / f"{name}.npy") for name in arrays}
+    hashes = {name: file_sha256(beside / f"{name}.npy") for name in arrays}
     with (beside / _MANIFEST).open("w") as text:
         json.dump({"sha256": hashes, "facts": dict(facts)}, text, indent=1)
         _sync(text)
@@ -140,6 +140,7 @@ def _sync(file: Any) -> None:
     os.fsync(file.fileno())
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes; raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,5 @@
 """Representations by name: what turns the images of a pool into points that a graph can be built on."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dgal_bench.arrays import Features, Progress
+from dgal_bench.cache import file_sha256
 from dgal_bench.config import RepresentationConfig, RunConfig
 from dgal_bench.data.images import ImageData, Subset
 from dgal_bench.errors import ConfigError, DataError
@@ -135,8 +135,7 @@ def content_key(data: ImageData, config: RepresentationConfig) -> dict[str, Any]
 
 def _sha256(key: str, path: str) -> str:
     try:
-        with Path(path).expanduser().open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(Path(path).expanduser())
     except OSError as error:
         raise DataError(
             f"representation.{key}={path} cannot be read ({error.strerror}): name a .npy file of shape (N, d)"

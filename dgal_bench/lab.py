@@ -21,10 +21,10 @@ from dgal_bench.errors import ConfigError
 from dgal_bench.graph import knn
 from dgal_bench.graph.transition import Graph
 from dgal_bench.identity import ALGORITHM_VERSION
-from dgal_bench.models.backbones import Weights
 from dgal_bench.models.nets import build_net, cost, initial_weights
 from dgal_bench.models.predict import Predictor
 from dgal_bench.models.task import TaskModule
+from dgal_bench.models.weights import Weights
 from dgal_bench.provenance import provenance, revision
 from dgal_bench.representation import Setup, prepare, without_graph
 from dgal_bench.seeding import TieBreak, isolated, rng_for, seed_for, torch_rng_for

@@ -19,7 +19,8 @@ _SPLITS = frozenset(("train", "training", "test", "testing", "val", "valid", "va
 def read(request: Request) -> ImageData:
     """PATH/train/CLASS/* with PATH/test/CLASS/* (or val, valid), or PATH/CLASS/* and a stratified split, seed 0.
 
-    Images may lie in folders inside a class's. Class names in sorted order are the labels 0..C-1.
+    Images may lie in folders inside a class's. Class names in sorted order are the labels 0..C-1. With a test split of
+    their own a class may have a single image in the pool; where a split must be made it may not.
 
     Raises:
         ConfigError: no path, images of several sizes without image_size, or a test_share that does not fit.

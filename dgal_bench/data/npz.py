@@ -1,6 +1,5 @@
 """A user's own arrays: images or embeddings and their labels in one .npz file, streamed into the cache."""
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from dgal_bench.arrays import Progress
-from dgal_bench.cache import Arrays, get_or_make, key_of
+from dgal_bench.cache import Arrays, file_sha256, get_or_make, key_of
 from dgal_bench.data.decode import Steps, new_array
 from dgal_bench.data.images import ImageData, Request
 from dgal_bench.data.members import Member, members_of, reading
@@ -59,8 +58,8 @@ def read(request: Request) -> ImageData:
             "net.input_size resizes at the network's door"
         )
     contents = _contents(path, members_of(path))
-    with reading(path), path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with reading(path):
+        digest = file_sha256(path)
     share = None if contents.test else config.test_share
     key = key_of({"npz": digest, "test_share": share, "reader": READER_VERSION})
     entry = get_or_make(request.cache, key, partial(_make, contents, share, request.progress))

@@ -1,18 +1,16 @@
 """Networks of timm's by name: small images, grey images, and weights from its hub or a local file."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgal_bench.arrays import ImageShape
 from dgal_bench.errors import ConfigError, DataError, innermost
+from dgal_bench.models.weights import Weights, read_state
 
 ALIASES = {"vit_small": "vit_small_patch16_224"}
 """Names of the paper's (Table 1) that timm spells otherwise."""
@@ -21,14 +19,6 @@ ALIASES = {"vit_small": "vit_small_patch16_224"}
 SMALL = 64
 _PATCHES = 8
 _NATIVE_PATCH = 16
-
-
-@dataclass(frozen=True, eq=False)
-class Weights:
-    """A backbone's weights as they fit the network that is built, and the sha256 of them all: a cell rests on both."""
-
-    state: Mapping[str, Tensor]
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -191,7 +181,7 @@ def load_weights(spec: BackboneSpec) -> Weights | None:
         return None
     source: dict[str, Any] = {"pretrained": True}
     if spec.checkpoint_path is not None:
-        state = _without_classifier(spec.name, _read(Path(spec.checkpoint_path).expanduser()))
+        state = _without_classifier(spec.name, read_state(Path(spec.checkpoint_path).expanduser()))
         # With a classifier named, timm would pass over every tensor that is missing or of another network.
         source |= {"pretrained_cfg_overlay": {"state_dict": state, "custom_load": False, "classifier": None}}
     try:
@@ -207,7 +197,7 @@ def load_weights(spec: BackboneSpec) -> Weights | None:
             "pretrained=false (both net. or representation.)"
         ) from error
     state = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
-    return Weights(state, _sha256(state))
+    return Weights.of(state)
 
 
 def _misfit(spec: BackboneSpec, error: Exception) -> ConfigError:
@@ -219,25 +209,6 @@ def _misfit(spec: BackboneSpec, error: Exception) -> ConfigError:
     )
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """A state dict out of a .safetensors file or one that torch reads with weights_only; empty ones are refused."""
-    from safetensors import SafetensorError
-    from timm.models import load_state_dict
-
-    if not path.is_file():
-        raise DataError(f"checkpoint_path={path} is no file: name a .safetensors or .pth with a state dict")
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except (UnpicklingError, RuntimeError, SafetensorError, EOFError, ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"checkpoint_path={path} cannot be read as weights alone ({innermost(error)[:160]}): save a state dict, "
-            "with safetensors or torch.save(model.state_dict(), FILE)"
-        ) from error
-    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ConfigError(f"checkpoint_path={path} is no state dict: it must map names to tensors")
-    return dict(state)
-
-
 def _without_classifier(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The output layer of whoever trained these weights is not ours."""
     import timm
@@ -246,12 +217,3 @@ def _without_classifier(name: str, state: Mapping[str, Tensor]) -> dict[str, Ten
     layers = config.classifier if config is not None and config.classifier else ()
     prefixes = tuple(f"{layer}." for layer in ((layers,) if isinstance(layers, str) else layers))
     return {key: tensor for key, tensor in state.items() if not prefixes or not key.startswith(prefixes)}
-
-
-def _sha256(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dgal_bench.arrays import ImageShape
 from dgal_bench.config import NetConfig
 from dgal_bench.errors import ConfigError, innermost
-from dgal_bench.models.backbones import Backbone, BackboneSpec, Resize, Weights, load_weights
+from dgal_bench.models.backbones import Backbone, BackboneSpec, Resize, load_weights
+from dgal_bench.models.weights import Weights
 
 
 class Classifier(nn.Module):
