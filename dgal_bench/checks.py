@@ -38,7 +38,7 @@ def check_backbone(key: str, name: str, own: Sequence[str] = ()) -> None:
 
     architecture, dot, _ = name.partition(".")
     if not timm.is_model(architecture):
-        near = did_you_mean(name, [*own, *_OF_THE_PAPER, *timm.list_models()], n=3)
+        near = did_you_mean(name, {*own, *_OF_THE_PAPER, *timm.list_models()}, n=3)
         raise ConfigError(f"unknown {key} '{name}'{near or ': it is no network of timm'}")
     if dot and name not in (tags := timm.list_pretrained(f"{architecture}.*")):
         raise ConfigError(f"{key}={name}: timm has no such weights of {architecture}{did_you_mean(name, tags)}")
@@ -119,6 +119,10 @@ def _check_representation(representation: RepresentationConfig) -> None:
             raise ConfigError(f"representation.{name}={value}: use a number above 0")
     if not 0 < representation.holdout <= 0.5:
         raise ConfigError(f"representation.holdout={representation.holdout}: use a share above 0 and up to 0.5")
+    belong = {"path": "npy", "test_path": "npy", "model": "timm", "checkpoint_path": "timm", "input_size": "timm"}
+    for name, kind in belong.items():
+        if getattr(representation, name) is not None and representation.kind != kind:
+            raise ConfigError(f"representation.{name} is for representation={kind}, this one is {representation.kind}")
     if representation.kind == "npy" and representation.path is None:
         raise ConfigError("representation=npy needs your embeddings: representation.path=FILE.npy, of shape (N, d)")
     if representation.kind == "timm":
@@ -139,13 +143,24 @@ def _check_training(training: TrainingConfig) -> None:
         raise ConfigError(f"training.momentum={training.momentum} is sgd's: set training.momentum=0 with adam")
 
 
+def idle_restriction(config: RunConfig, n_points: int) -> str | None:
+    """What to warn of where a restriction leaves all of a small pool, which its numbers would not show."""
+    size = config.strategy.restrict.get("restricted_size")
+    if not isinstance(size, int) or size < n_points - (config.initial_size or 0):
+        return None
+    return (
+        f"{config.dataset.name}: restricted_size={size:,} restricts nothing of a pool of {n_points:,}: lower it, or "
+        f"{config.strategy.name} does what its criterion does on the whole pool"
+    )
+
+
 def check_budget(config: RunConfig, n_points: int) -> None:
     """Refuse a cell that asks more of the data than there is."""
     wanted = (config.initial_size or n_points) + config.rounds * config.batch_size
     if wanted > n_points:
         raise ConfigError(
             f"{config.dataset.name}: initial_size={config.initial_size} + rounds={config.rounds} x "
-            f"batch_size={config.batch_size} = {wanted} labels, but the pool has {n_points} points: lower one of them"
+            f"batch_size={config.batch_size} = {wanted} labels, but the pool has {n_points} points: lower them"
         )
     if config.graph.graph_k >= n_points and not config.full_supervision:
         raise ConfigError(

@@ -122,7 +122,10 @@ def _settled(composed: DictConfig) -> DictConfig:
 def _settle_optimizer(composed: DictConfig) -> None:
     training = composed.training
     if training.optimizer == "auto":
-        net = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(NetConfig), composed.net))  # types converted
+        try:
+            net = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(NetConfig), composed.net))  # types converted
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"net.{_one_line(error)}") from error
         assert isinstance(net, NetConfig)
         training.optimizer = "adam" if net.pretrained or net.checkpoint_path is not None else "sgd"
     sgd = training.optimizer == "sgd"

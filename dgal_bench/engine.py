@@ -5,7 +5,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from dgal_bench.checks import check_budget
+from dgal_bench.checks import check_budget, idle_restriction
 from dgal_bench.config import to_dict
 from dgal_bench.errors import UserError
 from dgal_bench.identity import check_content
@@ -61,7 +61,8 @@ def execute(jobs: Sequence[Job], settings: Settings, listener: Listener, finishe
     workers = [Worker(environment(first.config)) for _ in jobs[: settings.jobs] or [first]]
     tell = Teller(listener)
     try:
-        broken = set_up(jobs, settings, tell, workers, finished)
+        compare(finished, settings, tell, workers)
+        broken = set_up(jobs, settings, tell, workers)
         for job in broken:
             tell("failed", job, broken[job])
         return [*broken, *run_cells([job for job in jobs if job not in broken], settings, tell, workers)]
@@ -70,9 +71,25 @@ def execute(jobs: Sequence[Job], settings: Settings, listener: Listener, finishe
             worker.close()
 
 
-def set_up(
-    jobs: Sequence[Job], settings: Settings, tell: Teller, workers: list[Worker], finished: Mapping[Job, CellLog]
-) -> dict[Job, str]:
+def compare(finished: Mapping[Job, CellLog], settings: Settings, tell: Teller, workers: list[Worker]) -> None:
+    """Whether a user's files still hold what finished cells rest on; files that are gone are no reason to lose these.
+
+    Raises:
+        ResultsError: they hold something else.
+    """
+    for key in dict.fromkeys(job.setup_key for job in finished):
+        sharing = [job for job in finished if job.setup_key == key]
+        workers[0] = workers[0].fit_for(sharing[0].config)
+        event = _ask("content", sharing[0], settings, tell, workers[0])
+        if event["event"] != "ready":
+            name = sharing[0].config.dataset.name
+            tell("warn", f"finished cells of {name} could not be compared with your files: {event['error']}")
+            continue
+        for job in sharing:
+            check_content(finished[job], event["content"])
+
+
+def set_up(jobs: Sequence[Job], settings: Settings, tell: Teller, workers: list[Worker]) -> dict[Job, str]:
     """Make (or find) the representation and graph of every data set before any cell starts, on the first worker.
 
     Returns:
@@ -80,32 +97,32 @@ def set_up(
     """
     broken: dict[Job, str] = {}
     last_error = UserError("")
-    for key in dict.fromkeys(job.setup_key for job in [*jobs, *finished]):
-        sharing = [job for job in [*jobs, *finished] if job.setup_key == key]
+    for key in dict.fromkeys(job.setup_key for job in jobs):
+        sharing = [job for job in jobs if job.setup_key == key]
         workers[0] = workers[0].fit_for(sharing[0].config)
-        event = _set_up_one(sharing[0], settings, tell, workers[0])
+        event = _ask("setup", sharing[0], settings, tell, workers[0])
         if event["event"] == "ready":
             for job in sharing:
                 check_budget(job.config, event["points"])
-                if job in finished:
-                    check_content(finished[job], event["content"])
+                if warning := idle_restriction(job.config, event["points"]):
+                    tell("warn", warning)
             continue
         last_error = UserError(event["error"])
         last_error.exit_code = event["exit_code"]
         if event["stop"]:
             raise last_error
         broken |= dict.fromkeys(sharing, event["error"])
-    if broken and len(broken) == len(jobs) + len(finished):
+    if broken and len(broken) == len(jobs):
         raise last_error
     return broken
 
 
-def _set_up_one(job: Job, settings: Settings, tell: Teller, worker: Worker) -> dict[str, Any]:
-    """The last event of a set-up."""
+def _ask(what: str, job: Job, settings: Settings, tell: Teller, worker: Worker) -> dict[str, Any]:
+    """The last event of a ``setup``, or of a look at the ``content`` of a user's files."""
     name = job.config.dataset.name
     tell("setting_up", name, "loading", 0, 1)
     event: dict[str, Any] = {}
-    for event in worker.run(message("setup", job, settings, n_lanes=1)):
+    for event in worker.run(message(what, job, settings, n_lanes=1)):
         if event["event"] == "progress":
             tell("setting_up", name, event["what"], event["n"], event["of"])
         elif event["event"] == "warning":

@@ -57,6 +57,8 @@ def _npy(data: ImageData, config: RunConfig, device: torch.device, progress: Pro
     latents = _embeddings("path", path, data.size, data.kept)
 
     def make_test() -> Features | None:
+        if test_path is None and data.one_source:  # the same file holds them
+            return _embeddings("path", path, len(data.test_images), data.test_kept)
         return _embeddings("test_path", test_path, len(data.test_images), data.test_kept) if test_path else None
 
     return latents, make_test, {}
@@ -77,7 +79,7 @@ def _embeddings(key: str, path: str, size: int, kept: Subset | None) -> Features
         if kept is None or len(found) != kept.of:
             raise ConfigError(
                 f"representation.{key}={path} has {len(found):,} rows where the data set has {size:,} images"
-                + (f" ({kept.of:,} before the subset)" if kept else "")
+                + (f" ({kept.of:,} before they were split or cut)" if kept else "")
                 + ": a row for each, in order"
             )
         found = found[kept.positions.numpy()]

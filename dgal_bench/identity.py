@@ -3,20 +3,26 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dgal_bench.config import differences
+from dgal_bench.config import SECTIONS, differences, without_paths
 from dgal_bench.errors import ResultsError
 from dgal_bench.record import CellLog
 
 ALGORITHM_VERSION = 1
 """Raised with any change that alters picks; tests/test_golden.py fails otherwise. Versions are never mixed."""
 
-IDENTITY = ("algorithm_version", "config", "data", "latents", "graph", "weights")
+IDENTITY = ("algorithm_version", "config", "data", "latents", "graph", "weights", "files")
 """What a result is about: another one is another result. The rest of a fingerprint is where it was made."""
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a hash is of: where a user's files lie is no difference."""
+    return {key: without_paths(value) if key in SECTIONS else value for key, value in config.items()}
 
 
 def check_content(log: CellLog, content: Mapping[str, Any]) -> None:
     """Refuse a finished cell that was made from other content; raises ResultsError."""
-    fingerprint = log.header["fingerprint"] | content
+    known = {name: value for name, value in content.items() if name in log.header["fingerprint"]}
+    fingerprint = log.header["fingerprint"] | known
     check_resumable(log, {"fingerprint": fingerprint, "config": log.header["config"]}, anyway=True)
 
 
@@ -25,7 +31,8 @@ def check_resumable(log: CellLog, header: Mapping[str, Any], anyway: bool) -> li
     old, new = log.header["fingerprint"], header["fingerprint"]
     wrong = [name for name in IDENTITY if old.get(name) != new.get(name)]  # files of before have no weights
     if "config" in wrong:
-        changes = "; ".join(differences(log.header["config"], header["config"])[:3])
+        before, now = (_comparable(config) for config in (log.header["config"], header["config"]))
+        changes = "; ".join(differences(before, now)[:3])
         raise ResultsError(f"{log.path} holds results of another configuration ({changes}): use another results=DIR")
     if wrong:
         what = ", ".join(f"{name} {str(old.get(name))[:8]} -> {str(new.get(name))[:8]}" for name in wrong)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dgal_bench.arrays import Progress
+from dgal_bench.cache import key_of
 from dgal_bench.checks import check_budget
 from dgal_bench.clock import Stopwatch
 from dgal_bench.config import RunConfig, to_dict
@@ -18,6 +19,7 @@ from dgal_bench.data.datasets import load
 from dgal_bench.data.images import ImageData, Request
 from dgal_bench.data.pool import Pool
 from dgal_bench.errors import ConfigError
+from dgal_bench.features import content_key
 from dgal_bench.graph import knn
 from dgal_bench.graph.transition import Graph
 from dgal_bench.identity import ALGORITHM_VERSION
@@ -41,15 +43,15 @@ class Lab:
     device: torch.device
     weights: Weights | None = None
 
-    @property
-    def content(self) -> dict[str, str | None]:
-        """Hashes of all that its results rest on beside their configuration: part of every fingerprint."""
-        return {
-            "data": self.data.sha256,
-            "latents": self.setup.latents_sha256,
-            "graph": self.setup.graph_sha256,
-            "weights": None if self.weights is None else self.weights.sha256,
-        }
+
+def own_content(config: RunConfig, data: ImageData, weights: Weights | None) -> dict[str, str | None]:
+    """Hashes of what a result rests on and nobody here has made: part of every fingerprint."""
+    files = {} if config.full_supervision else content_key(data, config.representation)
+    return {
+        "data": data.sha256,
+        "weights": None if weights is None else weights.sha256,
+        "files": key_of(files) if files else None,
+    }
 
 
 def open_lab(config: RunConfig, data_root: Path, cache_root: Path, progress: Progress) -> Lab:
@@ -131,7 +133,9 @@ class Cell:
             "fingerprint": {
                 "algorithm_version": ALGORITHM_VERSION,
                 "config": config.hash,
-                **lab.content,
+                **own_content(config, lab.data, lab.weights),
+                "latents": lab.setup.latents_sha256,
+                "graph": lab.setup.graph_sha256,
                 "git": revision(where["git"]),
                 "torch": where["versions"]["torch"],
                 "cpu": where["machine"]["cpu"],

@@ -20,11 +20,12 @@ import torch
 
 from dgal_bench import plugins
 from dgal_bench.config import from_dict
-from dgal_bench.data.datasets import fetch
+from dgal_bench.data.datasets import fetch, load
+from dgal_bench.data.images import Request
 from dgal_bench.errors import ConfigError, DataError, ResultsError, UserError, innermost
-from dgal_bench.lab import Cell, Lab, open_lab
+from dgal_bench.lab import Cell, Lab, open_lab, own_content
 from dgal_bench.loop import run_cell
-from dgal_bench.models.nets import check_fits
+from dgal_bench.models.nets import check_fits, initial_weights
 from dgal_bench.models.trainer import silence_lightning
 from dgal_bench.record import Recorder
 
@@ -73,6 +74,11 @@ def handle(job: dict[str, Any], emit: Emit, labs: dict[str, Lab]) -> None:
     def progress(what: str, done: int, of: int) -> None:
         emit("progress", what=what, n=done, of=of)
 
+    if job["job"] == "content":
+        data = load(Request(config.dataset, Path(job["data"]), Path(job["cache"]), progress))
+        weights = initial_weights(data.image_shape, config.net)
+        emit("ready", content=own_content(config, data, weights))
+        return
     if job["job"] == "setup":
         fetch(config.dataset.kind, Path(job["data"]), progress, job["offline"], Path(job["cache"]))
     if key not in labs:
@@ -82,7 +88,7 @@ def handle(job: dict[str, Any], emit: Emit, labs: dict[str, Lab]) -> None:
     if job["job"] == "setup":
         # a network that does not fit the images is a mistake to find now
         check_fits(Cell.of(config, lab).new_module(0).net, lab.data.image_shape, config.net)
-        emit("ready", points=lab.data.size, content=lab.content)
+        emit("ready", points=lab.data.size)
         return
     with Recorder(Path(job["path"])) as recorder:
         try:
@@ -122,8 +128,9 @@ def main() -> None:
         try:
             handle(job, emit, labs)
         except Exception as error:  # noqa: BLE001 - the boundary: the parent decides what a failure means
-            # A wrong setting or missing data stops a sweep that is being set up; anything else costs its cells only.
-            stop = isinstance(error, ConfigError | DataError)
+            # A wrong setting, missing data or an unusable cache stops a sweep that is being set up; anything else
+            # costs its cells only.
+            stop = isinstance(error, ConfigError | DataError | ResultsError)
             emit("failed", error=one_line(error), exit_code=getattr(error, "exit_code", 1), stop=stop)
 
 

@@ -257,7 +257,7 @@ def test_what_does_not_fit_a_network_is_one_line():
     with pytest.raises(ConfigError, match=r"net.stem=small gives resnet18 another first layer, for which there are no"):
         initial_weights((3, 32, 32), net_config("net.kind=resnet18", "net.stem=small", "net.pretrained=true"))
     check_fits(build_net((3, 32, 32), 3, config := net_config("net.kind=mixer_s16_224")), (3, 32, 32), config)
-    with pytest.raises(ConfigError, match=r"inception_v3 cannot take images of 32x32 pixels .*set net.input_size"):
+    with pytest.raises(ConfigError, match=r"inception_v3 cannot take images of 32x32 pixels .*raise net.input_size"):
         check_fits(build_net((3, 32, 32), 3, config := net_config("net.kind=inception_v3")), (3, 32, 32), config)
     with pytest.raises(ConfigError, match=r"net.input_size=32 is for images, and these are embeddings"):
         build_net((64, 1, 1), 3, net_config("net.kind=mlp", "net.input_size=32"))

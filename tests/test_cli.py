@@ -368,8 +368,11 @@ def test_the_smoke_suite_runs_every_strategy_with_its_vae(tmp_path):
     done = finish(words)
     assert done.returncode == 0, done.stderr
     logs = read_results(tmp_path)
-    assert sorted(log.path.parent.name for log in logs) == sorted(cli.group_names("strategy"))
-    assert all(log.header["setup"]["representation"]["kind"] == "vae" for log in logs)
+    names = [log.path.parent.name for log in logs]
+    assert sorted(names) == sorted([*cli.group_names("strategy"), "full_supervision"])
+    kinds = {log.header["setup"]["representation"]["kind"] for log in logs if log.header["setup"]}
+    assert kinds == {"vae"}
+    assert [name for name, log in zip(names, logs, strict=True) if not log.header["setup"]] == ["full_supervision"]
     assert (
         json.loads((tmp_path / "smoke" / "digits" / "dgmg" / "seed-0.jsonl").read_text().splitlines()[0])["profile"]
         == "smoke"

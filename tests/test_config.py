@@ -15,9 +15,16 @@ def config(*overrides, **choices):
     return compose({**defaults, **choices}, overrides)
 
 
-@pytest.mark.parametrize("dataset", group_names("dataset"))
-@pytest.mark.parametrize("profile", group_names("profile"))
-@pytest.mark.parametrize("strategy", group_names("strategy"))
+def combinations():
+    """Of data sets, profiles and strategies; all of them take a minute, so the fast tests have one data set whole."""
+    for dataset in group_names("dataset"):
+        for profile in group_names("profile"):
+            for strategy in group_names("strategy"):
+                marks = [] if dataset == "digits" or strategy in ("dgmg", "seals") else [pytest.mark.slow]
+                yield pytest.param(dataset, profile, strategy, marks=marks)
+
+
+@pytest.mark.parametrize(("dataset", "profile", "strategy"), combinations())
 def test_every_combination_composes_and_survives_json(dataset, profile, strategy):
     made = config(dataset=dataset, profile=profile, strategy=strategy)
     resolved(made.strategy)

@@ -70,6 +70,7 @@ def test_the_mean_of_the_processes_gradients_is_that_of_the_whole_batch(world):
             assert torch.allclose(sum(found) / world, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_that_one_takes(monkeypatch):
     """Five steps, the last of 28 rows, and an odd hold-out; what a launcher left in the environment is not theirs."""
     data = blobs(199)

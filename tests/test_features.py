@@ -87,10 +87,26 @@ def test_embeddings_of_the_whole_set_serve_its_subset(embeddings):
     assert np.array_equal(latents.numpy(), arrays["path"][[3, 50, 51, 199]].astype(np.float32))
 
 
+def test_embeddings_of_a_set_that_was_split_hold_both_parts_in_its_order(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (90, 8, 8), dtype=np.uint8), np.arange(90) % 3
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    embeddings = images.reshape(90, -1)[:, :5].astype(np.float32)  # so that one can tell whose they are
+    np.save(tmp_path / "path.npy", embeddings)
+    whole = load("npz", Path("unused"), path=str(tmp_path / "set.npz"), cache=tmp_path / "cache")
+    for sizes in ({}, {"pool_size": 20, "test_size": 7}):
+        part = load("npz", Path("unused"), path=str(tmp_path / "set.npz"), cache=tmp_path / "cache", **sizes)
+        latents, make_test, _ = REPRESENTATIONS["npy"](part, npy(tmp_path, test=False), CPU, silent)
+        assert torch.equal(latents, part.images.flatten(1)[:, :5].float())
+        assert torch.equal(make_test(), part.test_images.flatten(1)[:, :5].float())
+    both = torch.cat([whole.kept.positions, whole.test_kept.positions])
+    assert torch.equal(both.sort().values, torch.arange(90))
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((199, 7)), "path.npy has 199 rows where the data set has 200 images (1,437 before the"),
+        (np.zeros((199, 7)), "path.npy has 199 rows where the data set has 200 images (1,437 before they"),
         (np.zeros((200, 7), dtype=np.int64), "path.npy holds (200, 7) int64, not (N, d) floats"),
         (np.zeros((200, 7, 2)), "path.npy holds (200, 7, 2) float64, not (N, d) floats"),
         (np.array([["a"] * 7] * 200, dtype=object), "path.npy is no .npy file of numbers"),

@@ -86,6 +86,12 @@ MISTAKES = [
     ),
     (["bench", "full_supervision=maybe"], "full_supervision=maybe: use true or false"),
     (["bench", "net.kind=resnet81"], "unknown net.kind 'resnet81'; did you mean 'resnet18'"),
+    (["bench", "net.pretrained=maybe"], "net.pretrained: Value 'maybe' is not a valid bool"),
+    (["bench", "representation.path=x.npy"], "representation.path is for representation=npy, this one is vae"),
+    (
+        ["bench", "representation=pca", "representation.model=resnet18"],
+        "representation.model is for representation=timm",
+    ),
     (["bench", "net.input_size=0"], "net.input_size=0 is too small: use 1 or more"),
     (["bench", "dataset.image_size=0"], "dataset.image_size=0 is too small: use 1 or more"),
     (["bench", "net.stem=tiny"], "unknown net.stem 'tiny'"),
@@ -271,6 +277,7 @@ def test_one_class_and_no_faiss_are_each_said_once_and_the_sweep_is_done(tmp_pat
     """Two workers, two strategies: the same warning of both is told once. FAISS is hidden as if never installed."""
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['faiss'] = None\n")
     words = ["strategy=random,dgmg", "seed=0", "initial_size=1", "jobs=2", f"cache={tmp_path}/c"]
+    words.append("full_supervision=false")
     done = bench(tmp_path, *words, PYTHONPATH=f"{tmp_path}:{HERE}")
     assert done.returncode == 0, done.stderr
     warnings = sorted(line for line in done.stderr.splitlines() if line.startswith("warning: "))

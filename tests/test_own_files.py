@@ -6,6 +6,11 @@ import sys
 import numpy as np
 import pytest
 
+from dgal_bench.checks import idle_restriction
+from dgal_bench.errors import ResultsError
+from dgal_bench.identity import check_content
+from dgal_bench.lab import own_content
+from dgal_bench.laws import practice, run_here
 from dgal_bench.record import read_cell, read_results
 from dgal_bench.report.summary import group
 from tests.test_cli import finish
@@ -31,6 +36,28 @@ def bench(tmp_path, *words, seed=0):
     return finish([sys.executable, "-m", "dgal_bench.cli", "bench", *settings.split(), *places, *words])
 
 
+def test_a_finished_cell_is_compared_by_what_its_files_hold(lab, tmp_path):
+    config = practice("random")
+    run_here(lab, tmp_path / "seed-0.jsonl", config)
+    log = read_cell(tmp_path / "seed-0.jsonl")
+    content = own_content(config, lab.data, None)
+    assert content == {"data": lab.data.sha256, "weights": None, "files": None}
+    check_content(log, content)
+    log.header["fingerprint"].pop("files")  # as in files of before there was one
+    check_content(log, content | {"files": "something"})
+    for name in ("data", "weights"):
+        with pytest.raises(ResultsError, match=f"was made from something else .{name} .* -> other"):
+            check_content(log, content | {name: "other"})
+
+
+def test_a_restriction_that_leaves_the_whole_pool_is_said():
+    dgmg = practice("dgmg")
+    assert idle_restriction(dgmg, 200) is None
+    assert "restricted_size=20 restricts nothing of a pool of 30: lower it" in idle_restriction(dgmg, 30)
+    assert idle_restriction(practice("margin"), 30) is None
+
+
+@pytest.mark.slow
 def test_finished_cells_of_other_content_are_refused_and_of_the_same_found(embeddings, tmp_path):
     one = embeddings("one.npz", seed=0)
     assert bench(tmp_path, one).returncode == 0
@@ -50,6 +77,7 @@ def test_finished_cells_of_other_content_are_refused_and_of_the_same_found(embed
     assert read_cell(tmp_path / "results" / "paper" / "second" / "random" / "seed-0.jsonl").done
 
 
+@pytest.mark.slow
 def test_seeds_of_different_content_are_never_averaged(embeddings, tmp_path):
     bench(tmp_path, embeddings("one.npz", seed=0), "full_supervision=false")
     bench(tmp_path, embeddings("two.npz", seed=1), "full_supervision=false", "dataset.name=two", seed=1)
@@ -59,8 +87,7 @@ def test_seeds_of_different_content_are_never_averaged(embeddings, tmp_path):
     (folder / "embeddings" / "random" / "seed-1.jsonl").write_text(
         text.replace('"name": "two"', '"name": "embeddings"')
     )
-    (one,) = group(read_results(tmp_path / "results"))
-    assert len(one.cells) == 2
-    assert "random" in one.cells
-    (other,) = set(one.cells) - {"random"}
-    assert other.startswith("random (content.data: ")
+    groups = group(read_results(tmp_path / "results"))
+    assert [list(one.cells) for one in groups] == [["random"], ["random"]]
+    assert {one.name for one in groups} == {f"paper/embeddings (data {one.content})" for one in groups}
+    assert len({one.slug for one in groups}) == len({one.content for one in groups}) == 2

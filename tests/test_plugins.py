@@ -340,6 +340,7 @@ def test_a_sweep_with_a_cheat_fails_its_cells_only_and_exits_1(tmp_path, cache_r
         + 'STRATEGIES = {n: {"restrict": ALL, "acquire": {"kind": n}} for n in ("cheat", "honest")}\n'
     )
     words = [sys.executable, "-m", "dgal_bench.cli", "bench", f"plugins={path}", "strategy=cheat,honest", "seed=0"]
+    words.append("full_supervision=false")
     base = ["representation=pca", "profile=smoke", f"results={tmp_path}/r", f"cache={cache_root}", *PRACTICE]
     done = subprocess.run([*words, *base], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 1, done.stderr

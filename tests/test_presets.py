@@ -27,7 +27,7 @@ TABLE_1 = {
 # The preset as it is but for what profile smoke says and these: from scratch, on 32 pixels, on 64 images.
 SMOKE = (
     "net.pretrained=false", "net.input_size=32", "dataset.pool_size=64", "dataset.test_size=64", "rounds=1",
-    "training.max_epochs=1", "representation.threads=1",
+    "training.max_epochs=1", "representation.max_epochs=20", "representation.threads=1",
 )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_a_smoke_run_of_every_preset(name, tmp_path, request):
         small.fetch(offline=True)
         root = small.root
     choices = {"dataset": name, "representation": "default", "profile": "smoke", "strategy": "dgmg"}
-    config = compose(choices, (*SMOKE, f"representation.max_epochs={20 if encoder == 'cnn' else 6}"))
+    config = compose(choices, SMOKE)
     lab = open_lab(config, root, tmp_path / "cache", lambda what, done, of: None)
     rows = run_here(lab, tmp_path / "dgmg" / "seed-0.jsonl", config)
     assert [row.n_labeled for row in rows] == [10, 15]

@@ -104,11 +104,13 @@ def load(request: Request) -> ImageData:
         raise ConfigError(f"dataset.n_classes={config.n_classes}, but {data.name} has {data.n_classes} classes")
     if config.pool_size is not None:
         kept = _subset(data.size, config.pool_size, data.name, "pool_size")
-        data = replace(data, images=data.images[kept.positions], labels=data.labels[kept.positions], kept=kept)
+        images, labels = data.images[kept.positions], data.labels[kept.positions]
+        data = replace(data, images=images, labels=labels, kept=data.kept.then(kept) if data.kept else kept)
     if config.test_size is not None:
         kept = _subset(len(data.test_images), config.test_size, data.name, "test_size")
         images, labels = data.test_images[kept.positions], data.test_labels[kept.positions]
-        data = replace(data, test_images=images, test_labels=labels, test_kept=kept)
+        test_kept = data.test_kept.then(kept) if data.test_kept else kept
+        data = replace(data, test_images=images, test_labels=labels, test_kept=test_kept)
     return data
 
 

@@ -1,11 +1,12 @@
 """A user's own images: a folder for each class, with a test split of their own or a seeded one."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dgal_bench.data.decode import decode
-from dgal_bench.data.images import ImageData, Request
+from dgal_bench.data.images import ImageData, Request, Subset
 from dgal_bench.data.own import own_path, stratified_split
 from dgal_bench.data.tree import Part, Tree, subfolders, tree, warn_of
 from dgal_bench.errors import DataError
@@ -45,7 +46,9 @@ def read(request: Request) -> ImageData:
         return image_data(request, root, (pool.part(), trees[1].part()), classes, {"layout": layout})
     places = stratified_split(pool.labels, classes, request.config.test_share)
     layout = f"CLASS/*, {len(places[1]):,} of {len(pool.labels):,} split off by class, seed 0"
-    return image_data(request, root, tuple(map(pool.part, places)), classes, {"layout": layout})
+    data = image_data(request, root, tuple(map(pool.part, places)), classes, {"layout": layout})
+    kept, test_kept = (Subset(part, of=len(pool.labels)) for part in places)
+    return replace(data, kept=kept, test_kept=test_kept, one_source=True)
 
 
 def image_data(

@@ -20,6 +20,10 @@ class Subset:
     positions: Index
     of: int
 
+    def then(self, later: "Subset") -> "Subset":
+        """A subset of this one, as places in the whole."""
+        return Subset(self.positions[later.positions], self.of)
+
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
@@ -38,8 +42,12 @@ class ImageData:
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What the header says of them beside their sizes: class names, how labels were numbered, which split."""
     kept: Subset | None = None
-    """Which images of the whole pool these are, where not all; ``test_kept``: the same of the test split."""
+    """Which images of the whole pool these are, where not all; ``test_kept``: the same of the test split.
+
+    ``one_source``: both were split off one set, and are places in that.
+    """
     test_kept: Subset | None = None
+    one_source: bool = False
 
     @property
     def size(self) -> int:

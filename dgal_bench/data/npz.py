@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ import torch
 from dgal_bench.arrays import Progress
 from dgal_bench.cache import Arrays, file_sha256, get_or_make, key_of
 from dgal_bench.data.decode import Steps, new_array
-from dgal_bench.data.images import ImageData, Request
+from dgal_bench.data.images import ImageData, Request, Subset
 from dgal_bench.data.members import Member, members_of, reading
 from dgal_bench.data.own import own_path, stratified_split
 from dgal_bench.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
-READER_VERSION = 1
+READER_VERSION = 2
 """Raised with any change of what becomes of the same file."""
 
 _PARTS = ("points", "labels", "test_points", "test_labels")
@@ -70,9 +70,14 @@ def read(request: Request) -> ImageData:
     facts = {**entry.facts} | ({"memory_mapped": True} if entry.mapped else {})
     images, labels, test_images, test_labels = (torch.from_numpy(entry.arrays[name]) for name in _PARTS)
     maximum = 1 if contents.kind == "embeddings" else 255
-    return ImageData(
+    data = ImageData(
         config.name, images, labels, test_images, test_labels, n_classes=len(classes), maximum=maximum, facts=facts
     )
+    if contents.test:
+        return data
+    n_source = len(labels) + len(test_labels)
+    kept, test_kept = (Subset(torch.from_numpy(entry.arrays[name]), n_source) for name in ("places", "test_places"))
+    return replace(data, kept=kept, test_kept=test_kept, one_source=True)
 
 
 def _contents(path: Path, members: Mapping[str, Member]) -> Contents:
@@ -167,8 +172,10 @@ def _make(
         labels, test_labels = labels[pool], labels[test]
         pieces = [(contents.points, {"points": pool, "test_points": test})]
         layout = f"{contents.points}, {len(test):,} of {len(raw):,} split off by class, seed 0"
-    tell = Steps("reading", sum(source.shape[0] for source, _ in pieces), progress)
     arrays = {"labels": labels, "test_labels": test_labels}
+    if not contents.test:
+        arrays |= {"places": pool, "test_places": test}
+    tell = Steps("reading", sum(source.shape[0] for source, _ in pieces), progress)
     for source, targets in pieces:
         arrays |= _copy(source, targets, folder, tell)
     return arrays, {"classes": classes.tolist(), "layout": layout}

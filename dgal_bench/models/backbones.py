@@ -1,5 +1,6 @@
 """Networks of timm's by name: small images, grey images, and weights from its hub or a local file."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,11 +203,21 @@ def load_weights(spec: BackboneSpec) -> Weights | None:
 
 def _misfit(spec: BackboneSpec, error: Exception) -> ConfigError:
     """What torch says of missing, unexpected and misshapen tensors, cut to one line."""
-    said = " ".join(str(error).split())
+    said = _key_counts(str(error)) or " ".join(str(error).split())
     return ConfigError(
         f"checkpoint_path={spec.checkpoint_path} does not fit {spec.model}: {said[:200]}"
         f"{'...' if len(said) > 200 else ''}; name the network that it is of"
     )
+
+
+def _key_counts(said: str) -> str:
+    """``60 tensors are missing, as conv1.weight; 60 unexpected, as net.conv1.weight``; empty of other errors."""
+    counts = []
+    for what in ("Missing", "Unexpected"):
+        _, _, listed = said.partition(f"{what} key(s) in state_dict: ")
+        if names := re.findall(r'"([^"]+)"', listed.partition("\n")[0]):
+            counts.append(f"{len(names)} tensors are {what.lower()}, as {names[0]}")
+    return "; ".join(counts)
 
 
 def _without_classifier(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

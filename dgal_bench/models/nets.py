@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dgal_bench.arrays import ImageShape
 from dgal_bench.config import NetConfig
-from dgal_bench.errors import ConfigError, innermost
+from dgal_bench.errors import ConfigError
 from dgal_bench.models.backbones import Backbone, BackboneSpec, Resize, load_weights
 from dgal_bench.models.weights import Weights
 
@@ -110,9 +110,10 @@ def check_fits(net: nn.Module, image_shape: ImageShape, config: NetConfig) -> No
     try:
         cost(net, image_shape)
     except RuntimeError as error:
+        height, width = image_shape[1:] if config.input_size is None else (config.input_size, config.input_size)
         raise ConfigError(
-            f"{config.kind} cannot take images of {image_shape[1]}x{image_shape[2]} pixels ({innermost(error)[:160]}): "
-            "set net.input_size"
+            f"{config.kind} cannot take images of {height}x{width} pixels ({' '.join(str(error).split())[:160]}): "
+            "raise net.input_size"
         ) from error
 
 

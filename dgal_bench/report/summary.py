@@ -34,16 +34,18 @@ class Group:
     cells: Mapping[str, Sequence[CellLog]]
     references: Sequence[CellLog] = ()
     """Full supervision: trainings on the whole labeled pool, no strategies."""
+    content: str = ""
+    """The start of the data's hash, where other cells of this name rest on other data."""
 
     @property
     def name(self) -> str:
-        return f"{self.suite}/{self.dataset}"
+        return f"{self.suite}/{self.dataset}" + (f" (data {self.content})" if self.content else "")
 
     @property
     def slug(self) -> str:
         """The start of its figures' file names."""
         version = "" if self.algorithm_version == ALGORITHM_VERSION else f"-v{self.algorithm_version}"
-        return f"{self.suite}-{self.dataset}-{self.profile}{version}"
+        return f"{self.suite}-{self.dataset}-{self.profile}{version}" + (f"-{self.content}" if self.content else "")
 
     @property
     def logs(self) -> list[CellLog]:
@@ -60,8 +62,8 @@ class Group:
 
 
 def group(logs: Iterable[CellLog]) -> list[Group]:
-    """Cells kept apart by suite, data set, profile and algorithm version: never averaged over those."""
-    apart: dict[tuple[str, str, str, int], dict[str, list[CellLog]]] = {}
+    """Cells kept apart by suite, data set, its content, profile and algorithm version: never averaged over those."""
+    apart: dict[tuple[str, str, str, int, str], dict[str, list[CellLog]]] = {}
     for log in logs:
         suite = log.path.resolve().parts[-4]
         header = log.header
@@ -70,15 +72,17 @@ def group(logs: Iterable[CellLog]) -> list[Group]:
             header["config"]["dataset"]["name"],
             header["profile"],
             header["fingerprint"]["algorithm_version"],
+            str(header["fingerprint"].get("data"))[:8],
         )
         apart.setdefault(key, {}).setdefault(log.path.resolve().parent.name, []).append(log)
-    return [_group(key, cells) for key, cells in sorted(apart.items())]
+    names = [key[:4] for key in apart]
+    return [_group(key[:4], cells, key[4] if names.count(key[:4]) > 1 else "") for key, cells in sorted(apart.items())]
 
 
-def _group(key: tuple[str, str, str, int], cells: Mapping[str, Sequence[CellLog]]) -> Group:
+def _group(key: tuple[str, str, str, int], cells: Mapping[str, Sequence[CellLog]], content: str) -> Group:
     references = [log for logs in cells.values() for log in logs if is_reference(log)]
     strategies = {label: logs for label, logs in cells.items() if not is_reference(logs[0])}
-    return Group(*key, cells=_by_configuration(strategies), references=references)
+    return Group(*key, cells=_by_configuration(strategies), references=references, content=content)
 
 
 def is_reference(log: CellLog) -> bool:
@@ -99,13 +103,13 @@ def _by_configuration(cells: Mapping[str, Sequence[CellLog]]) -> dict[str, list[
 
 
 def _without_seed(log: CellLog) -> dict[str, Any]:
-    """What the seeds of a strategy must have in common; where a user's files lie is none of it, what they hold is."""
+    """What the seeds of a strategy must have in common; where a user's files lie is none of it, what they hold is.
+
+    A representation that was made anew, on another machine say, is none of it either: its seeds differ as much.
+    """
     config, fingerprint = log.header["config"], log.header["fingerprint"]
     common = {key: without_paths(value) if key in SECTIONS else value for key, value in config.items() if key != "seed"}
-    shared = ["data", "weights"]
-    if config["representation"].get("seed") != "cell":  # where every seed has a representation of its own
-        shared += ["latents", "graph"]
-    return common | {"content": {name: str(fingerprint.get(name))[:8] for name in shared}}
+    return common | {"content": {name: str(fingerprint.get(name))[:8] for name in ("weights", "files")}}
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,13 @@ def summary_csv(groups: Iterable[Group]) -> str:
     for one in groups:
         for row in summarise(one):
             values = [value for measure in measures for value in _ends(getattr(row, measure))]
-            identity = [one.suite, one.dataset, one.profile, one.algorithm_version, row.strategy]
+            identity = [
+                one.suite,
+                one.name.removeprefix(f"{one.suite}/"),
+                one.profile,
+                one.algorithm_version,
+                row.strategy,
+            ]
             writer.writerow([*identity, row.final_accuracy.n, row.n_scored, *values])
     return text.getvalue()
 
