@@ -96,7 +96,7 @@ def test_embeddings(path, dtype):
     assert data.images.flatten(1).numpy().tolist() == vectors.astype(np.float32).tolist()
     assert data.test_images.shape == (3, 7, 1, 1)
     assert data.maximum == 1
-    assert data.are_embeddings
+    assert data.images.is_floating_point()
 
 
 def test_embeddings_are_split_like_images(path):

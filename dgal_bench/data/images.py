@@ -58,11 +58,6 @@ class ImageData:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
-    @property
-    def are_embeddings(self) -> bool:
-        """Whether these are no images at all, but vectors of floats."""
-        return self.images.is_floating_point()
-
     @cached_property
     def pool_sha256(self) -> str:
         """Of the pool's pixels, in order: the key of whatever is made from them without labels."""
