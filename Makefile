@@ -9,14 +9,15 @@ INSTALLED := $(VENV)/.installed-$(FAISS)
 ARGS = $(if $(SUITE),suite=$(SUITE)) $(if $(DATASET),dataset=$(DATASET)) $(if $(DATA_PATH),dataset.path=$(DATA_PATH)) \
        $(if $(STRATEGIES),strategy=$(STRATEGIES)) \
        $(if $(SEEDS),seed=$(SEEDS)) $(if $(ROUNDS),rounds=$(ROUNDS)) $(if $(PROFILE),profile=$(PROFILE)) \
-       $(if $(RESULTS),results=$(RESULTS)) $(if $(JOBS),jobs=$(JOBS)) $(if $(PLUGINS),plugins=$(PLUGINS)) $(OVERRIDES)
+       $(if $(RESULTS),results=$(RESULTS)) $(if $(ENGINE),engine=$(ENGINE)) $(if $(JOBS),jobs=$(JOBS)) \
+       $(if $(PLUGINS),plugins=$(PLUGINS)) $(OVERRIDES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench smoke report benchmarks data doctor test test-all lint type clean
+.PHONY: help setup bench smoke report status validate replay benchmarks data doctor test test-all lint type clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  bench takes DATASET= DATA_PATH= STRATEGIES= SEEDS= ROUNDS= PROFILE= SUITE= RESULTS= JOBS= PLUGINS= OVERRIDES='key=value ...'"
+	@echo "  bench takes DATASET= DATA_PATH= STRATEGIES= SEEDS= ROUNDS= PROFILE= SUITE= RESULTS= ENGINE= JOBS= PLUGINS= OVERRIDES='key=value ...'"
 
 setup: $(INSTALLED)  ## make .venv and install everything into it (a few minutes, once)
 
@@ -25,7 +26,7 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/.installed-*
 	@$(BIN)/python -m pip uninstall --quiet --yes faiss-cpu faiss-gpu faiss-gpu-cuvs 2>/dev/null || true
-	$(BIN)/python -m pip install --disable-pip-version-check --no-input -e '.[$(FAISS),dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input -e '.[$(FAISS),ray,slurm,dev]'
 	@touch $@
 
 bench: setup  ## run a suite (default: digits, the strategies of the paper, 5 seeds), then report
@@ -34,14 +35,25 @@ bench: setup  ## run a suite (default: digits, the strategies of the paper, 5 se
 smoke: setup  ## run every strategy for seconds, on a tiny subset
 	@$(BIN)/dgal-bench bench suite=smoke $(filter-out suite=%,$(strip $(ARGS)))
 
+ON_RESULTS = @$(BIN)/dgal-bench $@ $(or $(RESULTS),results/runs)
 report: setup  ## tables and figures of RESULTS (default results/runs)
-	@$(BIN)/dgal-bench report $(or $(RESULTS),results/runs)
+	$(ON_RESULTS)
 
-benchmarks: setup  ## measure acquisitions, forward pass, training and memory; half an hour on a quiet machine
+status: setup  ## what is done, at work, failed or missing in RESULTS
+	$(ON_RESULTS)
+
+validate: setup  ## every row of RESULTS checked
+	$(ON_RESULTS)
+
+replay: setup  ## queries of RESULTS timed again, alone
+	$(ON_RESULTS)
+
+benchmarks: setup  ## measure acquisitions, forward pass, training, memory and scheduling; half an hour on a quiet machine
 	@$(BIN)/python benchmarks/acquisition.py
 	@$(BIN)/python benchmarks/inference.py
 	@$(BIN)/python benchmarks/training.py
 	@$(BIN)/python benchmarks/memory.py
+	@$(BIN)/python benchmarks/scheduling.py
 
 comma := ,
 data: setup  ## find, download and check the files of DATASET (none named: say what is there)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from dgal_bench.errors import ConfigError, did_you_mean
 
-FLAGS = ("--print-config", "--dry-run", "--out", "--version", "--help")
+FLAGS = ("--print-config", "--dry-run", "--out", "--common", "--again", "--version", "--help")
+
+WITH_VALUE = {"--out": "a folder: --out DIR", "--common": "a cell: --common digits/margin/seed-0"}
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,11 @@ def parse(arguments: Sequence[str]) -> Command:
             name, _, value = argument.partition("=")
             if name not in FLAGS:
                 raise ConfigError(f"unknown flag '{name}'{did_you_mean(name, FLAGS)}")
-            if value and name != "--out":
+            if value and name not in WITH_VALUE:
                 raise ConfigError(f"{name} takes no value")
-            flags[name] = value or (next(rest, "") if name == "--out" else "")
-            if name == "--out" and not flags[name]:
-                raise ConfigError("--out needs a folder: --out DIR")
+            flags[name] = value or (next(rest, "") if name in WITH_VALUE else "")
+            if name in WITH_VALUE and not flags[name]:
+                raise ConfigError(f"{name} needs {WITH_VALUE[name]}")
         elif "=" in argument:
             key, _, text = argument.partition("=")
             if key in values:

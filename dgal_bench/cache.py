@@ -1,25 +1,29 @@
 """A content-addressed folder of arrays: made once under a lock, written whole, its hashes checked on every load."""
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import Any, Literal
 
 import numpy as np
 
 from dgal_bench.errors import ResultsError
+from dgal_bench.lease import HeldError, Lease, holder, locked, name_of
 
 log = logging.getLogger(__name__)
 
 Arrays = Mapping[str, np.ndarray]
 _MANIFEST = "manifest.json"
+_LOOK_AGAIN_SECONDS = 0.1
+_noted: ContextVar[set[str] | None] = ContextVar("_noted", default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,27 +52,100 @@ def get_or_make(root: Path, key: str, make: Callable[[Path], tuple[Arrays, Mappi
         ResultsError: the folder cannot be written.
     """
     folder = root / key
-    with _usable(root):
-        root.mkdir(parents=True, exist_ok=True)
-        lock = (root / f"{key}.lock").open("w")
-    with lock:
+    if (noted := _noted.get()) is not None:
+        noted.add(key)
+    with _locked(root, key):
         with _usable(root):
-            fcntl.flock(lock, fcntl.LOCK_EX)  # released by the holder's death
             entry = _load(folder)
         if entry is None:
-            beside = folder.with_name(f"{folder.name}.part")
-            with _usable(root):
-                shutil.rmtree(beside, ignore_errors=True)  # of a maker that was killed: the lock is ours now
-                beside.mkdir()
-            try:
+            with _beside(root, folder) as beside:
                 made = make(beside)
                 with _usable(root):
                     _store(beside, folder, *made)
                     entry = _load(folder)
-            finally:
-                shutil.rmtree(beside, ignore_errors=True)  # of what failed or was stopped
     assert entry is not None
     return entry
+
+
+@contextmanager
+def noting() -> Iterator[set[str]]:
+    """The keys that this thread asks for while in here."""
+    keys: set[str] = set()
+    token = _noted.set(keys)
+    try:
+        yield keys
+    finally:
+        _noted.reset(token)
+
+
+def holds(root: Path, key: str) -> bool:
+    """Whether there is an entry; whether it checks out is seen when it is loaded."""
+    return (root / key / _MANIFEST).is_file()
+
+
+def adopt(root: Path, key: str, fill: Callable[[Path], None]) -> None:
+    """Put an entry that was made elsewhere under ``root/key``, unless there is one; ``fill(folder)`` writes its files.
+
+    Raises:
+        ResultsError: the folder cannot be written, or what was filled in does not check out.
+    """
+    folder = root / key
+    with _locked(root, key):
+        if holds(root, key):
+            return
+        with _beside(root, folder) as beside, _usable(root):
+            fill(beside)
+            if damaged := _damaged(beside):
+                raise ResultsError(f"cache entry {key} came damaged ({damaged}): start the command again")
+            for file in beside.iterdir():
+                with file.open("rb+") as written:
+                    _sync(written)
+            _take_place(beside, folder)
+
+
+@contextmanager
+def _locked(root: Path, key: str) -> Iterator[None]:
+    with _usable(root):
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / f"{key}.lock").open("w")
+    with lock, _alone(root, root / key, lock.fileno()):
+        yield
+
+
+@contextmanager
+def _beside(root: Path, folder: Path) -> Iterator[Path]:
+    """An empty folder where an entry is written before it has its name."""
+    beside = folder.with_name(f"{folder.name}.part")
+    with _usable(root):
+        shutil.rmtree(beside, ignore_errors=True)  # of a maker that was killed: the lock is ours now
+        beside.mkdir()
+    try:
+        yield beside
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)  # of what failed or was stopped
+
+
+@contextmanager
+def _alone(root: Path, folder: Path, lock: int) -> Iterator[None]:
+    """Wait until nobody else works on an entry, on this host or another."""
+    told = False
+    while not locked(lock):
+        if not told:
+            log.warning("waiting: %s makes %s", name_of(holder(folder) or {}), folder.name)
+        told = True
+        sleep(_LOOK_AGAIN_SECONDS)
+    with ExitStack() as held:
+        while True:
+            try:
+                with _usable(root):
+                    held.enter_context(Lease(folder))
+                break
+            except HeldError as error:
+                if not told:
+                    log.warning("waiting: %s", error)
+                told = True
+                sleep(_LOOK_AGAIN_SECONDS)
+        yield
 
 
 @contextmanager
@@ -131,6 +208,10 @@ def _store(beside: Path, folder: Path, arrays: Arrays, facts: Mapping[str, Any])
     with (beside / _MANIFEST).open("w") as text:
         json.dump({"sha256": hashes, "facts": dict(facts)}, text, indent=1)
         _sync(text)
+    _take_place(beside, folder)
+
+
+def _take_place(beside: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
 

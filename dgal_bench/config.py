@@ -9,7 +9,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,11 +170,7 @@ class RunConfig:
 
         Of full supervision, which asks neither strategy nor graph, TRAINING_SETTINGS alone.
         """
-        parts = to_dict(self)
-        parts |= {name: without_paths(parts[name]) for name in SECTIONS}
-        if self.full_supervision:
-            parts = {name: parts[name] for name in TRAINING_SETTINGS}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return hash_of(to_dict(self))
 
     @property
     def full_supervision(self) -> bool:
@@ -219,6 +215,14 @@ def without_paths(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value is not None if key in WHEREABOUTS else value for key, value in section.items()}
 
 
+def hash_of(config: Mapping[str, Any]) -> str:
+    """``RunConfig.hash``, of a configuration as it stands in a header, be it of an older version."""
+    parts = {**config, **{name: without_paths(config[name]) for name in SECTIONS if name in config}}
+    if config["initial_size"] is None:
+        parts = {name: parts.get(name) for name in TRAINING_SETTINGS}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration dataclass as plain Python types."""
     return dataclasses.asdict(config)
@@ -234,6 +238,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         elif left != right:
             found.append(f"{prefix}{key}: {left!r} -> {right!r}")
     return found
+
+
+_PARTS: Mapping[str, Callable[..., Any]] = {
+    "dataset": DatasetConfig, "net": NetConfig, "training": TrainingConfig, "representation": RepresentationConfig,
+    "trainer": TrainerConfig, "graph": GraphConfig, "strategy": StrategyConfig,
+}  # fmt: skip
+
+
+def restored(values: Mapping[str, Any]) -> RunConfig:
+    """The inverse of ``to_dict``, for values that were checked when they were composed: in 0.1 ms, not 14."""
+    return RunConfig(**{**values, **{name: part(**values[name]) for name, part in _PARTS.items()}})
 
 
 def from_dict(values: Any) -> RunConfig:

@@ -19,6 +19,10 @@ class ConfigError(UserError):
     """A key, kind or value of the configuration is wrong."""
 
 
+class NotApplicableError(ConfigError):
+    """A strategy is not for these data: its cells are skipped, which is no failure."""
+
+
 class StrategyError(UserError):
     """A strategy broke its contract: its cell fails, the others go on."""
 

@@ -3,12 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dgal_bench.config import SECTIONS, differences, without_paths
+from dgal_bench.config import SECTIONS, RunConfig, differences, to_dict, without_paths
 from dgal_bench.errors import ResultsError
+from dgal_bench.provenance import provenance
 from dgal_bench.record import CellLog
 
 ALGORITHM_VERSION = 1
 """Raised with any change that alters picks; tests/test_golden.py fails otherwise. Versions are never mixed."""
+
+
+def outline(config: RunConfig, name: str) -> dict[str, Any]:
+    """What is known of a cell before its data are: all there is in the header of one that never began."""
+    return {
+        "cell": name,
+        "profile": config.profile,
+        "config": to_dict(config),
+        "fingerprint": {"algorithm_version": ALGORITHM_VERSION, "config": config.hash},
+        "provenance": provenance(),
+    }
+
 
 IDENTITY = ("algorithm_version", "config", "data", "latents", "graph", "weights", "files")
 """What a result is about: another one is another result. The rest of a fingerprint is where it was made."""
@@ -29,7 +42,7 @@ def check_content(log: CellLog, content: Mapping[str, Any]) -> None:
 def check_resumable(log: CellLog, header: Mapping[str, Any], anyway: bool) -> list[str]:
     """The harmless differences between a file and the present; raises ResultsError where rows must not be mixed."""
     old, new = log.header["fingerprint"], header["fingerprint"]
-    wrong = [name for name in IDENTITY if old.get(name) != new.get(name)]  # files of before have no weights
+    wrong = [name for name in IDENTITY if old.get(name) != new.get(name)]
     if "config" in wrong:
         before, now = (_comparable(config) for config in (log.header["config"], header["config"]))
         changes = "; ".join(differences(before, now)[:3])

@@ -13,7 +13,7 @@ from dgal_bench.arrays import Progress
 from dgal_bench.cache import key_of
 from dgal_bench.checks import check_budget
 from dgal_bench.clock import Stopwatch
-from dgal_bench.config import RunConfig, to_dict
+from dgal_bench.config import RunConfig
 from dgal_bench.data.datamodule import PoolDataModule, Standardise
 from dgal_bench.data.datasets import load
 from dgal_bench.data.images import ImageData, Request
@@ -22,12 +22,12 @@ from dgal_bench.errors import ConfigError
 from dgal_bench.features import content_key
 from dgal_bench.graph import knn
 from dgal_bench.graph.transition import Graph
-from dgal_bench.identity import ALGORITHM_VERSION
+from dgal_bench.identity import outline
 from dgal_bench.models.nets import build_net, cost, initial_weights
 from dgal_bench.models.predict import Predictor
 from dgal_bench.models.task import TaskModule
 from dgal_bench.models.weights import Weights
-from dgal_bench.provenance import provenance, revision
+from dgal_bench.provenance import revision
 from dgal_bench.representation import Setup, prepare, without_graph
 from dgal_bench.seeding import TieBreak, isolated, rng_for, seed_for, torch_rng_for
 from dgal_bench.strategies import Query, Resources, Strategy, build
@@ -125,14 +125,12 @@ class Cell:
     def header(self, name: str) -> dict[str, Any]:
         """Line 1 of the results file of the cell ``name``, less the initial set: what ran, from what, on what."""
         config, lab = self.config, self.lab
-        where = provenance()
+        known = outline(config, name)
+        where = known["provenance"]
         return {
-            "cell": name,
-            "profile": config.profile,
-            "config": to_dict(config),
+            **known,
             "fingerprint": {
-                "algorithm_version": ALGORITHM_VERSION,
-                "config": config.hash,
+                **known["fingerprint"],
                 **own_content(config, lab.data, lab.weights),
                 "latents": lab.setup.latents_sha256,
                 "graph": lab.setup.graph_sha256,
@@ -142,7 +140,6 @@ class Cell:
                 "device": where["machine"]["gpu"] if lab.device.type == "cuda" else "cpu",
                 "threads": torch.get_num_threads(),
             },
-            "provenance": where,
             "data": {
                 "pool": lab.data.size,
                 "test": len(lab.data.test_images),

@@ -24,11 +24,11 @@ from dgal_bench.errors import StrategyError
 from dgal_bench.lab import Cell, Lab, open_lab
 from dgal_bench.loop import run_cell
 from dgal_bench.models.predict import Predictor
-from dgal_bench.record import Recorder, RoundRecord, choice, read_cell
+from dgal_bench.record import PHASES, RoundRecord, choice, read_cell
+from dgal_bench.recorder import Recorder
 from dgal_bench.strategies import Selection, resolved
 
 BATCH = 5
-PHASES = frozenset({"embed", "index", "search", "diffuse", "select", "infer", "acquire", "aux_train"})
 """The phases of a query that a row may hold."""
 
 PRACTICE = (

@@ -1,16 +1,17 @@
 """The active-learning loop of one cell: train, test, query on the clock, check, annotate, record."""
 
 import logging
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from dgal_bench.arrays import Index
+from dgal_bench.beside import Beside, counted
 from dgal_bench.clock import Stopwatch
 from dgal_bench.config import RunConfig
+from dgal_bench.data.datamodule import PoolDataModule
 from dgal_bench.data.pool import Pool, initial_set
 from dgal_bench.graph.diffusion import reached
 from dgal_bench.graph.propagation import propagated
@@ -18,69 +19,104 @@ from dgal_bench.graph.transition import Graph
 from dgal_bench.identity import check_resumable
 from dgal_bench.lab import Cell
 from dgal_bench.models.predict import Predictor, Rehearsal
-from dgal_bench.models.task import Fit, fit, measure_accuracy, new_trainer
-from dgal_bench.record import Recorder, RoundRecord, picks
+from dgal_bench.models.task import Fit, TaskModule, fit, measure_accuracy, new_trainer
+from dgal_bench.record import RoundRecord, picks
+from dgal_bench.recorder import Scribe
 from dgal_bench.seeding import isolated
-from dgal_bench.strategies import Query
+from dgal_bench.strategies import Query, Selection
 from dgal_bench.threads import on_threads
 
 log = logging.getLogger(__name__)
 
 
 def run_cell(
-    cell: Cell, recorder: Recorder, on_round: Callable[[RoundRecord], None], jobs: int = 1, resume_anyway: bool = False
+    cell: Cell, recorder: Scribe, on_round: Callable[[RoundRecord], None], resume_anyway: bool = False
 ) -> None:
     """Run a cell from where its file ends: R + 1 evaluations, R queries.
 
     Raises:
         ResultsError: the file was made from something else (data, latents, graph, configuration, code).
     """
-    with on_threads(cell.config.threads):
+    with on_threads(cell.config.threads), counted():
         pool, first = start(cell, recorder, resume_anyway)
         memory, seconds = warm_up(cell, pool, first) if first < cell.config.rounds else ({}, None)
         for round_ in range(first, cell.config.rounds + 1):
-            record, pool, memory = run_round(cell, pool, round_, jobs, memory)
+            record, pool, memory = run_round(cell, pool, round_, memory)
             recorder.write(replace(record, rehearsal_seconds=seconds) if round_ == first else record)
             on_round(record)
 
 
 def run_round(
-    cell: Cell, pool: Pool, round_: int, jobs: int, memory: Mapping[str, Any]
+    cell: Cell, pool: Pool, round_: int, memory: Mapping[str, Any]
 ) -> tuple[RoundRecord, Pool, Mapping[str, Any]]:
     """Train from scratch, test, and unless it is the last round query and annotate. Only the query is on the clock.
 
     ``memory`` is what the last query left for the next, and so is the last part of what is returned.
     """
-    config, device = cell.config, cell.lab.device
-    around = Stopwatch(device)
+    beside, around = Beside(), Stopwatch(cell.lab.device)
+    model = train(cell, pool, round_, around)
+    facts = evaluation_facts(cell, pool, round_, model, around)
+    if round_ < cell.config.rounds:
+        beside.look()
+        asked = ask(cell, pool, round_, model, memory)
+        beside.look()
+        picked = asked.selection.indices
+        pool = pool.annotate(picked, cell.lab.data.labels[picked])  # the oracle
+        facts |= query_facts(cell, asked)
+        memory = asked.query.remembered
+    if model.data.predict_batch_size < cell.config.predict_batch_size:
+        facts["halved_to"] = model.data.predict_batch_size
+    return RoundRecord(**facts, **beside.facts()), pool, memory
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The network of a round, with the loaders that feed it, and how its training and its test ended."""
+
+    module: TaskModule
+    data: PoolDataModule
+    fit: Fit
+    accuracy: float
+
+
+def train(cell: Cell, pool: Pool, round_: int, clock: Stopwatch) -> Trained:
+    """Train from scratch and test: a function of configuration, seed, round and the labels so far."""
     data, module = cell.datamodule(pool, round_), cell.new_module(round_)
-    with isolated(config.seed, "training", round_):
-        trainer = new_trainer(config, device)
-        with around.phase("train"):
+    with isolated(cell.config.seed, "training", round_):
+        trainer = new_trainer(cell.config, cell.lab.device)
+        with clock.phase("train"):
             fitted = fit(trainer, module, data)
-        with around.phase("test"):
+        with clock.phase("test"):
             accuracy = measure_accuracy(trainer, module, data)
-    facts = evaluation_facts(cell, pool, round_, fitted, accuracy, around, jobs)
-    if round_ < config.rounds:
-        clock = Stopwatch(device)
-        predict = Predictor(module, data, device, clock)
-        query = cell.query(pool, predict, clock, round_, memory)
-        with clock.running():
-            selection = cell.strategy.select(query, config.batch_size)
-        pool.check(selection.indices, config.batch_size)
-        pool.check(selection.candidates, len(selection.candidates), "left")
-        pool = pool.annotate(selection.indices, cell.lab.data.labels[selection.indices])  # the oracle
-        facts |= query_facts(cell, query, selection.indices)
-        facts |= {"n_candidates": len(selection.candidates), "n_scored": predict.n_scored}
-        memory = query.remembered
-    if data.predict_batch_size < config.predict_batch_size:
-        facts["halved_to"] = data.predict_batch_size
-    return RoundRecord(**facts), pool, memory
+    return Trained(module, data, fitted, accuracy)
 
 
-def evaluation_facts(
-    cell: Cell, pool: Pool, round_: int, fitted: Fit, accuracy: float, clock: Stopwatch, jobs: int
-) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """One query, answered: its clock and notes are in ``query``; ``n_scored`` points passed through the network."""
+
+    query: Query
+    selection: Selection
+    n_scored: int
+
+
+def ask(cell: Cell, pool: Pool, round_: int, model: Trained, memory: Mapping[str, Any]) -> Asked:
+    """The query of a round, on its own clock; what it returns is checked when the clock has stopped.
+
+    Raises:
+        StrategyError: the strategy broke its contract.
+    """
+    clock = Stopwatch(cell.lab.device)
+    predict = Predictor(model.module, model.data, cell.lab.device, clock)
+    query = cell.query(pool, predict, clock, round_, memory)
+    with clock.running():
+        selection = cell.strategy.select(query, cell.config.batch_size)
+    pool.check(selection.indices, cell.config.batch_size)
+    pool.check(selection.candidates, len(selection.candidates), "left")
+    return Asked(query, selection, predict.n_scored)
+
+
+def evaluation_facts(cell: Cell, pool: Pool, round_: int, model: Trained, clock: Stopwatch) -> dict[str, Any]:
     with clock.phase("extra"):
         extra = {
             "reach": reached(cell.graph, pool.labeled, cell.graph.default_steps),
@@ -89,13 +125,11 @@ def evaluation_facts(
     return {
         "round": round_,
         "n_labeled": len(pool.labeled),
-        "accuracy": accuracy,
-        **asdict(fitted),
+        "accuracy": model.accuracy,
+        **asdict(model.fit),
         **extra,
         **{f"{name}_seconds": clock.seconds[name] for name in ("train", "test", "extra")},
         "threads": torch.get_num_threads(),
-        "jobs": jobs,
-        "load": os.getloadavg()[0],
     }
 
 
@@ -116,13 +150,15 @@ def propagated_accuracy(cell: Cell, pool: Pool) -> dict[str, float] | None:
     return propagated(cell.graph, attachment, pool.labeled, pool.labels, data.n_classes, data.test_labels)
 
 
-def query_facts(cell: Cell, query: Query, batch: Index) -> dict[str, Any]:
+def query_facts(cell: Cell, asked: Asked) -> dict[str, Any]:
     """What happened in a query, gathered after the clock has stopped; true labels are the oracle's to use here."""
-    labels = cell.lab.data.labels
+    labels, query, batch = cell.lab.data.labels, asked.query, asked.selection.indices
     notes = {name: fact() for name, fact in query.notes.items()}
     return {
         "indices": batch.tolist(),
         "classes": labels[batch].tolist(),
+        "n_candidates": len(asked.selection.candidates),
+        "n_scored": asked.n_scored,
         "boundary_share": boundary_share(cell.lab.setup.graph, labels, batch),
         "ties": notes.pop("ties", 0.0),
         "query_seconds": query.clock.total,
@@ -157,7 +193,7 @@ def warm_up(cell: Cell, pool: Pool, first: int) -> tuple[Mapping[str, Any], floa
     return (query.remembered if first else {}), clock.total
 
 
-def start(cell: Cell, recorder: Recorder, resume_anyway: bool) -> tuple[Pool, int]:
+def start(cell: Cell, recorder: Scribe, resume_anyway: bool) -> tuple[Pool, int]:
     """The pool and the round to begin with: after the rows of the file, or at the initial set of a new one."""
     config, data, rows = cell.config, cell.lab.data, recorder.log
     header = cell.header(f"{data.name}/{recorder.path.parent.name}/{recorder.path.stem}")

@@ -5,10 +5,16 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
+import torch
+
 from dgal_bench.config import RunConfig
+
+ENDINGS = ("ready", "done", "held", "skipped", "failed")
+"""The last events of a job."""
 
 
 class Worker:
@@ -16,7 +22,8 @@ class Worker:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = environment
-        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
+        self._read = False
+        self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - lives as long as the worker
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dgal_bench.worker"],
             stdin=subprocess.PIPE,
@@ -26,25 +33,32 @@ class Worker:
             env=os.environ | environment,
         )
 
-    def fit_for(self, config: RunConfig) -> "Worker":
-        """This worker, or a new one in its place where it has died or its environment is not the configuration's."""
-        wanted = environment(config)
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def fit_for(self, wanted: Mapping[str, str]) -> "Worker":
+        """This worker, or a new one in its place where it has died or its environment is another."""
         if self._process.poll() is None and self.environment == wanted:
             return self
         self.close()
         return Worker(wanted)
 
-    def run(self, job: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-        """Send a job; yield its events up to and with the last: ready, done or failed."""
+    def run(self, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Send a job; yield its events up to and with the last, one of ENDINGS."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._read = True
         try:
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
             for line in self._process.stdout:
+                if not line.endswith("\n"):
+                    break  # cut by a kill
                 event = json.loads(line)
                 yield event
-                if event["event"] in ("ready", "done", "failed"):
+                if event["event"] in ENDINGS:
+                    self._read = False
                     return
         except BrokenPipeError:
             pass
@@ -62,10 +76,25 @@ class Worker:
         self._process.kill()
         self._process.wait()
         self._stderr.close()
+        with suppress(OSError):
+            self._process.stdin.close()  # type: ignore[union-attr]
+        if not self._read:  # whoever reads finds the end by himself
+            self._process.stdout.close()  # type: ignore[union-attr]
 
 
-def environment(config: RunConfig) -> dict[str, str]:
-    """Set before torch, FAISS and BLAS are imported; the workspace setting is cuBLAS's condition for equal bits."""
+def environment(config: RunConfig, gpu: str | None = None) -> dict[str, str]:
+    """Set before torch, FAISS and BLAS are imported; the workspace setting is cuBLAS's condition for equal bits.
+
+    ``gpu``: the one to see, None: as they are.
+    """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if config.device == "cpu" else {}
-    return {**dict.fromkeys(names, str(config.threads)), "CUBLAS_WORKSPACE_CONFIG": ":4096:8", **hidden}
+    seen = "" if config.device == "cpu" else gpu
+    shown = {} if seen is None else {"CUDA_VISIBLE_DEVICES": seen}
+    return {**dict.fromkeys(names, str(config.threads)), "CUBLAS_WORKSPACE_CONFIG": ":4096:8", **shown}
+
+
+def visible_gpus() -> list[str]:
+    """Their names for CUDA_VISIBLE_DEVICES, without a CUDA context."""
+    n_gpus = torch.cuda.device_count()
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return told.split(",")[:n_gpus] if told else [str(index) for index in range(n_gpus)]

@@ -1,7 +1,7 @@
 """How long work goes on: a bar with an ETA on a terminal, plain lines elsewhere."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from time import perf_counter
 from typing import TextIO
 
@@ -19,22 +19,22 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
-def new_progress(jobs: Sequence[Job], done_rounds: int) -> "Lines | Bar":
-    """A Listener on stderr for these cells, of whose evaluations ``done_rounds`` are on disk already."""
+def new_progress(to_do: Mapping[Job, int]) -> "Lines | Bar":
+    """A Listener on stderr for these cells, each with the number of evaluations it still lacks."""
     stream = sys.stderr
-    rounds = sum(job.config.rounds + 1 for job in jobs) - done_rounds
-    return Bar(rounds, stream) if stream.isatty() else Lines(len(jobs), rounds, stream)
+    return Bar(to_do, stream) if stream.isatty() else Lines(to_do, stream)
 
 
 class Lines:
     """One line per finished cell, and some while a representation is made."""
 
-    def __init__(self, n_cells: int, n_rounds: int, stream: TextIO) -> None:
-        self._cells, self._rounds = n_cells, n_rounds
+    def __init__(self, to_do: Mapping[Job, int], stream: TextIO) -> None:
+        self._to_do = dict(to_do)
+        self._cells = len(to_do)
         self._finished = self._evaluated = 0
         self._stream = stream
         self._start = perf_counter()
-        self._began: dict[str, float] = {}
+        self._begun = False
         self._accuracy: dict[str, float] = {}
 
     def setting_up(self, name: str, what: str, done: int, of: int) -> None:
@@ -42,23 +42,27 @@ class Lines:
             self._say(f"[set-up] {name}: {what}" + (f" {done}/{of}" if of > 1 else ""))
 
     def begun(self, job: Job) -> None:
-        self._began[job.name] = perf_counter()
-        if len(self._began) == 1:
+        if not self._begun:
             self._start = perf_counter()  # time left is reckoned from the first cell on, without the set-up
+        self._begun = True
 
     def round(self, job: Job, accuracy: float) -> None:
         self._evaluated += 1
+        self._to_do[job] -= 1
         self._accuracy[job.name] = accuracy
 
-    def done(self, job: Job) -> None:
-        self._finished += 1
+    def done(self, job: Job, seconds: float) -> None:
+        self._over(job)
         # no round at all: another command has finished the cell meanwhile
         what = f"{self._accuracy[job.name]:.1%}" if job.name in self._accuracy else "done already"
-        took = duration(perf_counter() - self._began[job.name])
-        self._say(f"{self._place()} {job.name}: {what} in {took}{self._eta()}")
+        self._say(f"{self._place()} {job.name}: {what} in {duration(seconds)}{self._eta()}")
+
+    def skipped(self, job: Job, why: str) -> None:
+        self._over(job)
+        self._say(f"{self._place()} {job.name}: skipped: {why}{self._eta()}")
 
     def failed(self, job: Job, error: str) -> None:
-        self._finished += 1
+        self._over(job)
         self._say(f"{self._place()} {job.name}: FAILED: {error}{self._eta()}")
 
     def warn(self, text: str) -> None:
@@ -67,11 +71,15 @@ class Lines:
     def close(self) -> None:
         pass
 
+    def _over(self, job: Job) -> None:
+        self._finished += 1
+        self._to_do[job] = 0
+
     def _place(self) -> str:
         return f"[{self._finished:>{len(str(self._cells))}}/{self._cells}]"
 
     def _eta(self) -> str:
-        left = self._rounds - self._evaluated
+        left = sum(self._to_do.values())
         if not self._evaluated or left <= 0:
             return ""
         return f", about {duration((perf_counter() - self._start) / self._evaluated * left)} left"
@@ -84,9 +92,10 @@ class Lines:
 class Bar:
     """tqdm over evaluations; a bar of its own while a representation is made."""
 
-    def __init__(self, n_rounds: int, stream: TextIO) -> None:
+    def __init__(self, to_do: Mapping[Job, int], stream: TextIO) -> None:
         self._stream = stream
-        self._rounds = n_rounds
+        self._to_do = dict(to_do)
+        self._rounds = sum(to_do.values())
         self._bar: tqdm | None = None
         self._what = ""
 
@@ -111,13 +120,20 @@ class Bar:
         self._cells()
 
     def round(self, job: Job, accuracy: float) -> None:
+        self._to_do[job] -= 1
         self._cells().set_postfix_str(f"{job.name} {accuracy:.1%}")
         self._cells().update()
 
-    def done(self, job: Job) -> None:
-        pass
+    def done(self, job: Job, seconds: float) -> None:
+        """Evaluations that another command has made meanwhile are no longer to do."""
+        self._cells().update(self._to_do.pop(job, 0))
+
+    def skipped(self, job: Job, why: str) -> None:
+        self.done(job, 0.0)
+        tqdm.write(f"{job.name}: skipped: {why}", file=self._stream)
 
     def failed(self, job: Job, error: str) -> None:
+        self.done(job, 0.0)
         tqdm.write(f"{job.name}: FAILED: {error}", file=self._stream)
 
     def warn(self, text: str) -> None:

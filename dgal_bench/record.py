@@ -1,22 +1,21 @@
-"""The record of a cell: an append-only JSON-lines file, fsynced line by line, from which a killed run goes on.
+"""The record of a cell, read: JSON lines, one file a cell, from which a killed run goes on.
 
 Line 1 is the header; then one line per evaluation (``kind: round``), and where they happened ``kind: failure`` (the
-error that ended a try) and ``kind: continuation`` (who went on, and what was different).
+error that ended a try), ``kind: skipped`` (why the cell cannot be) and ``kind: continuation`` (who went on, and what
+was different).
 """
 
-import fcntl
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from types import UnionType
+from typing import Any, get_args, get_origin
 
+from dgal_bench.config import SECTIONS
 from dgal_bench.errors import ResultsError
-
-SCHEMA_VERSION = 1
+from dgal_bench.schema import ESSENTIAL, RESTORE, check, migrated, misfit
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,9 @@ class RoundRecord:
     train_seconds: float
     test_seconds: float
     threads: int
-    jobs: int  # cells run side by side by this command
+    jobs: int  # cells at work on this machine, this one included; of schema 1: those of this command
     load: float  # the machine's 1-minute load average
+    busy_elsewhere: float | None = None  # cores that other processes kept busy during the round; None: not known
     indices: list[int] | None = None  # the batch, in order of preference
     classes: list[int] | None = None  # the oracle's answers
     n_candidates: int | None = None
@@ -59,6 +59,10 @@ CHOICE_FIELDS = (
 )  # fmt: skip
 
 
+PHASES = frozenset({"embed", "index", "search", "diffuse", "select", "infer", "acquire", "aux_train"})
+"""Of a query, exclusive."""
+
+
 def choice(record: RoundRecord) -> dict[str, Any]:
     """The fields that a repetition must reproduce bit for bit."""
     return {name: getattr(record, name) for name in CHOICE_FIELDS}
@@ -66,13 +70,18 @@ def choice(record: RoundRecord) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class CellLog:
-    """A results file read back: ``length`` is the bytes of its whole lines, before any torn last one."""
+    """A results file read back, in this version's terms.
+
+    ``lines`` are its whole lines as they stand there, ``length`` their bytes, before any torn last one.
+    """
 
     path: Path
-    header: dict[str, Any]
+    header: Mapping[str, Any]
     records: tuple[RoundRecord, ...]
-    failure: dict[str, Any] | None
-    continuations: tuple[dict[str, Any], ...]
+    failure: Mapping[str, Any] | None
+    skipped: Mapping[str, Any] | None
+    continuations: tuple[Mapping[str, Any], ...]
+    lines: tuple[Mapping[str, Any], ...]
     length: int
 
     @property
@@ -85,7 +94,13 @@ class CellLog:
 
     @property
     def status(self) -> str:
-        return "done" if self.done else "failed" if self.failure else "partial"
+        """done, failed, skipped or partial (begun, and nothing the matter)."""
+        return "done" if self.done else "failed" if self.failure else "skipped" if self.skipped else "partial"
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has ever started: otherwise the header says only which cell it is, and the next line why not."""
+        return "initial" in self.header
 
 
 def read_cell(path: Path) -> CellLog | None:
@@ -94,7 +109,8 @@ def read_cell(path: Path) -> CellLog | None:
     A torn last line (killed while writing) is left out. Anything else that does not parse is an error.
 
     Raises:
-        ResultsError: a line before the last is damaged, rows are out of order, or another schema wrote the file.
+        ResultsError: a line before the last is damaged, rows are out of order, another schema wrote the file, or what
+            every reader relies on is not there or something else; it names file, line and field.
     """
     try:
         raw = path.read_bytes()
@@ -102,25 +118,34 @@ def read_cell(path: Path) -> CellLog | None:
         return None
     except OSError as error:
         raise ResultsError(f"{path} cannot be read: {error.strerror}") from error
+    return parse_cell(path, raw)
+
+
+def parse_cell(path: Path, raw: bytes) -> CellLog | None:
+    """The log in the bytes of a results file; ``path`` is its name, for messages too. See read_cell."""
     whole = raw[: raw.rfind(b"\n") + 1]
-    lines = [_parse(path, number, line) for number, line in enumerate(whole.splitlines(), start=1)]
-    if not lines:
+    found = [_parse(path, number, line) for number, line in enumerate(whole.splitlines(), start=1)]
+    if not found:
         return None
-    header = lines[0]
-    if header.get("schema_version") != SCHEMA_VERSION or header.get("kind") != "header":
-        found = header.get("schema_version", "no schema_version")
-        raise ResultsError(
-            f"{path}, line 1: schema {found}, where this version reads {SCHEMA_VERSION}: use another results=DIR"
-        )
-    records = tuple(_record(path, n, line) for n, line in enumerate(lines, start=1) if line.get("kind") == "round")
+    lines = migrated(found, str(path))
+    sections = {f"config.{name}": (dict,) for name in SECTIONS if name in lines[0]["config"]}
+    check(lines[0], {**ESSENTIAL, **sections}, str(path))
+    for number, line in enumerate(lines[1:], start=2):
+        _check_line(path, number, line)
+    records = tuple(_record(path, n, line) for n, line in enumerate(lines, start=1) if line["kind"] == "round")
     if [r.round for r in records] != list(range(len(records))):
         raise ResultsError(f"{path}: rounds {[r.round for r in records]} are not 0, 1, 2, ...: the file was changed")
+    if records:
+        check(lines[0], {"initial": (list,)}, str(path))
+    last = lines[-1]
     return CellLog(
         path,
-        header,
+        lines[0],
         records,
-        failure=lines[-1] if lines[-1]["kind"] == "failure" else None,
+        failure=last if last["kind"] == "failure" else None,
+        skipped=last if last["kind"] == "skipped" else None,
         continuations=tuple(line for line in lines if line["kind"] == "continuation"),
+        lines=tuple(found),
         length=len(whole),
     )
 
@@ -129,12 +154,51 @@ def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(line)
     except ValueError as error:
-        raise ResultsError(
-            f"{path}, line {number}: not JSON ({error}): restore the line, or remove the file to start over"
-        ) from error
-    if not isinstance(parsed, dict) or "kind" not in parsed:
-        raise ResultsError(f"{path}, line {number}: not a record: restore the line, or remove the file to start over")
+        raise ResultsError(f"{path}, line {number}: not JSON ({error}): {RESTORE}") from error
+    if not isinstance(parsed, dict) or not isinstance(parsed.get("kind"), str):
+        raise ResultsError(f"{path}, line {number}: not a record: {RESTORE}")
     return parsed
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """The JSON types of a field, and of what is in it where it is a list or an object."""
+
+    outer: frozenset[type]
+    inner: frozenset[type]
+
+    @classmethod
+    def of(cls, hint: Any) -> "_Kinds":
+        options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        inner = {get_args(one)[-1] for one in options if get_args(one)}
+        noted = {bool} if float in inner else set()  # of a plugin's fact, which may be true or false
+        return cls(_json({get_origin(one) or one for one in options}), _json(inner | noted))
+
+
+def _json(kinds: set[type]) -> frozenset[type]:
+    return frozenset(kinds | {int} if float in kinds else kinds)  # 1.0 may stand there as 1
+
+
+_FIELDS: Mapping[str, Mapping[str, _Kinds]] = {
+    "round": {f.name: _Kinds.of(f.type) for f in fields(RoundRecord)},
+    "failure": {"error": _Kinds.of(str)},
+    "skipped": {"why": _Kinds.of(str)},
+    "continuation": {"changed": _Kinds.of(list[str])},
+}
+"""By kind of line what readers rely on; which fields a round must have, RoundRecord says."""
+
+
+def _check_line(path: Path, number: int, line: Mapping[str, Any]) -> None:
+    for name, kinds in _FIELDS.get(line["kind"], {}).items():
+        if name in line:
+            value = line[name]
+            if type(value) not in kinds.outer:  # not isinstance: true is no number
+                raise ResultsError(f"{path}, line {number}: {name}: {misfit(value, kinds.outer)}")
+            for one in (value.values() if isinstance(value, dict) else value) if value and kinds.inner else ():
+                if type(one) not in kinds.inner:
+                    raise ResultsError(f"{path}, line {number}: in {name}: {misfit(one, kinds.inner)}")
+        elif line["kind"] != "round":
+            raise ResultsError(f"{path}, line {number}: a {line['kind']} without '{name}': {RESTORE}")
 
 
 def _record(path: Path, number: int, line: Mapping[str, Any]) -> RoundRecord:
@@ -145,91 +209,32 @@ def _record(path: Path, number: int, line: Mapping[str, Any]) -> RoundRecord:
         raise ResultsError(f"{path}, line {number}: not a round record ({error})") from error
 
 
+def cell_files(root: Path) -> list[Path]:
+    """The results files under ``root``, in order.
+
+    Raises:
+        ResultsError: there is no such folder, it cannot be read, or there is none in it.
+    """
+    if not os.path.isdir(root):
+        raise ResultsError(f"{root} is not a folder of results: run 'dgal-bench bench results={root}' first")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise ResultsError(f"{root} cannot be read: Permission denied")
+    files = sorted(root.rglob("seed-*.jsonl"))
+    if not files:
+        raise ResultsError(f"{root} holds no results: run 'dgal-bench bench results={root}' first")
+    return files
+
+
 def read_results(root: Path) -> list[CellLog]:
     """Every cell under ``root``, in order of path; a file being started (no header yet) is left out.
 
     Raises:
         ResultsError: there is no such folder, no cell in it, or a file is damaged.
     """
-    if not os.path.isdir(root):
-        raise ResultsError(f"{root} is not a folder of results: run 'dgal-bench bench results={root}' first")
-    if not os.access(root, os.R_OK | os.X_OK):
-        raise ResultsError(f"{root} cannot be read: Permission denied")
-    logs = [log for path in sorted(root.rglob("seed-*.jsonl")) if (log := read_cell(path)) is not None]
+    logs = [log for path in cell_files(root) if (log := read_cell(path)) is not None]
     if not logs:
         raise ResultsError(f"{root} holds no results: run 'dgal-bench bench results={root}' first")
     return logs
-
-
-class Recorder:
-    """The one writer of a cell's file: holds its lock, cuts a torn last line, appends and fsyncs.
-
-    ``with Recorder(path) as recorder:`` then ``recorder.log`` is what the file held (None: nothing whole).
-    """
-
-    def __init__(self, path: Path, patience_seconds: float = 15.0) -> None:
-        self.path = path
-        self.log: CellLog | None = None
-        self._patience = patience_seconds
-        self.header_written = False
-        self._file: BinaryIO
-
-    def __enter__(self) -> "Recorder":
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab")
-        except OSError as error:
-            raise ResultsError(f"{self.path} cannot be written: {error.strerror}: set results=DIR") from error
-        try:
-            self._lock()
-            self.log = read_cell(self.path)
-            self.header_written = self.log is not None
-            self._file.truncate(self.log.length if self.log else 0)
-        except BaseException:
-            self._file.close()
-            raise
-        return self
-
-    def _lock(self) -> None:
-        """Wait a little: the workers of a killed run die within moments of it."""
-        deadline = time.monotonic() + self._patience
-        while True:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise ResultsError(f"{self.path} is being written by another process: let it finish") from None
-                time.sleep(0.1)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def write_header(self, header: Mapping[str, Any]) -> None:
-        self._append({"kind": "header", "schema_version": SCHEMA_VERSION, **header})
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-        self.header_written = True
-
-    def write(self, record: RoundRecord) -> None:
-        self._append({"kind": "round", **{k: v for k, v in asdict(record).items() if v is not None}})
-
-    def write_failure(self, error: str, trace: str) -> None:
-        self._append({"kind": "failure", "error": error, "traceback": trace})
-
-    def write_continuation(self, facts: Mapping[str, Any]) -> None:
-        self._append({"kind": "continuation", **facts})
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        try:
-            self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise ResultsError(f"{self.path} cannot be written: {error.strerror}; what it holds is kept") from error
 
 
 def picks(records: Sequence[RoundRecord]) -> list[int]:

@@ -1,22 +1,34 @@
 """What a command asks for: where and how to run, and the grid of cells, every word of it checked."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from dgal_bench import plugins
 from dgal_bench.arguments import Command
 from dgal_bench.compose import GROUPS, PART_SETTINGS, check_key, compose
-from dgal_bench.config import available_cores, to_dict
-from dgal_bench.errors import ConfigError, ResultsError
+from dgal_bench.config import to_dict
+from dgal_bench.engines import ENGINES
+from dgal_bench.errors import ConfigError, ResultsError, choose
 from dgal_bench.sweep import Settings
+
+if TYPE_CHECKING:
+    from dgal_bench.retiming.plan import Wanted
 
 DEFAULTS = {"dataset": "digits", "representation": "default", "profile": "cpu", "seed": "0"}
 
+SLURM = ("cluster", "partition", "account", "qos", "constraint", "time", "mem_gb", "setup", "folder")
+"""Of engine=slurm: what a job asks for. ``cluster=local`` runs jobs as processes here, to try a command out."""
+
 # Keys that say where and how to run. They change no result, so they are in no configuration (a plugin's hash is: it
 # stands beside the kind of each of its parts).
-PLACES = ("results", "suite", "data", "cache", "jobs", "resume", "offline", "plugins", "full_supervision")
+PLACES = (
+    "results", "suite", "data", "cache", "jobs", "resume", "retry", "offline", "plugins", "full_supervision", "engine",
+    "gpus", "gpus_per_cell", "ray.address", "past", *(f"slurm.{name}" for name in SLURM),
+)  # fmt: skip
 
 
 def settings_of(command: Command, default_suite: str, suite: Mapping[str, object] = MappingProxyType({})) -> Settings:
@@ -24,17 +36,74 @@ def settings_of(command: Command, default_suite: str, suite: Mapping[str, object
     resume = command.one("resume", "")
     if resume not in ("", "anyway"):
         raise ConfigError(f"resume={resume}: the only choice is resume=anyway")
+    results, engine = results_root(command), command.one("engine", "local")
+    choose(dict.fromkeys(ENGINES), engine, "engine")
+    _only_of(command, engine)
     return Settings(
-        results=results_root(command),
+        results=results,
         suite=command.one("suite", default_suite),
         data=data_root(command),
         cache=cache_root(command),
-        jobs=_positive("jobs", command.one("jobs", str(available_cores()))),
+        jobs=_positive("jobs", command.one("jobs", "")) if "jobs" in command.values else None,
         resume_anyway=resume == "anyway",
         offline=offline(command),
         plugins=plugins.install(_plugins(command)),
         full_supervision=_truth(command, "full_supervision", str(suite.get("full_supervision", False))),
+        engine=engine,
+        retry=_retry(command),
+        gpus=_whole("gpus", command.one("gpus", "")) if "gpus" in command.values else None,
+        gpus_per_cell=_share("gpus_per_cell", command.one("gpus_per_cell", "1")),
+        ray_address=command.one("ray.address", "") or None,
+        slurm={name: command.one(f"slurm.{name}", "") for name in SLURM if f"slurm.{name}" in command.values},
+        past=[Path(text) for text in command.values.get("past", [str(results)])],
     )
+
+
+def _only_of(command: Command, engine: str) -> None:
+    """Refuse what another engine than the one chosen would be told."""
+    for key in command.values:
+        of = key.partition(".")[0]
+        if of in ENGINES and key in PLACES and of != engine:
+            raise ConfigError(f"{key}= is for engine={of}, this one is {engine}")
+
+
+def _retry(command: Command) -> list[str]:
+    statuses = command.values.get("retry", [])
+    for status in statuses:
+        choose(dict.fromkeys(("failed", "skipped")), status, "retry")
+    return statuses
+
+
+def replay_of(command: Command) -> "Wanted":
+    """What is to be timed again; the plugins it names are loaded."""
+    from dgal_bench.retiming.plan import Wanted
+
+    if len(command.words) != 1:
+        raise ConfigError("replay takes one results folder: dgal-bench replay RESULTS")
+    only_flags(command, "--common", "--again")
+    only_places(command, "seed", "rounds", "repeats", "data", "cache", "offline", "plugins")
+    if "--common" in command.flags and "seed" in command.values:
+        raise ConfigError("--common says which seed: leave seed= out")
+    return Wanted(
+        results=Path(command.words[0]),
+        data=data_root(command),
+        cache=cache_root(command),
+        seed=_whole("seed", command.one("seed", "")) if "seed" in command.values else None,
+        rounds=_rounds(command),
+        repeats=_positive("repeats", command.one("repeats", "3")),
+        common=command.flags.get("--common"),
+        again="--again" in command.flags,
+        offline=offline(command),
+        plugins=plugins.install(_plugins(command)),
+    )
+
+
+def _rounds(command: Command) -> list[int] | None:
+    """None: the first, the middle and the last; none at all: every one."""
+    rounds = command.values.get("rounds")
+    if rounds == []:
+        raise ConfigError("rounds= is an empty list: use rounds=0,7,14 or rounds=all")
+    return None if rounds is None else [] if rounds == ["all"] else [_whole("rounds", text) for text in rounds]
 
 
 def _plugins(command: Command) -> list[str]:
@@ -78,6 +147,23 @@ def only_places(command: Command, *known: str) -> None:
     if other := [key for key in command.values if key not in known]:
         takes = f"the keys of this verb are {', '.join(known)}" if known else "this verb takes none"
         raise ConfigError(f"{other[0]}= means nothing here: {takes}")
+
+
+def _whole(key: str, text: str) -> int:
+    if not text.isdecimal():
+        raise ConfigError(f"{key}={text}: use a whole number of 0 or more")
+    return int(text)
+
+
+def _share(key: str, text: str) -> float:
+    """Of a GPU: more cells on each, or more of them for a cell."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < math.inf:
+        raise ConfigError(f"{key}={text}: use a number above 0, such as 0.5 for two cells on a GPU")
+    return share
 
 
 def _positive(key: str, text: str) -> int:

@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -33,11 +33,18 @@ class Settings:
     suite: str
     data: Path
     cache: Path
-    jobs: int
+    jobs: int | None  # cells side by side; None: as many as fit
     resume_anyway: bool
     offline: bool
     plugins: Sequence[str]
     full_supervision: bool
+    engine: str = "local"
+    retry: Sequence[str] = ()  # statuses of cells to try again
+    gpus: int | None = None  # None: those that are there
+    gpus_per_cell: float = 1.0
+    ray_address: str | None = None  # None: a Ray of its own, on this machine
+    slurm: Mapping[str, str] = field(default_factory=dict)
+    past: Sequence[Path] = ()  # where a dry run looks for rows to reckon by
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,12 +154,30 @@ def _counts(paths: Iterable[Path]) -> dict[Path, int]:
 
 
 def scan(jobs: Sequence[Job], settings: Settings) -> dict[Path, CellLog | None]:
-    """What the results folder holds of each cell; refuses rows of another configuration or algorithm."""
+    """What the results folder holds of each cell; refuses rows of another configuration or algorithm.
+
+    A file without rows that is of another configuration is none of the cell's: it is begun anew.
+    """
     logs = {job.path: read_cell(job.path) for job in jobs}
     for job in jobs:
         log = logs[job.path]
-        if log is not None:
-            # What only a worker knows (data, latents, graph, machine) is checked there, before a row is added.
-            known = log.header["fingerprint"] | {"config": job.config.hash, "algorithm_version": ALGORITHM_VERSION}
+        if log is None:
+            continue
+        # What only a worker knows (data, latents, graph, machine) is checked there, before a row is added.
+        known = log.header["fingerprint"] | {"config": job.config.hash, "algorithm_version": ALGORITHM_VERSION}
+        if log.records:
             check_resumable(log, {"fingerprint": known, "config": to_dict(job.config)}, settings.resume_anyway)
+        elif known != log.header["fingerprint"]:
+            logs[job.path] = None
     return logs
+
+
+def to_run(jobs: Iterable[Job], logs: Mapping[Path, CellLog | None], settings: Settings) -> list[Job]:
+    """Cells that are not done, nor failed or skipped unless those are to be tried again."""
+    statuses = ((job, None if (log := logs[job.path]) is None else log.status) for job in jobs)
+    return [job for job, status in statuses if status in (None, "partial", *settings.retry)]
+
+
+def evaluations_left(job: Job, log: CellLog | None) -> int:
+    """Rows that the cell's file lacks."""
+    return job.config.rounds + 1 - (len(log.records) if log else 0)

@@ -7,29 +7,36 @@ worker outlives a killed parent.
 import json
 import logging
 import os
+import platform
 import queue
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 
 from dgal_bench import plugins
-from dgal_bench.config import from_dict
+from dgal_bench.config import RunConfig, restored
 from dgal_bench.data.datasets import fetch, load
 from dgal_bench.data.images import Request
-from dgal_bench.errors import ConfigError, DataError, ResultsError, UserError, innermost
+from dgal_bench.errors import ConfigError, DataError, NotApplicableError, ResultsError, UserError, innermost
+from dgal_bench.identity import ALGORITHM_VERSION, outline
 from dgal_bench.lab import Cell, Lab, open_lab, own_content
+from dgal_bench.lease import HeldError
 from dgal_bench.loop import run_cell
 from dgal_bench.models.nets import check_fits, initial_weights
 from dgal_bench.models.trainer import silence_lightning
-from dgal_bench.record import Recorder
+from dgal_bench.recorder import Recorder, Scribe, UnwritableError
+from dgal_bench.replay import answer
 
 Emit = Callable[..., None]
+Open = Callable[[Path], AbstractContextManager[Scribe]]
 
 
 def jobs_from(stream: Any) -> Iterator[dict[str, Any]]:
@@ -64,11 +71,17 @@ class Emitter(logging.Handler):
         self._emit_event("warning", text=record.getMessage())
 
 
-def handle(job: dict[str, Any], emit: Emit, labs: dict[str, Lab]) -> None:
+def handle(job: Mapping[str, Any], emit: Emit, labs: dict[str, Lab], open_record: Open = Recorder) -> None:
+    """Do a job and tell of it; ``labs`` is what this process keeps from one job to the next."""
+    if job["algorithm_version"] != ALGORITHM_VERSION:
+        raise ConfigError(
+            f"{platform.node()} has a dgal-bench of algorithm {ALGORITHM_VERSION}, the command's is "
+            f"{job['algorithm_version']}: install the same version everywhere"
+        )
     if job["offline"]:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when timm is first imported, which is after this
     plugins.install(job["plugins"])
-    config = from_dict(job["config"])
+    config = restored(job["config"])
     key = job["setup_key"]
 
     def progress(what: str, done: int, of: int) -> None:
@@ -90,21 +103,56 @@ def handle(job: dict[str, Any], emit: Emit, labs: dict[str, Lab]) -> None:
         check_fits(Cell.of(config, lab).new_module(0).net, lab.data.image_shape, config.net)
         emit("ready", points=lab.data.size)
         return
-    with Recorder(Path(job["path"])) as recorder:
-        try:
-            run_cell(
-                Cell.of(config, lab),
-                recorder,
-                lambda record: emit("round", round=record.round, accuracy=record.accuracy),
-                job["jobs"],
-                job["resume_anyway"],
-            )
-        except Exception as error:
-            # A ResultsError says that the file is not this cell's to write in.
-            if recorder.header_written and not isinstance(error, ResultsError):
-                recorder.write_failure(one_line(error), traceback.format_exc())
-            raise
-    emit("done")
+    if job["job"] == "replay":
+        answer(job, config, lab, emit)
+        return
+    with open_record(Path(job["path"])) as record:
+        end = run(config, lab, record, emit, job["resume_anyway"])
+    emit(**end)  # the record is closed, its lease gone
+
+
+def run(config: RunConfig, lab: Lab, record: Scribe, emit: Emit, resume_anyway: bool) -> dict[str, Any]:
+    """A cell to its end, whatever that is, which is in its record; the event that tells of it.
+
+    Raises:
+        ResultsError: the record is not this cell's to write in, or takes no more lines.
+    """
+    began = perf_counter()
+    try:
+        run_cell(
+            Cell.of(config, lab),
+            record,
+            lambda row: emit("round", round=row.round, accuracy=row.accuracy),
+            resume_anyway,
+        )
+    except ResultsError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, it costs this cell only
+        if not record.header_written:
+            record.write_header(outline(config, f"{lab.data.name}/{record.path.parent.name}/{record.path.stem}"))
+        if isinstance(error, NotApplicableError):
+            record.write_skipped(one_line(error))
+        else:
+            record.write_failure(one_line(error), traceback.format_exc())
+        return ending(error, "cell") | {"recorded": True}
+    return {"event": "done", "seconds": perf_counter() - began}
+
+
+def ending(error: BaseException, kind: str) -> dict[str, Any]:
+    """The event that tells of an error.
+
+    Where a sweep is set up, a wrong setting, missing data or an unusable cache stops it; a results folder that takes
+    no more rows does so at any time. Anything else costs its cells only.
+    """
+    event = "held" if isinstance(error, HeldError) else "skipped" if isinstance(error, NotApplicableError) else "failed"
+    fatal = UnwritableError if kind == "cell" else ConfigError | DataError | ResultsError
+    return {
+        "event": event,
+        "error": one_line(error),
+        "exit_code": getattr(error, "exit_code", 1),
+        "stop": isinstance(error, fatal),
+        "refused": isinstance(error, ResultsError),
+    }
 
 
 def one_line(error: BaseException) -> str:
@@ -128,10 +176,7 @@ def main() -> None:
         try:
             handle(job, emit, labs)
         except Exception as error:  # noqa: BLE001 - the boundary: the parent decides what a failure means
-            # A wrong setting, missing data or an unusable cache stops a sweep that is being set up; anything else
-            # costs its cells only.
-            stop = isinstance(error, ConfigError | DataError | ResultsError)
-            emit("failed", error=one_line(error), exit_code=getattr(error, "exit_code", 1), stop=stop)
+            emit(**ending(error, job["job"]))
 
 
 if __name__ == "__main__":

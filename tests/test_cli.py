@@ -1,15 +1,8 @@
-"""The command line: what it plans, what it refuses and how, and real sweeps of worker processes under fire."""
+"""The command line: what it plans, what it refuses and how, and real sweeps of worker processes."""
 
-import contextlib
 import io
 import json
-import os
-import random
-import signal
-import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 
@@ -20,10 +13,9 @@ from dgal_bench.compose import group_names, read_group
 from dgal_bench.errors import ConfigError
 from dgal_bench.laws import PRACTICE, practice, run_here
 from dgal_bench.progress import Bar, Lines, duration
-from dgal_bench.record import choice, read_cell, read_results
+from dgal_bench.record import read_cell, read_results
 from dgal_bench.sweep import Settings, plan
-
-HERE = Path(__file__).parent.parent
+from tests.sweeping import HERE, alone, choices_of, command, descendants, finish, written  # noqa: F401 - for others
 
 
 def settings(tmp_path, **changes):
@@ -156,17 +148,16 @@ def test_dry_run_says_what_would_run_and_what_is_done(capsys, lab, tmp_path):
 def test_progress_lines_tell_place_accuracy_and_time_left(tmp_path):
     jobs = plan(axes(strategy=["random", "dgmg"]), settings(tmp_path))
     stream = io.StringIO()
-    lines = Lines(2, 32, stream)
-    for what in ("begun", "done"):
-        if what == "done":
-            for _ in range(16):
-                lines.round(jobs[0], 0.875)
-        getattr(lines, what)(jobs[0])
+    lines = Lines(dict.fromkeys(jobs, 16), stream)
+    lines.begun(jobs[0])
+    for _ in range(16):
+        lines.round(jobs[0], 0.875)
+    lines.done(jobs[0], 7.2)
     lines.failed(jobs[1], "ValueError: diverged")
     lines.warn("a cache entry is damaged")
     first, second, third = stream.getvalue().splitlines()
     assert third == "warning: a cache entry is damaged"
-    assert first.startswith("[1/2] digits/random/seed-0: 87.5% in ")
+    assert first.startswith("[1/2] digits/random/seed-0: 87.5% in 7 s, about ")
     assert first.endswith(" left")
     assert second.startswith("[2/2] digits/dgmg/seed-0: FAILED: ValueError: diverged")
 
@@ -174,16 +165,16 @@ def test_progress_lines_tell_place_accuracy_and_time_left(tmp_path):
 def test_a_cell_that_another_command_has_finished_is_no_error(tmp_path):
     (job,) = plan(axes(), settings(tmp_path))
     stream = io.StringIO()
-    lines = Lines(1, 16, stream)
+    lines = Lines({job: 16}, stream)
     lines.begun(job)
-    lines.done(job)
+    lines.done(job, 0.1)
     assert stream.getvalue() == "[1/1] digits/random/seed-0: done already in 0 s\n"
 
 
 def test_the_bar_counts_rounds(tmp_path):
     (job,) = plan(axes(), settings(tmp_path))
     stream = io.StringIO()
-    bar = Bar(16, stream)
+    bar = Bar({job: 16}, stream)
     bar.setting_up("digits", "VAE epoch", 3, 150)
     bar.begun(job)
     bar.round(job, 0.5)
@@ -197,79 +188,6 @@ def test_durations():
 
 
 # Real processes from here on.
-
-
-def command(root, cache, *words):
-    base = ["bench", "representation=pca", "profile=smoke", f"results={root}", f"cache={cache}", *PRACTICE]
-    base.append("full_supervision=false")
-    return [sys.executable, "-m", "dgal_bench.cli", *base, *words]
-
-
-def finish(words, limit=240):
-    return subprocess.run(words, capture_output=True, text=True, timeout=limit, cwd=HERE, check=False)
-
-
-def descendants(pid):
-    """Process ids below ``pid``, from /proc."""
-    children = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return found[1:]
-
-
-def kill_at_random_moments(words, root, kills, rng, whom):
-    """Start, wait for a while that may fall into set-up, training, a query or a write, SIGKILL; ``kills`` times."""
-    for _ in range(kills):
-        with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=HERE) as process:
-            bytes_before = written(root)
-            deadline = time.monotonic() + 120
-            # Not before this try has written something: every kill falls into the work and not into the imports.
-            while process.poll() is None and written(root) == bytes_before and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, 1.0))
-            victims = [process.pid] if whom == "parent" else descendants(process.pid)[-1:] or [process.pid]
-            for victim in victims:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(victim, signal.SIGKILL)
-            if whom == "parent":
-                process.wait(20)
-
-
-def written(root):
-    return sum(path.stat().st_size for path in root.rglob("*.jsonl")) if root.exists() else 0
-
-
-def choices_of(root):
-    return {log.header["cell"]: [choice(r) for r in log.records] for log in read_results(root)}
-
-
-def alone(lab, root, strategies, seeds, *overrides):
-    """The same cells one after the other in this process, undisturbed."""
-    for strategy in strategies:
-        for seed in seeds:
-            config = practice(strategy, f"seed={seed}", *overrides)
-            run_here(lab, root / "s" / "digits" / strategy / f"seed-{seed}.jsonl", config)
-    return choices_of(root)
-
-
-def test_two_jobs_killed_and_started_again_give_the_bits_of_one_left_alone(lab, tmp_path, cache_root):
-    """SIGKILL of the whole sweep in the middle of its cells, then to the end. Twenty more kills are in slow tests."""
-    root = tmp_path / "swept"
-    words = command(root, cache_root, "strategy=random,margin,dgmg", "seed=0,1", "rounds=6", "jobs=2")
-    kill_at_random_moments(words, root, kills=1, rng=random.Random(0), whom="parent")
-    done = finish(words)
-    assert done.returncode == 0, done.stderr
-    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "margin", "dgmg"), (0, 1), "rounds=6")
-    assert "| dgmg " in done.stdout
-    assert (root / "paper" / "report" / "summary.csv").is_file()
-    assert all(log.done for log in read_results(root))
 
 
 def test_a_failed_cell_is_recorded_the_others_go_on_and_a_second_try_runs_only_it(tmp_path, cache_root, capsys):
@@ -286,9 +204,14 @@ def test_a_failed_cell_is_recorded_the_others_go_on_and_a_second_try_runs_only_i
     assert "lower training.lr" in bad.failure["error"]
     assert "Traceback" in bad.failure["traceback"]
     assert "FAILED, not counted: random+training.lr=1e25/seed-0" in done.stdout
-    before = (folder / "random+training.lr=0.001" / "seed-0.jsonl").read_bytes()
+    before, bad_before = (log.path.read_bytes() for log in (good, bad))
     assert main([*words[3:], "--dry-run"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "2 cells: 1 done, 1 to run, 1 side by side"
+    assert capsys.readouterr().out.splitlines()[1].startswith("failed ")
+    assert main([*words[3:], "retry=failed", "--dry-run"]) == 0
+    assert "2 cells: 1 done, 1 to run, 1 side by side" in capsys.readouterr().out
+    again = finish(words)
+    assert (again.returncode, bad.path.read_bytes()) == (1, bad_before)
+    assert "1 of 2 cells failed; retry=failed tries them again" in again.stderr
     assert (folder / "random+training.lr=0.001" / "seed-0.jsonl").read_bytes() == before
 
 
@@ -311,47 +234,6 @@ def test_a_run_alone_does_not_say_that_others_ran_beside(tmp_path, cache_root):
     assert done.returncode == 0, done.stderr
     assert {record.jobs for log in read_results(tmp_path) for record in log.records} == {1}
     assert "running beside" not in done.stdout
-
-
-@pytest.mark.slow
-def test_a_damaged_cache_is_made_again_and_said(tmp_path):
-    cache = tmp_path / "cache"
-    words = command(tmp_path / "a", cache, "strategy=random", "seed=0")
-    assert finish(words).returncode == 0
-    for path in cache.glob("*/latents.npy"):
-        raw = bytearray(path.read_bytes())
-        raw[-1] ^= 1
-        path.write_bytes(raw)
-    done = finish(command(tmp_path / "b", cache, "strategy=random", "seed=0"))
-    assert done.returncode == 0
-    assert "is damaged (latents.npy): made again" in done.stderr
-    assert choices_of(tmp_path / "a") == choices_of(tmp_path / "b")
-
-
-@pytest.mark.slow
-def test_a_killed_worker_costs_its_cell_a_retry_and_no_other(lab, tmp_path, cache_root):
-    """The worker alone dies: its cell is recorded as failed, the rest of the sweep goes on, a second try mends it."""
-    root = tmp_path / "swept"
-    words = command(root, cache_root, "strategy=random,dgmg", "seed=0,1", "rounds=12", "jobs=1")
-    kill_at_random_moments(words, root, kills=1, rng=random.Random(1), whom="worker")
-    logs = read_results(root)
-    assert [log.status for log in logs].count("failed") == 1
-    assert "killed by signal 9" in next(log.failure["error"] for log in logs if log.failure)
-    assert [log.status for log in logs].count("done") == 3
-    done = finish(words)
-    assert done.returncode == 0, done.stderr
-    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=12")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_ten_kills(lab, tmp_path, cache_root, jobs):
-    root = tmp_path / "swept"
-    words = command(root, cache_root, "strategy=lc,rsmg,dgent", "seed=0,1", "rounds=30", f"jobs={jobs}")
-    kill_at_random_moments(words, root, kills=10, rng=random.Random(jobs), whom="parent")
-    done = finish(words)
-    assert done.returncode == 0, done.stderr
-    assert choices_of(root) == alone(lab, tmp_path / "alone", ("lc", "rsmg", "dgent"), (0, 1), "rounds=30")
 
 
 @pytest.mark.slow

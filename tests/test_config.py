@@ -1,10 +1,12 @@
 """Composition: groups, overrides, profiles; and mistakes that name the nearest right spelling."""
 
+import json
+
 import pytest
 
 from dgal_bench.checks import KINDS, OWN_KINDS, check_budget
 from dgal_bench.compose import GROUPS, compose, group_names, read_group
-from dgal_bench.config import differences, from_dict, to_dict
+from dgal_bench.config import differences, from_dict, restored, to_dict
 from dgal_bench.errors import ConfigError
 from dgal_bench.laws import practice
 from dgal_bench.strategies import resolved
@@ -209,3 +211,10 @@ def test_a_setting_of_parts_is_in_the_configuration_of_those_that_use_it_only():
     for setting, users in (("seals_k=3", {"seals", "vae_seals_matched"}), ("adversary_steps=7", {"ganvae"})):
         for strategy in ("random", "dgmg", "seals", "vae_seals_matched", "ganvae"):
             assert (practice(strategy, setting).hash != practice(strategy).hash) == (strategy in users)
+
+
+@pytest.mark.parametrize("strategy", group_names("strategy"))
+def test_a_configuration_sent_to_a_worker_comes_back_the_same(strategy):
+    config = practice(strategy)
+    again = restored(json.loads(json.dumps(to_dict(config))))
+    assert (again, again.hash) == (config, config.hash)

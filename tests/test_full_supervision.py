@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dgal_bench import worker
-from dgal_bench.config import to_dict
 from dgal_bench.data.pool import Pool
+from dgal_bench.engines.base import message
 from dgal_bench.errors import ConfigError
 from dgal_bench.lab import Cell
 from dgal_bench.laws import practice, run_here
@@ -38,11 +38,8 @@ def practice_job(lab, tmp_path) -> Job:
 
 def run_reference(job: Job, data="digits need none", cache="unused"):
     events = []
-    message = {
-        "job": "cell", "config": to_dict(job.config), "path": str(job.path), "setup_key": job.setup_key, "data": data,
-        "cache": cache, "jobs": 1, "resume_anyway": False, "offline": True, "plugins": [],
-    }  # fmt: skip
-    worker.handle(message, lambda event, **facts: events.append(event), {})
+    where = settings(job.path.parent, data=Path(data), cache=Path(cache))
+    worker.handle(message("cell", job, where), lambda event, **facts: events.append(event), {})
     assert events[-1] == "done"
     return read_cell(job.path)
 

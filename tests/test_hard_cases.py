@@ -7,11 +7,13 @@ import torch
 
 from dgal_bench import loop, worker
 from dgal_bench.compose import group_names
-from dgal_bench.config import to_dict
+from dgal_bench.engines.base import message
 from dgal_bench.errors import UserError
 from dgal_bench.laws import BATCH, Asked, practice, run_here
 from dgal_bench.models.nets import Classifier
 from dgal_bench.record import read_cell
+from dgal_bench.sweep import Job
+from tests.test_cli import settings
 
 STRATEGIES = group_names("strategy")
 ASKS_NO_NETWORK = {"random", "ganvae"}
@@ -93,24 +95,19 @@ def test_nan_costs_its_cell_and_no_other(lab, tmp_path, monkeypatch, strategy, r
         return fitted
 
     def job(strategy):
-        config = practice(strategy)
-        return {
-            "job": "cell", "plugins": [], "offline": True, "config": to_dict(config), "setup_key": "practice",
-            "jobs": 1,
-            "path": str(tmp_path / strategy / "seed-0.jsonl"), "resume_anyway": False,
-        }  # fmt: skip
+        cell = Job(practice(strategy), tmp_path / strategy / "seed-0.jsonl")
+        return {**message("cell", cell, settings(tmp_path)), "setup_key": "practice"}
 
     told = []
     with monkeypatch.context() as broken:
         broken.setattr(loop, "fit", break_in)
-        with pytest.raises(UserError):
-            worker.handle(job(strategy), lambda event, **facts: told.append(event), {"practice": lab})
+        worker.handle(job(strategy), lambda event, **facts: told.append(event), {"practice": lab})
     failed = read_cell(tmp_path / strategy / "seed-0.jsonl")
     assert (failed.status, len(failed.records)) == ("failed", round_)
     assert failed.failure["error"].startswith("the network answers NaN for 60 of 60 images")
     worker.handle(job("coreset"), lambda event, **facts: told.append(event), {"practice": lab})
     assert read_cell(tmp_path / "coreset" / "seed-0.jsonl").status == "done"
-    assert told == ["round"] * round_ + ["round", "round", "round", "done"]
+    assert told == ["round"] * round_ + ["failed", "round", "round", "round", "done"]
 
 
 @pytest.mark.parametrize("strategy", ["badge", "coreset", "seals", "margin"])

@@ -1,13 +1,15 @@
 """The loop of one cell: what a row says, and that a cell continued is a cell left alone."""
 
 import itertools
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from dgal_bench import loop
+from dgal_bench import beside, loop
 from dgal_bench.arrays import smallest
 from dgal_bench.data.pool import Pool
 from dgal_bench.errors import ResultsError, StrategyError
@@ -18,7 +20,8 @@ from dgal_bench.laws import practice, run_here
 from dgal_bench.loop import boundary_share, run_cell
 from dgal_bench.models import adversary
 from dgal_bench.models.nets import Classifier
-from dgal_bench.record import Recorder, choice, read_cell
+from dgal_bench.record import choice, read_cell
+from dgal_bench.recorder import Recorder
 from dgal_bench.strategies import Strategy, seals
 
 
@@ -51,6 +54,28 @@ def test_the_header_says_what_it_was_made_from(lab, tmp_path):
     assert {"torch", "lightning", "faiss-cpu", "python"} <= set(header["provenance"]["versions"])
     assert header["provenance"]["machine"]["cpu"]
     assert header["setup"]["graph"]["n_points"] == 200
+
+
+def test_a_row_says_what_ran_beside_and_the_query_clock_does_not_see_the_counting(lab, tmp_path, monkeypatch):
+    """Two other cells while a slow census is taken: none of its time is in a query."""
+    counted_in, count = [], beside.cells_at_work
+
+    def slow(folder=None):
+        time.sleep(0.05)
+        counted_in.append(count())
+        return counted_in[-1]
+
+    monkeypatch.setattr(beside, "census_folder", lambda: tmp_path / "census")
+    monkeypatch.setattr(beside, "cells_at_work", slow)
+    with beside.counted(), beside.counted():
+        rows = run_here(lab, tmp_path / "seed-0.jsonl", practice("random", "rounds=2"))
+    assert [row.jobs for row in rows] == [3, 3, 3]
+    assert len(counted_in) == 4 + 4 + 2  # when a round begins and ends, before a query and after it
+    assert all(row.query_seconds < 0.04 for row in rows[:-1])
+    assert all(row.load >= 0 for row in rows)
+    if sys.platform == "linux":
+        assert all(row.busy_elsewhere >= 0 for row in rows)
+    assert beside.cells_at_work() == 1
 
 
 def test_reach_is_the_share_with_h_above_0(lab, tmp_path):

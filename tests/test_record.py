@@ -1,13 +1,25 @@
 """The results file: what is torn is cut, what is damaged is refused, and only one may write."""
 
 import json
+import os
+import re
+from dataclasses import asdict
 
 import pytest
 
 from dgal_bench.errors import ResultsError
-from dgal_bench.record import SCHEMA_VERSION, Recorder, RoundRecord, choice, picks, read_cell, read_results
+from dgal_bench.lease import HeldError
+from dgal_bench.record import RoundRecord, choice, picks, read_cell, read_results
+from dgal_bench.recorder import Recorder
+from dgal_bench.schema import ESSENTIAL, SCHEMA_VERSION
 
-HEADER = {"cell": "toy/random/seed-0", "config": {"rounds": 3, "seed": 0}, "fingerprint": {}}
+HEADER = {
+    "cell": "toy/random/seed-0", "profile": "cpu", "fingerprint": {}, "initial": [7],
+    "config": {
+        "rounds": 3, "seed": 0, "initial_size": 1, "dataset": {"name": "toy"},
+        "strategy": {"name": "random", "restrict": {"kind": "everything"}, "acquire": {"kind": "random"}},
+    },
+}  # fmt: skip
 
 
 def record(round_, **facts):
@@ -105,8 +117,9 @@ def test_a_failure_is_the_status_until_rows_follow(path):
 def test_one_writer_at_a_time(path):
     with Recorder(path) as first:
         first.write_header(HEADER)
-        second = Recorder(path, patience_seconds=0.2)
-        with pytest.raises(ResultsError, match="being written by another process"):
+        first.write(record(0))
+        second = Recorder(path)
+        with pytest.raises(HeldError, match=f"being written by process {os.getpid()} of "):
             second.__enter__()
     with second:  # released
         assert second.log is not None
@@ -145,3 +158,72 @@ def test_a_place_that_cannot_be_written_names_the_knob(tmp_path):
         Recorder(tmp_path / "file" / "seed-0.jsonl"),
     ):
         pass
+
+
+def without(header, path):
+    """The header less what is at a dotted path."""
+    first, _, rest = path.partition(".")
+    return {
+        name: without(value, rest) if name == first else value
+        for name, value in header.items()
+        if rest or name != first
+    }
+
+
+def forged(path, header=HEADER, *lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = [{"kind": "header", "schema_version": SCHEMA_VERSION, **header}, *lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in whole))
+
+
+ROW = {"kind": "round", **asdict(record(0, indices=[1], query_seconds=1.0, seconds={"infer": 1.0}))}
+
+
+@pytest.mark.parametrize("name", [*ESSENTIAL, "config", "config.strategy", "fingerprint"])
+def test_a_header_that_does_not_tell_its_cell_is_refused_by_field(path, name):
+    forged(path, without(HEADER, name))
+    with pytest.raises(ResultsError, match=f"^{path}, line 1: a header without '{name}"):
+        read_cell(path)
+
+
+@pytest.mark.parametrize(("name", "value"), [("rounds", "3"), ("rounds", True), ("seed", 1.5), ("strategy", "margin")])
+def test_a_header_of_something_else_is_refused_by_field(path, name, value):
+    forged(path, HEADER | {"config": HEADER["config"] | {name: value}})
+    with pytest.raises(ResultsError, match=f"^{path}, line 1: .*config.{name}"):
+        read_cell(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("query_seconds", "x", 'query_seconds: "x", where a number or null should be'),
+        ("accuracy", None, "accuracy: null, where a number should be"),
+        ("jobs", 1.5, "jobs: 1.5, where a whole number should be"),
+        ("threads", True, "threads: true, where a whole number should be"),
+        ("indices", 3, "indices: 3, where a list or null should be"),
+        ("indices", [1, "2"], 'in indices: "2", where a whole number should be'),
+        ("seconds", {"infer": None}, "in seconds: null, where a number should be"),
+    ],
+)
+def test_a_field_of_a_row_that_is_something_else_is_refused_by_line_and_field(path, name, value, told):
+    forged(path, HEADER, ROW | {"query_seconds": 1, "extra": {"aux_steps": 4, "lucky": True}})
+    assert read_cell(path).records[0].query_seconds == 1  # a whole number is a number
+    forged(path, HEADER, ROW, ROW | {"round": 1, name: value})
+    with pytest.raises(ResultsError, match=re.escape(f"{path}, line 3: {told}")):
+        read_cell(path)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("failure", "error"), ("skipped", "why"), ("continuation", "changed")])
+def test_an_ending_that_does_not_say_why_is_refused(path, kind, name):
+    forged(path, HEADER, {"kind": kind})
+    with pytest.raises(ResultsError, match=f"{path}, line 2: a {kind} without '{name}'"):
+        read_cell(path)
+    forged(path, HEADER, {"kind": kind, name: 3})
+    with pytest.raises(ResultsError, match=f"{path}, line 2: {name}: 3, where a (text|list) should be"):
+        read_cell(path)
+
+
+def test_rows_of_a_cell_that_never_began_are_refused(path):
+    forged(path, without(HEADER, "initial"), ROW)
+    with pytest.raises(ResultsError, match=f"{path}, line 1: a header without 'initial'"):
+        read_cell(path)

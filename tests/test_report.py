@@ -5,17 +5,22 @@ import io
 import itertools
 import json
 from dataclasses import replace
+from functools import reduce
 from math import exp, inf, log, sqrt
 
 import pytest
 from scipy import stats
 
 from dgal_bench.errors import ResultsError
-from dgal_bench.record import Recorder, RoundRecord, read_results
+from dgal_bench.record import RoundRecord, read_cell, read_results
+from dgal_bench.recorder import Recorder
 from dgal_bench.report.figures import FIGURES, accuracy_against_query_time, styles
+from dgal_bench.report.needs import CONTENT, IDENTITY, MADE_BY, SET_UP
 from dgal_bench.report.statistics import (
     area_under_curve,
+    cumulative,
     cumulative_query_seconds,
+    interpolated,
     mean_query_seconds,
     mean_scored,
     ratio_interval,
@@ -24,12 +29,14 @@ from dgal_bench.report.statistics import (
 from dgal_bench.report.summary import group, summarise, summary_csv
 from dgal_bench.report.tables import space, summary_md
 from dgal_bench.report.write import write_report
+from dgal_bench.timings import COMMON, Timing, digest, read_all_timings, timings_path, write_timings
 
 
-def row(round_, n_labeled, accuracy, seconds=None, scored=None):
+def row(round_, n_labeled, accuracy, seconds=None, scored=None, jobs=1, busy=0.0):
     return RoundRecord(
         round=round_, n_labeled=n_labeled, accuracy=accuracy, underfit=False, epochs=1, train_loss=0.1, reach=1.0,
-        train_seconds=1.0, test_seconds=1.0, threads=1, jobs=1, load=0.0, query_seconds=seconds, n_scored=scored,
+        train_seconds=1.0, test_seconds=1.0, threads=1, jobs=jobs, load=0.0, busy_elsewhere=busy,
+        query_seconds=seconds, n_scored=scored,
     )  # fmt: skip
 
 
@@ -37,12 +44,12 @@ ROWS = [row(0, 10, 0.2, 3.0, 90), row(1, 20, 0.6, 5.0, 80), row(2, 50, 0.8)]
 
 
 def test_the_space_of_a_graph_is_named_with_what_made_it():
-    assert space({"kind": "vae"}) == "vae"  # rows of before there was a choice of encoders
-    assert space({"kind": "vae", "encoder": "cnn", "model": "resnet18"}) == "vae"
-    assert space({"kind": "vae", "encoder": "resnet18"}) == "vae (resnet18)"
-    assert space({"kind": "timm", "model": "resnet50", "path": None}) == "timm (resnet50)"
-    assert space({"kind": "npy", "path": "some/where/mine.npy"}) == "npy (mine.npy)"
-    assert space({"kind": "pca", "path": "left over"}) == "pca"
+    plain = {"encoder": "cnn", "model": None, "path": None}
+    assert space(plain | {"kind": "vae", "model": "resnet18"}) == "vae"
+    assert space(plain | {"kind": "vae", "encoder": "resnet18"}) == "vae (resnet18)"
+    assert space(plain | {"kind": "timm", "model": "resnet50"}) == "timm (resnet50)"
+    assert space(plain | {"kind": "npy", "path": "some/where/mine.npy"}) == "npy (mine.npy)"
+    assert space(plain | {"kind": "pca", "path": "left over"}) == "pca"
 
 
 def test_measures_of_three_rows_by_hand():
@@ -80,15 +87,19 @@ def header(strategy, seed, restrict="everything", acquire="margin", profile="cpu
         "profile": profile,
         "config": {
             "seed": seed, "rounds": rounds, "batch_size": 10, "initial_size": 10, "restricted_size": 50,
-            "dataset": {"name": "toy"}, "graph": {"graph_k": graph_k}, "representation": {"kind": "vae"},
+            "dataset": {"name": "toy"}, "graph": {"graph_k": graph_k},
+            "representation": {"kind": "vae", "encoder": "cnn", "model": None, "path": None},
             "strategy": {"name": strategy, "restrict": {"kind": restrict}, "acquire": {"kind": acquire}},
         },
         "fingerprint": {
-            "algorithm_version": version, "git": "0123456789", "torch": "2.x", "device": "cpu", "graph": "g",
+            "algorithm_version": version, "config": strategy, "data": "d", "weights": None, "files": None,
+            "git": "0123456789", "torch": "2.x", "device": "cpu", "graph": "g",
         },
         "provenance": {
             "machine": {"cpu": "Abacus", "cores": 2}, "git": {"revision": "0123456789abcdef", "dirty": False},
+            "versions": {},
         },
+        "initial": list(range(10)),
         "setup": {
             "representation": {"kind": "vae", "seconds": 7.0, "label_share": {"latents": 0.9, "pixels": 0.8}},
             "graph": {"seconds": 0.5, "components": 1, "exact": True, "recall": 1.0},
@@ -210,7 +221,7 @@ def test_the_curves_are_the_rows(results):
 def test_the_frame_follows_the_means_and_no_accuracy_is_above_1(tmp_path):
     """Two seeds that differ by up to 75 points: the t band of their mean leaves 0..1 on both sides."""
     for seed, shift in ((0, -0.1), (1, 0.15)):
-        rows = [row(r.round, r.n_labeled, r.accuracy + shift * (r.round + 1), 1.0) for r in ROWS]
+        rows = [row(r.round, r.n_labeled, r.accuracy + shift * (r.round + 1), 1.0, 9) for r in ROWS]
         cell(tmp_path, "margin", seed, rows)
     (one,) = group(read_results(tmp_path))
     for draw in FIGURES.values():
@@ -309,3 +320,288 @@ def test_a_report_that_cannot_be_written_names_the_knob(results, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultsError, match="set --out DIR"):
         write_report(results, tmp_path / "file" / "out")
+
+
+def replayed(
+    root, strategy, seed, seconds, equal=True, jobs=1, rounds=(0, 1), machine="Abacus", digest_of=None, busy=0.0
+):
+    """A timings file of a cell: of each round's repeats these seconds."""
+    path = root / "suite" / "toy" / strategy / f"seed-{seed}.jsonl"
+    facts = header(strategy, seed)
+    facts["provenance"]["machine"]["cpu"] = machine
+    timings_header = {
+        "cell": f"toy/{strategy}/seed-{seed}", "common": None, "picks": digest_of or digest(read_cell(path)),
+        "rounds": list(rounds), "repeats": 3, "changed": [],
+        "fingerprint": facts["fingerprint"], "provenance": facts["provenance"],
+    }  # fmt: skip
+    lines = [timing(strategy, n, each, equal, jobs, busy) for n, each in zip(rounds, seconds, strict=True)]
+    write_timings(timings_path(path), timings_header, lines)
+
+
+def timing(strategy, round_, seconds, equal=True, jobs=1, busy=0.0):
+    return Timing(strategy, round_, list(seconds), {"infer": 1.0}, 90, 80, equal, jobs, 0.0, busy)
+
+
+def tables(root):
+    """The one group, its rows of the main table by strategy, and the whole text."""
+    (one,) = group(read_results(root), read_all_timings(root))
+    text = summary_md([one])
+    found = itertools.takewhile(lambda line: line.startswith("|"), itertools.dropwhile(
+        lambda line: not line.startswith("| strategy"), text.splitlines()))  # fmt: skip
+    cells = [[part.strip() for part in line.strip("|").split("|")] for line in found]
+    return one, {line[0]: line for line in cells[2:]}, text
+
+
+def test_replayed_times_are_preferred_and_named(results):
+    """Margin's 2 s (the median of 1, 2 and 9) and 4 s, dgmg's 1 and 2: no row's seconds are in the table."""
+    replayed(results, "margin", 0, [(1, 9, 2), (4, 4, 4)])
+    replayed(results, "dgmg", 0, [(1, 1, 1), (2, 2, 2)])
+    one, rows, text = tables(results)
+    assert (rows["margin"][4], rows["margin"][6]) == ("3000.00", "1")
+    assert (rows["dgmg"][4], rows["dgmg"][6]) == ("1500.00", "2")
+    assert "Query times of all strategies are replayed: rounds 0, 1 of seed 0, median of 3, on Abacus" in text
+    assert "; nothing ran beside." in text
+    lines = {line["strategy"]: line for line in csv.DictReader(io.StringIO(summary_csv([one])))}
+    assert {line["query_source"] for line in lines.values()} == {"replay"}
+    assert float(lines["dgmg"]["query_seconds"]) == 1.5
+
+
+def test_a_speedup_is_of_one_source_on_both_sides(results):
+    """Only dgmg has a replay: its time is told from that, its speed-up (10) from the rows."""
+    replayed(results, "dgmg", 0, [(1, 1, 1), (2, 2, 2)])
+    one, rows, text = tables(results)
+    assert rows["dgmg"][4] == "1500.00"
+    assert rows["dgmg"][6].startswith("10 [")
+    assert "Query times of dgmg are replayed" in text
+    assert "Query times of the others are the rows' own." in text
+    assert "Speed-ups of all strategies are of the rows' own times: no replay of the same rounds on the same" in text
+    line = {line["strategy"]: line for line in csv.DictReader(io.StringIO(summary_csv([one])))}["dgmg"]
+    assert (line["query_source"], line["speedup_source"]) == ("replay", "rows")
+
+
+@pytest.mark.parametrize("facts", [{"machine": "Another"}, {"rounds": (1,), "seconds": [(1, 1, 1)]}])
+def test_replays_that_cannot_be_compared_give_no_ratio(results, facts):
+    """Both query times are replays, the speed-up between them is not, and nothing is mixed silently."""
+    replayed(results, "margin", 0, **{"seconds": [(3, 3, 3), (3, 3, 3)], **facts})
+    replayed(results, "dgmg", 0, [(1, 1, 1), (2, 2, 2)])
+    _, rows, text = tables(results)
+    assert rows["dgmg"][6].startswith("10 [")
+    assert "\nSpeed-ups of dgmg are of the rows' own times: no replay of the same rounds on the same machine" in text
+    assert ("These query times are means over different rounds" in text) == ("rounds" in facts)
+    assert "the others" not in text
+
+
+def test_where_all_is_of_one_replay_nothing_is_said_to_be_mixed(results):
+    for strategy in ("margin", "dgmg"):
+        replayed(results, strategy, 0, [(1, 1, 1), (2, 2, 2)])
+    _, _, text = tables(results)
+    for said in ("Speed-ups of", "different rounds", "the others"):
+        assert said not in text
+
+
+def test_a_replay_that_picked_others_or_is_of_other_rows_is_not_used(results):
+    before = tables(results)[1]
+    replayed(results, "margin", 0, [(1, 1, 1), (1, 1, 1)], equal=False)
+    replayed(results, "dgmg", 1, [(1, 1, 1), (1, 1, 1)], digest_of="of before")
+    _, rows, text = tables(results)
+    assert rows == before
+    assert "Replay not used: margin/seed-0 picked others than its rows say in round 0, 1." in text
+    assert "Replay not used: timings-seed-1.jsonl is of other rows than dgmg/seed-1 has now." in text
+
+
+def test_times_taken_beside_other_work_are_marked_and_no_others(tmp_path):
+    """Of margin one query in four ran beside another cell; lc's neighbour was busy; dgmg's last row has no query."""
+    alone = scaled(1)
+    crowded = [alone[0], replace(alone[1], jobs=2), alone[2]]
+    busy = [replace(alone[0], busy_elsewhere=0.11), *alone[1:]]
+    quiet = [replace(alone[0], busy_elsewhere=0.1), alone[1], replace(alone[2], jobs=9)]
+    for strategy, rows in (("margin", [alone, crowded]), ("lc", [busy, alone]), ("dgmg", [quiet, quiet])):
+        for seed, one in enumerate(rows):
+            cell(tmp_path, strategy, seed, one)
+    _, rows, text = tables(tmp_path)
+    assert {name: row[4].endswith(" *") for name, row in rows.items()} == {
+        "margin": True, "lc": True, "dgmg": False,
+    }  # fmt: skip
+    assert all(row[6].endswith(" *") for name, row in rows.items())  # margin is in each ratio
+    assert text.count("Times marked * were taken beside other work") == 1
+    replayed(tmp_path, "margin", 0, [(1, 1, 1), (1, 1, 1)])
+    replayed(tmp_path, "lc", 0, [(1, 1, 1), (1, 1, 1)], jobs=2)
+    _, rows, text = tables(tmp_path)
+    marks = {name: (row[4].endswith(" *"), row[6].endswith(" *")) for name, row in rows.items()}
+    # dgmg has no replay: its ratio is that of rows, margin's disturbed ones among them
+    assert marks == {"margin": (False, False), "lc": (True, True), "dgmg": (False, True)}
+
+
+def test_without_other_work_there_is_no_mark_and_no_legend(tmp_path):
+    cell(tmp_path, "margin", 0, scaled(1))
+    one, _, text = tables(tmp_path)
+    assert "*" not in text
+    assert [line["query_beside"] for line in csv.DictReader(io.StringIO(summary_csv([one])))] == ["no"]
+
+
+def csv_of(group_, strategy):
+    return {line["strategy"]: line for line in csv.DictReader(io.StringIO(summary_csv([group_])))}[strategy]
+
+
+def test_what_is_not_known_is_neither_marked_nor_told_to_have_been_alone(tmp_path):
+    """Margin's rows are of before it was recorded; one of lc's queries ran beside another cell all the same."""
+    silent = [replace(one, busy_elsewhere=None) for one in scaled(1)]
+    cell(tmp_path, "margin", 0, silent)
+    cell(tmp_path, "dgmg", 0, scaled(0.1))
+    cell(tmp_path, "lc", 0, [silent[0], replace(silent[1], jobs=2), silent[2]])
+    one, rows, text = tables(tmp_path)
+    assert {name: row[4].endswith("*") for name, row in rows.items()} == {"margin": False, "dgmg": False, "lc": True}
+    assert "It is not known what else ran during the query times of margin and the speed-ups of" in text
+    found = {name: (csv_of(one, name)["query_beside"], csv_of(one, name)["speedup_beside"]) for name in rows}
+    assert found == {"margin": ("unknown", "unknown"), "dgmg": ("no", "unknown"), "lc": ("yes", "yes")}
+
+
+def test_of_a_replay_where_it_is_not_known_what_ran_nothing_is_promised(tmp_path):
+    cell(tmp_path, "margin", 0, scaled(1))
+    replayed(tmp_path, "margin", 0, [(1, 1, 1), (1, 1, 1)], busy=None)
+    one, _, text = tables(tmp_path)
+    assert "; what else ran is not known." in text
+    assert "nothing ran beside" not in text
+    assert csv_of(one, "margin")["query_beside"] == "unknown"
+
+
+def test_with_one_seed_an_intervals_ends_are_empty(tmp_path):
+    for strategy, factor in (("margin", 1), ("dgmg", 0.1)):
+        cell(tmp_path, strategy, 0, scaled(factor))
+    line = csv_of(tables(tmp_path)[0], "dgmg")
+    assert float(line["speedup"]) == pytest.approx(10)
+    ends = {name: value for name, value in line.items() if name.endswith(("_low", "_high"))}
+    assert ends == dict.fromkeys(ends, "")
+    assert len(ends) == 8
+
+
+def test_between_replayed_rounds_times_are_linear():
+    assert interpolated({0: 1.0, 4: 9.0, 5: 7.0}, 6) == pytest.approx([1, 3, 5, 7, 9, 7])
+    assert interpolated({0: 5.0}, 1) == [5]
+    assert cumulative([1, 2, 3]) == [0, 1, 3, 6]
+
+
+def test_the_figure_shows_replayed_times_where_there_are_any_and_says_so(tmp_path):
+    """Five rounds, two of them replayed: 1 s and 5 s with 2, 3 and 4 between; lc has rows only, 1 s each."""
+    rows = [row(n, 10 + n, 0.1 * n, 1.0 if n < 5 else None, 9) for n in range(6)]
+    for strategy in ("margin", "lc"):
+        cell(tmp_path, strategy, 0, rows, rounds=5, acquire=strategy)
+    replayed(tmp_path, "margin", 0, [(1, 1, 1), (5, 5, 5)], rounds=(0, 4))
+    (one,) = group(read_results(tmp_path), read_all_timings(tmp_path))
+    figure = accuracy_against_query_time(one)
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert lines["margin"].get_xdata().tolist() == pytest.approx([1, 3, 6, 10, 15])
+    assert lines["lc"].get_xdata().tolist() == pytest.approx([1, 2, 3, 4, 5])
+    assert "query times of all but lc replayed at rounds 0, 4, linear between them" in figure.get_supxlabel()
+    assert "replayed" not in FIGURES["accuracy-labels"](one).get_supxlabel()
+
+
+@pytest.mark.parametrize("rounds", [(0,), (4,), (0, 3), (1, 4)])
+def test_the_figure_makes_nothing_up_outside_of_what_was_replayed(tmp_path, rounds):
+    rows = [row(n, 10 + n, 0.1 * n, 1.0 if n < 5 else None, 9) for n in range(6)]
+    cell(tmp_path, "margin", 0, rows, rounds=5)
+    replayed(tmp_path, "margin", 0, [(7, 7, 7)] * len(rounds), rounds=rounds)
+    figure = accuracy_against_query_time(tables(tmp_path)[0])
+    assert figure.axes[0].lines[0].get_xdata().tolist() == pytest.approx([1, 2, 3, 4, 5])
+    assert "replayed" not in figure.get_supxlabel()
+
+
+def test_all_strategies_on_one_state_have_a_table_of_their_own(results):
+    """Beside the main table: sorted by mean, the labels of each round, a mark where something ran beside."""
+    path = results / "suite" / "toy" / "margin" / "seed-0.jsonl"
+    facts = header("margin", 0)
+    common = {
+        "cell": "toy/margin/seed-0", "common": "toy/margin/seed-0", "picks": digest(read_cell(path)), "rounds": [0, 1],
+        "repeats": 3, "changed": [], "fingerprint": facts["fingerprint"], "provenance": facts["provenance"],
+    }  # fmt: skip
+    lines = [timing("margin", 0, [4, 4, 4]), timing("margin", 1, [6, 6, 6])]
+    lines += [timing("dgmg", n, [1 + n] * 3, equal=None, busy=0.5) for n in (0, 1)]
+    write_timings(path.parent.parent / COMMON, common, lines)
+    _, rows, text = tables(results)
+    assert rows["margin"][4].startswith("6000.00")  # the rows', not the state's
+    table = text.partition("Every strategy on one state, the network and pool of toy/margin/seed-0 at rounds 0, 1")[2]
+    assert [" ".join(line.split()) for line in table.splitlines()[4:6]] == [
+        "| dgmg | 1000.00 | 2000.00 | 1500.00 * | 80 |",
+        "| margin | 4000.00 | 6000.00 | 5000.00 | 80 |",
+    ]
+    assert "10 labels | 20 labels" in table
+    write_timings(path.parent.parent / COMMON, common, [replace(lines[0], picks_equal=False), *lines[1:]])
+    assert "Every strategy on one state" not in tables(results)[2]
+
+
+def never_begun(root, strategy, seed, error=None, why=None, **facts):
+    """What a cell leaves that could not even be set up."""
+    full = header(strategy, seed, **facts)
+    fingerprint = {name: full["fingerprint"][name] for name in ("algorithm_version", "config")}
+    outline = {name: full[name] for name in ("cell", "profile", "config", "provenance")}
+    with Recorder(root / "suite" / "toy" / strategy / f"seed-{seed}.jsonl") as recorder:
+        recorder.write_header(outline | {"fingerprint": fingerprint})
+        if error:
+            recorder.write_failure(error, "")
+        if why:
+            recorder.write_skipped(why)
+
+
+def test_cells_that_never_began_are_shown_with_their_group_and_never_counted(results, tmp_path):
+    counted = [(row.strategy, row.area.n) for row in summarise(group(read_results(results))[0])]
+    never_begun(results, "badge", 0, error="Traceback\n  deep inside\nRuntimeError: out of memory")
+    never_begun(results, "ganvae", 0, why="embeddings have no images to train on")
+    (one,) = group(read_results(results))
+    assert [(row.strategy, row.area.n) for row in summarise(one)] == counted
+    text = summary_md([one])
+    assert "FAILED, not counted: badge/seed-0, 0 of 3 rows: RuntimeError: out of memory\n" in text
+    assert "SKIPPED, not counted: ganvae/seed-0, 0 of 3 rows: embeddings have no images to train on\n" in text
+    assert "MISSING: margin has no seed 2.\n" in text
+    assert "MISSING: badge has no seed 1, 2.\n" in text
+    assert "MISSING: dgmg" not in text
+    write_report(results, tmp_path / "out")
+
+
+def test_a_folder_of_nothing_but_cells_that_never_began_has_a_report(tmp_path):
+    never_begun(tmp_path, "margin", 0, error="RuntimeError: no room")
+    written = write_report(tmp_path, tmp_path / "out")
+    assert "No cell has begun." in written.summary
+    assert "FAILED, not counted: margin/seed-0, 0 of 3 rows: RuntimeError: no room" in written.summary
+    assert [path.name for path in written.files] == ["summary.csv", "summary.md"]
+
+
+def test_cells_of_other_data_stay_apart_and_what_never_began_is_told_once(tmp_path):
+    for strategy, data in (("margin", "one"), ("lc", "two")):
+        made = header(strategy, 0)
+        made["fingerprint"]["data"] = data
+        with Recorder(tmp_path / "suite" / "toy" / strategy / "seed-0.jsonl") as recorder:
+            recorder.write_header(made)
+            for one in scaled(1):
+                recorder.write(one)
+    never_begun(tmp_path, "badge", 0, error="no")
+    groups = group(read_results(tmp_path))
+    assert [(one.name, list(one.cells)) for one in groups] == [
+        ("suite/toy (data one)", ["margin"]), ("suite/toy (data two)", ["lc"]),
+    ]  # fmt: skip
+    assert summary_md(groups).count("FAILED, not counted: badge/seed-0") == 1
+
+
+@pytest.mark.parametrize(
+    "needed", [IDENTITY, CONTENT, MADE_BY, SET_UP], ids=["identity", "content", "made by", "set up"]
+)
+def test_a_file_that_does_not_tell_what_a_report_needs_is_refused_by_field(tmp_path, needed):
+    path = tmp_path / "suite" / "toy" / "margin" / "seed-0.jsonl"
+    cell(tmp_path, "margin", 0, scaled(1))
+    whole, *rows = path.read_text().splitlines(keepends=True)
+    for name in needed:
+        damaged = json.loads(whole)
+        *above, last = name.split(".")
+        del reduce(dict.__getitem__, above, damaged)[last]
+        if name == "initial":  # without it nothing would have begun
+            damaged["initial"] = 3
+        path.write_text(json.dumps(damaged) + "\n" + "".join(rows))
+        with pytest.raises(ResultsError, match=f"^{path}, line 1: .*{name}"):
+            group(read_results(tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"query_seconds": None}, {"query_seconds": 0.0}, {"n_scored": None}])
+def test_rows_without_a_query_are_refused_not_averaged(tmp_path, change):
+    rows = scaled(1)
+    cell(tmp_path, "margin", 0, [rows[0], replace(rows[1], **change), rows[2]])
+    with pytest.raises(ResultsError, match="of the query of round 1"):
+        group(read_results(tmp_path))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dgal_bench.arrays import Index
 from dgal_bench.config import AdversarySettings
 from dgal_bench.data.datamodule import halved
-from dgal_bench.errors import UserError
+from dgal_bench.errors import ConfigError, NotApplicableError, UserError
 from dgal_bench.models.trainer import silent_trainer
 from dgal_bench.models.vae_batches import as_float
 from dgal_bench.models.vae_nets import Vae, build_vae, refuse_embeddings
@@ -166,16 +166,13 @@ def train_adversary(
         steps: see ``AdversarySettings.steps``.
 
     Raises:
-        ConfigError: embeddings, or images too small for a VAE.
+        NotApplicableError: embeddings, or images too small for a VAE.
         UserError: the losses are not finite.
     """
-    refuse_embeddings(images, "choose another strategy than ganvae")
-    channels, height, width = images.shape[1:]
     generator = torch.Generator().manual_seed(seed)
     draws = Draws(images, maximum, labeled, unlabeled, settings.train_batch_size, steps, settings.vae_steps, generator)
     with isolated(seed, "adversary"):
-        vae = build_vae((channels, height, width), settings.latent_dim, settings.encoder)
-        module = AdversaryModule(vae, settings)
+        module = AdversaryModule(_vae_for(images, settings), settings)
         # as the round's own Trainer left it
         trainer = silent_trainer(device, 1, deterministic=torch.are_deterministic_algorithms_enabled())
         trainer.fit(module, train_dataloaders=draws)
@@ -186,3 +183,12 @@ def train_adversary(
             "lower strategy.acquire.vae_lr or strategy.acquire.lr"
         )
     return module.to(device)
+
+
+def _vae_for(images: Tensor, settings: AdversarySettings) -> Vae:
+    try:
+        refuse_embeddings(images, "choose another strategy than ganvae")
+        channels, height, width = images.shape[1:]
+        return build_vae((channels, height, width), settings.latent_dim, settings.encoder)
+    except ConfigError as error:
+        raise NotApplicableError(str(error)) from error

@@ -1,7 +1,9 @@
 """Accuracy against labels, and against cumulative query time: mean over seeds with a 95 % band."""
 
 import re
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -9,9 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from dgal_bench.record import CellLog, RoundRecord
-from dgal_bench.report.statistics import cumulative_query_seconds, t_interval
+from dgal_bench.record import CellLog
+from dgal_bench.report.statistics import cumulative, cumulative_query_seconds, interpolated, t_interval
 from dgal_bench.report.summary import Group
+from dgal_bench.timings import Timings
 
 # Colour says what the network is shown (Okabe and Ito's palette, safe for colour-blind eyes), the marker by which
 # criterion it picks: a strategy looks the same everywhere.
@@ -41,6 +44,7 @@ WHOLE_POOL_COLOURS = {
 RANDOM_COLOUR = "#000000"
 OTHER_COLOURS = ("#8C6D31", "#A0522D", "#6B8E23")
 OTHER_MARKERS = ("v", "D", "<", ">")
+_CAPTION_WIDTH = 120  # characters of the small print under 8 inches
 DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
 
@@ -87,7 +91,11 @@ def _pick(choices: Sequence[str], name: str) -> str:
 
 def accuracy_against_labels(group: Group) -> Figure:
     """Fig. 6 of the paper."""
-    figure, axes = _canvas(group, "labels", lambda records: [float(r.n_labeled) for r in records], first_row=0)
+
+    def labels(strategy: str) -> list[float]:
+        return _mean([[float(r.n_labeled) for r in log.records] for log in group.finished(strategy).values()])
+
+    figure, axes = _canvas(group, "labels", labels, first_row=0)
     axes.set_title(f"Accuracy against labels: {group.dataset}")
     return figure
 
@@ -95,14 +103,54 @@ def accuracy_against_labels(group: Group) -> Figure:
 def accuracy_against_query_time(group: Group) -> Figure:
     """Fig. 5 of the paper: each row against the query seconds of the rows before it, on a log axis."""
     label = "cumulative query time, seconds (log)"
-    figure, axes = _canvas(group, label, cumulative_query_seconds, first_row=1)
+    figure, axes = _canvas(group, label, partial(paid, group), first_row=1, note=times_note(group))
     axes.set_xscale("log")
     axes.set_title(f"Accuracy against query time: {group.dataset}")
     return figure
 
 
+def paid(group: Group, strategy: str) -> list[float]:
+    """The query seconds that each row has cost so far, mean over seeds: replayed ones where there are any.
+
+    A replay knows some rounds only, between which it is taken for linear.
+    """
+    logs, replayed = group.finished(strategy), _drawn(group, strategy)
+    if not replayed:
+        return _mean([cumulative_query_seconds(log.records) for log in logs.values()])
+    return _mean(
+        [
+            cumulative(interpolated({one.round: one.median_seconds for one in timings.timings}, logs[seed].rounds))
+            for seed, timings in replayed.items()
+        ]
+    )
+
+
+def _drawn(group: Group, strategy: str) -> dict[int, Timings]:
+    """The replays that reach from the first query to the last: of what lies outside one nothing is known."""
+    logs, replayed = group.finished(strategy), group.replayed(strategy)
+    return {seed: made for seed, made in replayed.items() if {0, logs[seed].rounds - 1} <= set(made.rounds)}
+
+
+def times_note(group: Group) -> str:
+    """Which query times the figure shows."""
+    replayed = [strategy for strategy in group.strategies if _drawn(group, strategy)]
+    if not replayed:
+        return ""
+    others = [strategy for strategy in group.strategies if strategy not in replayed]
+    few = (replayed, "of") if len(replayed) < len(others) else (others, "of all but")
+    whose = f" {few[1]} {', '.join(map(short_name, few[0]))}" if others else ""
+    found = [timings.rounds for strategy in replayed for timings in _drawn(group, strategy).values()]
+    rounds = " or ".join(dict.fromkeys(", ".join(map(str, one)) for one in found))
+    return f"query times{whose} replayed at rounds {rounds}, linear between them"
+
+
+def _mean(columns: Sequence[Sequence[float]]) -> list[float]:
+    """Over seeds, as far as all of them go."""
+    return [sum(values) / len(values) for values in zip(*columns, strict=False)]
+
+
 def _canvas(
-    group: Group, xlabel: str, x_of: Callable[[Sequence[RoundRecord]], list[float]], first_row: int
+    group: Group, xlabel: str, x_of: Callable[[str], list[float]], first_row: int, note: str = ""
 ) -> tuple[Figure, Axes]:
     n_lines = len(group.strategies) + len(group.references)
     height = max(4.6, 0.8 + 0.23 * n_lines)  # inches: the legend has one for each
@@ -116,8 +164,7 @@ def _canvas(
         logs = list(group.finished(strategy).values())
         rows = range(first_row, min(len(log.records) for log in logs))
         estimates = [t_interval([log.records[row].accuracy for log in logs]) for row in rows]
-        xs = [x_of(log.records) for log in logs]
-        x = [sum(one[row] for one in xs) / len(xs) for row in rows]
+        x = x_of(strategy)[first_row:]
         axes.plot(x, [e.mean for e in estimates], label=short_name(strategy), markersize=4.5, **look)  # type: ignore[arg-type]
         if len(logs) > 1:
             low, high = [e.low for e in estimates], [e.high for e in estimates]
@@ -136,11 +183,9 @@ def _canvas(
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False)
     seeds = f"mean and 95 % t band (cut at the frame) over {'/'.join(map(str, sorted(n_seeds)))} seeds"
-    figure.supxlabel(
-        f"{'one seed, no band' if n_seeds == {1} else seeds}; profile {group.profile}",
-        fontsize=8,
-        color="#555555",
-    )
+    caption = f"{'one seed, no band' if n_seeds == {1} else seeds}; profile {group.profile}"
+    lines = [caption, *textwrap.wrap(note, _CAPTION_WIDTH)]
+    figure.supxlabel("\n".join(lines), fontsize=8, color="#555555")
     return figure, axes
 
 

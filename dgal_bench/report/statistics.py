@@ -1,10 +1,11 @@
 """What rows mean: means with intervals, areas under curves, cumulative query time. Pure functions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import exp, inf, log, sqrt
 
+import numpy as np
 from scipy.stats import t as student
 
 from dgal_bench.record import RoundRecord
@@ -63,7 +64,16 @@ def mean_scored(records: Sequence[RoundRecord]) -> float:
 
 def cumulative_query_seconds(records: Sequence[RoundRecord]) -> list[float]:
     """For each row the query seconds of the rows before it: what its accuracy has cost (paper, Fig. 5)."""
-    totals = [0.0]
-    for record in records[:-1]:
-        totals.append(totals[-1] + (record.query_seconds or 0.0))
-    return totals
+    return cumulative([record.query_seconds or 0.0 for record in records[:-1]])
+
+
+def cumulative(seconds: Sequence[float]) -> list[float]:
+    """0, s0, s0 + s1, ...: one more than there are."""
+    return [0.0, *accumulate(seconds)]
+
+
+def interpolated(known: Mapping[int, float], n_rounds: int) -> list[float]:
+    """A value for every round 0..n-1 from those of some, 0 and n-1 among them: linear between them."""
+    rounds = sorted(known)
+    found: list[float] = np.interp(np.arange(n_rounds), rounds, [known[round_] for round_ in rounds]).tolist()
+    return found

@@ -4,23 +4,27 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isinf
 from typing import Any
 
 from dgal_bench.config import SECTIONS, differences, without_paths
 from dgal_bench.identity import ALGORITHM_VERSION
 from dgal_bench.record import CellLog
+from dgal_bench.report.needs import check_told
 from dgal_bench.report.statistics import (
     Estimate,
     area_under_curve,
-    mean_query_seconds,
     mean_scored,
     ratio_interval,
     t_interval,
 )
+from dgal_bench.report.times import Times, by_cell, comparable, either, from_replay, from_rows, timings_of
+from dgal_bench.timings import Timings
 
 REFERENCE = "margin"
 """The strategy that speed-ups are against."""
+
+_SOURCES = ("query_source", "query_beside", "speedup_source", "speedup_beside")
+_Key = tuple[str, str, str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +40,10 @@ class Group:
     """Full supervision: trainings on the whole labeled pool, no strategies."""
     content: str = ""
     """The start of the data's hash, where other cells of this name rest on other data."""
+    unbegun: Sequence[CellLog] = ()
+    """Cells that failed or were skipped before they began: of whatever strategy, and nobody knows on what data."""
+    timings: Sequence[Timings] = ()
+    """Replays, of these cells or of others."""
 
     @property
     def name(self) -> str:
@@ -60,29 +68,52 @@ class Group:
         """Those with a finished cell."""
         return [strategy for strategy in self.cells if self.finished(strategy)]
 
+    def replayed(self, strategy: str) -> dict[int, Timings]:
+        """By seed the replays of finished cells that found the rows' own picks again."""
+        known = by_cell(self.timings)
+        found = {seed: timings_of(log, known) for seed, log in self.finished(strategy).items()}
+        return {seed: timings for seed, timings in found.items() if timings is not None}
 
-def group(logs: Iterable[CellLog]) -> list[Group]:
-    """Cells kept apart by suite, data set, its content, profile and algorithm version: never averaged over those."""
-    apart: dict[tuple[str, str, str, int, str], dict[str, list[CellLog]]] = {}
+
+def group(logs: Iterable[CellLog], timings: Sequence[Timings] = ()) -> list[Group]:
+    """Cells kept apart by suite, data set, its content, profile and algorithm version: never averaged over those.
+
+    Raises:
+        ResultsError: a file does not say what a report tells.
+    """
+    apart: dict[_Key, dict[str, dict[str, list[CellLog]]]] = {}
+    unbegun: dict[_Key, list[CellLog]] = {}
     for log in logs:
-        suite = log.path.resolve().parts[-4]
-        header = log.header
-        key = (
-            suite,
-            header["config"]["dataset"]["name"],
-            header["profile"],
-            header["fingerprint"]["algorithm_version"],
-            str(header["fingerprint"].get("data"))[:8],
-        )
-        apart.setdefault(key, {}).setdefault(log.path.resolve().parent.name, []).append(log)
-    names = [key[:4] for key in apart]
-    return [_group(key[:4], cells, key[4] if names.count(key[:4]) > 1 else "") for key, cells in sorted(apart.items())]
+        check_told(log)
+        if log.begun:
+            contents = apart.setdefault(_key(log), {})
+            cells = contents.setdefault(log.header["fingerprint"]["data"][:8], {})
+            cells.setdefault(log.path.resolve().parent.name, []).append(log)
+        else:
+            unbegun.setdefault(_key(log), []).append(log)
+    groups = []
+    for key in sorted(apart.keys() | unbegun.keys()):
+        contents = apart.get(key) or {"": {}}
+        never = unbegun.get(key, [])
+        for content, cells in sorted(contents.items()):
+            groups.append(_group(key, cells, content if len(contents) > 1 else "", never, timings))
+            never = []  # told once
+    return groups
 
 
-def _group(key: tuple[str, str, str, int], cells: Mapping[str, Sequence[CellLog]], content: str) -> Group:
+def _key(log: CellLog) -> _Key:
+    header = log.header
+    name, version = header["config"]["dataset"]["name"], header["fingerprint"]["algorithm_version"]
+    return log.path.resolve().parts[-4], name, header["profile"], version
+
+
+def _group(
+    key: _Key, cells: Mapping[str, Sequence[CellLog]], content: str, unbegun: Sequence[CellLog],
+    timings: Sequence[Timings],
+) -> Group:  # fmt: skip
     references = [log for logs in cells.values() for log in logs if is_reference(log)]
     strategies = {label: logs for label, logs in cells.items() if not is_reference(logs[0])}
-    return Group(*key, cells=_by_configuration(strategies), references=references, content=content)
+    return Group(*key, _by_configuration(strategies), references, content, unbegun, timings)
 
 
 def is_reference(log: CellLog) -> bool:
@@ -109,7 +140,7 @@ def _without_seed(log: CellLog) -> dict[str, Any]:
     """
     config, fingerprint = log.header["config"], log.header["fingerprint"]
     common = {key: without_paths(value) if key in SECTIONS else value for key, value in config.items() if key != "seed"}
-    return common | {"content": {name: str(fingerprint.get(name))[:8] for name in ("weights", "files")}}
+    return common | {"content": {name: str(fingerprint[name])[:8] for name in ("weights", "files")}}
 
 
 @dataclass(frozen=True)
@@ -122,6 +153,9 @@ class SummaryRow:
     query_seconds: Estimate
     n_scored: float
     speedup: Estimate | None
+    query: Times
+    speedup_source: str
+    speedup_beside: bool | None
 
 
 def summarise(group: Group) -> list[SummaryRow]:
@@ -132,21 +166,37 @@ def summarise(group: Group) -> list[SummaryRow]:
 
 def _row(group: Group, strategy: str) -> SummaryRow:
     cells = group.finished(strategy)
-    reference = group.finished(_reference(strategy, group))
-    seeds = sorted(cells.keys() & reference.keys())
-    seconds = {seed: mean_query_seconds(log.records) for seed, log in cells.items()}
+    query = from_replay(group.replayed(strategy)) or from_rows(cells)
+    pair = _comparison(strategy, group)
+    seeds = sorted(pair[0].seconds) if pair else []
     return SummaryRow(
         strategy,
         final_accuracy=t_interval([log.records[-1].accuracy for log in cells.values()]),
         area=t_interval([area_under_curve(log.records) for log in cells.values()]),
-        query_seconds=t_interval(list(seconds.values())),
+        query_seconds=t_interval(list(query.seconds.values())),
         n_scored=sum(mean_scored(log.records) for log in cells.values()) / len(cells),
-        speedup=ratio_interval(
-            [mean_query_seconds(reference[seed].records) for seed in seeds], [seconds[seed] for seed in seeds]
-        )
-        if seeds
+        speedup=ratio_interval([pair[1].seconds[seed] for seed in seeds], [pair[0].seconds[seed] for seed in seeds])
+        if pair
         else None,
+        query=query,
+        speedup_source=pair[0].source if pair else "",
+        speedup_beside=either(*(times.beside for times in pair or ())),
     )
+
+
+def _comparison(strategy: str, group: Group) -> tuple[Times, Times] | None:
+    """A strategy's times and the reference's, of the same seeds and from the same source; None without any."""
+    reference = _reference(strategy, group)
+    ours, theirs = group.replayed(strategy), group.replayed(reference)
+    both = [seed for seed in ours.keys() & theirs.keys() if comparable(ours[seed], theirs[seed])]
+    replays = [from_replay({seed: timings[seed] for seed in both}) for timings in (ours, theirs)]
+    if replays[0] and replays[1]:
+        return replays[0], replays[1]
+    cells, others = group.finished(strategy), group.finished(reference)
+    seeds = cells.keys() & others.keys()
+    if not seeds:
+        return None
+    return from_rows({seed: cells[seed] for seed in seeds}), from_rows({seed: others[seed] for seed in seeds})
 
 
 def _reference(strategy: str, group: Group) -> str:
@@ -156,12 +206,17 @@ def _reference(strategy: str, group: Group) -> str:
 
 
 def summary_csv(groups: Iterable[Group]) -> str:
-    """Full precision, one line per strategy; an interval's ends are empty with one seed."""
+    """Full precision, one line per strategy; an interval's ends are empty with one seed.
+
+    Times: their source, replay or rows, and whether they were taken beside other work: yes, no or unknown.
+    """
     measures = ("final_accuracy", "area", "query_seconds", "speedup")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     ends = [f"{measure}{end}" for measure in measures for end in ("", "_low", "_high")]
-    writer.writerow(["suite", "dataset", "profile", "algorithm_version", "strategy", "n_seeds", "n_scored", *ends])
+    writer.writerow(
+        ["suite", "dataset", "profile", "algorithm_version", "strategy", "n_seeds", "n_scored", *ends, *_SOURCES]
+    )
     for one in groups:
         for row in summarise(one):
             values = [value for measure in measures for value in _ends(getattr(row, measure))]
@@ -172,11 +227,14 @@ def summary_csv(groups: Iterable[Group]) -> str:
                 one.algorithm_version,
                 row.strategy,
             ]
-            writer.writerow([*identity, row.final_accuracy.n, row.n_scored, *values])
+            said = {True: "yes", False: "no", None: "unknown"}
+            speedup = [row.speedup_source, said[row.speedup_beside]] if row.speedup else ["", ""]
+            sources = [row.query.source, said[row.query.beside], *speedup]
+            writer.writerow([*identity, row.final_accuracy.n, row.n_scored, *values, *sources])
     return text.getvalue()
 
 
 def _ends(estimate: Estimate | None) -> list[float | str]:
     if estimate is None:
         return ["", "", ""]
-    return [estimate.mean, *("" if isinf(end) else end for end in (estimate.low, estimate.high))]
+    return [estimate.mean, *((estimate.low, estimate.high) if estimate.n > 1 else ("", ""))]

@@ -5,9 +5,12 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from dgal_bench.report.cautions import cautions
 from dgal_bench.report.propagation import propagation_lines
+from dgal_bench.report.replays import common_lines, marked, sources
 from dgal_bench.report.summary import REFERENCE, Group, SummaryRow, summarise
-from dgal_bench.report.text import aligned, speedup, spread
+from dgal_bench.report.text import aligned, numbers, speedup, spread
+from dgal_bench.report.times import machine
 
 
 def summary_md(groups: Sequence[Group]) -> str:
@@ -23,18 +26,18 @@ def _section(group: Group) -> str:
         "",
     ]
     if group.strategies:
-        lines += aligned(
-            ["strategy", "seeds", "final accuracy %", "area under curve %", "query ms", "points scored", "speed-up"],
-            [_cells(row) for row in summarise(group)],
-        )
+        rows = summarise(group)
+        lines += _table(rows)
         lines += ["", "Mean and 95 % t interval over seeds. Area: mean accuracy over the range of labels. Query: mean"]
         lines += [
             f"seconds of one query, nothing else; speed-up: {REFERENCE}'s query time over the strategy's, by seed.",
+            *sources(group, rows),
+            *common_lines(group),
             *propagation_lines(group),
             "",
         ]
     lines += supervision_lines(group)
-    return "\n".join([*lines, *_ledger(group), *_warnings(group)]) + "\n"
+    return "\n".join([*lines, *_ledger(group), *cautions(group)]) + "\n"
 
 
 def supervision_lines(group: Group) -> list[str]:
@@ -53,6 +56,8 @@ def supervision_lines(group: Group) -> list[str]:
 
 def _protocol(group: Group) -> list[str]:
     configs = [log.header["config"] for log in group.logs or group.references]
+    if not configs:
+        return ["No cell has begun."]
 
     def values(*path: str) -> str:
         return "/".join(dict.fromkeys(str(reduce(lambda node, key: node[key], path, config)) for config in configs))
@@ -64,7 +69,7 @@ def _protocol(group: Group) -> list[str]:
         f"{values('initial_size')} first labels, {values('rounds')} queries of {values('batch_size')}, "
         f"{values('restricted_size')} candidates after a restriction; graph on {spaces}, "
         f"K = {values('graph', 'graph_k')}.",
-        f"{' / '.join(machines(group))}; {_numbers(threads)} thread(s) a cell, {_numbers(jobs)} cell(s) side by side.",
+        f"{' / '.join(machines(group))}; {numbers(threads)} thread(s) a cell, {numbers(jobs)} cell(s) side by side.",
         *_plugins(group),
     ]
 
@@ -72,11 +77,10 @@ def _protocol(group: Group) -> list[str]:
 def space(representation: Mapping[str, Any]) -> str:
     """What made the points of a graph: ``vae (resnet18)``, ``npy (mine.npy)``, ``timm (resnet50)``, ``pca``."""
     kind = representation["kind"]
-    # rows of before there was a choice have no such keys
     detail = {
-        "vae": representation.get("encoder", "cnn").replace("cnn", ""),
-        "npy": Path(representation.get("path") or "").name,
-        "timm": representation.get("model"),
+        "vae": representation["encoder"].replace("cnn", ""),
+        "npy": Path(representation["path"] or "").name,
+        "timm": representation["model"],
     }.get(kind)
     return f"{kind} ({detail})" if detail else str(kind)
 
@@ -95,32 +99,27 @@ def _plugins(group: Group) -> list[str]:
 
 def machines(group: Group) -> list[str]:
     """Every machine and revision that made these rows."""
-    return sorted({_machine(log.header) for log in [*group.logs, *group.references]})
+    return sorted({machine(log.header) for log in [*group.logs, *group.references]})
 
 
-def _machine(header: Mapping[str, Any]) -> str:
-    where, print_ = header["provenance"], header["fingerprint"]
-    # Installed from a wheel there is no revision, but a version.
-    revision = (where["git"]["revision"] or where["versions"].get("dgal-bench", "?"))[:8]
-    revision += " (modified)" if where["git"]["dirty"] else ""
-    device = where["machine"]["cpu"] if print_["device"] == "cpu" else print_["device"]
-    return f"{device}, {where['machine']['cores']} cores, torch {print_['torch']}, dgal-bench {revision}"
-
-
-def _numbers(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values)) or "?"
-
-
-def _cells(row: SummaryRow) -> list[str]:
-    return [
-        row.strategy,
-        str(row.final_accuracy.n),
-        spread(row.final_accuracy, 100, 1),
-        spread(row.area, 100, 1),
-        spread(row.query_seconds, 1000, 2),
-        f"{row.n_scored:,.0f}",
-        speedup(row.speedup),
-    ]
+def _table(rows: Sequence[SummaryRow]) -> list[str]:
+    query = marked([spread(row.query_seconds, 1000, 2) for row in rows], [row.query.beside for row in rows])
+    faster = marked([speedup(row.speedup) for row in rows], [row.speedup_beside for row in rows])
+    return aligned(
+        ["strategy", "seeds", "final accuracy %", "area under curve %", "query ms", "points scored", "speed-up"],
+        [
+            [
+                row.strategy,
+                str(row.final_accuracy.n),
+                spread(row.final_accuracy, 100, 1),
+                spread(row.area, 100, 1),
+                query_ms,
+                f"{row.n_scored:,.0f}",
+                times_faster,
+            ]
+            for row, query_ms, times_faster in zip(rows, query, faster, strict=True)
+        ],
+    )
 
 
 def _ledger(group: Group) -> list[str]:
@@ -151,54 +150,4 @@ def _ledger(group: Group) -> list[str]:
         lines.append(
             f"Once a cell, in no query time either: a rehearsal of one query, at most {longest:.2f} s ({name})."
         )
-    return lines
-
-
-def _warnings(group: Group) -> list[str]:
-    lines = []
-    for log in [*group.logs, *group.references]:
-        if not log.done:
-            why = f": {log.failure['error']}" if log.failure else ""
-            cell = f"{log.path.parent.name}/{log.path.stem}"
-            lines.append(f"{log.status.upper()}, not counted: {cell}, {len(log.records)} of {log.rounds + 1} rows{why}")
-        changed = [change for one in log.continuations for change in one["changed"]]
-        if changed:
-            lines.append(f"Continued elsewhere: {log.path.parent.name}/{log.path.stem} ({'; '.join(changed)})")
-    lines += _makeshifts(group)
-    underfit = sum(record.underfit for log in group.logs for record in log.records)
-    if underfit:
-        total = sum(len(log.records) for log in group.logs)
-        lines.append(f"Underfit: {underfit} of {total} trainings ended above half the loss of a guess.")
-    if any(record.jobs > 1 for log in group.logs for record in log.records):
-        lines.append("Query times were taken with other cells running beside.")
-    return ["", *lines] if lines else []
-
-
-def _makeshifts(group: Group) -> list[str]:
-    """What a query did beside passing points through the task network, and where it could not go as it should."""
-    lines = []
-    for name, logs in group.cells.items():
-        records = [record for log in logs for record in log.records]
-        queries = [record for record in records if record.indices]
-        if short := [record for record in queries if record.extra.get("topped_up")]:
-            drawn = sum(record.extra["topped_up"] for record in short)
-            lines.append(
-                f"Topped up: {len(short)} of {len(queries)} queries of {name} left fewer candidates than a batch; "
-                f"{drawn:.0f} points were drawn uniformly."
-            )
-        if alike := sum(record.extra.get("indistinct", 0) for record in queries):
-            picks = sum(len(record.indices or ()) for record in queries)
-            lines.append(
-                f"Drawn uniformly: {alike:.0f} of {picks} picks of {name}, among points it could not tell apart."
-            )
-        if passed := [record.extra["aux_scored"] for record in queries if "aux_scored" in record.extra]:
-            steps = sum(record.extra["aux_steps"] for record in queries) / len(passed)
-            lines.append(
-                f"A network of its own: {name} trains one for {steps:,.0f} steps a query, and passes "
-                f"{sum(passed) / len(passed):,.0f} points through it."
-            )
-        if halved := [record.halved_to for record in records if record.halved_to]:
-            lines.append(
-                f"Out of memory: {len(halved)} rounds of {name} went on with down to {min(halved)} images a pass."
-            )
     return lines

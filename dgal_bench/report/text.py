@@ -1,5 +1,6 @@
 """Numbers and tables as text."""
 
+from collections.abc import Iterable
 from math import isinf
 
 from dgal_bench.report.statistics import Estimate
@@ -18,6 +19,11 @@ def speedup(estimate: Estimate | None) -> str:
     if isinf(estimate.high):
         return f"{estimate.mean:.3g}"
     return f"{estimate.mean:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
+
+
+def numbers(values: Iterable[int]) -> str:
+    """``1, 2, 3``; a question mark for none."""
+    return ", ".join(map(str, values)) or "?"
 
 
 def aligned(head: list[str], rows: list[list[str]]) -> list[str]:

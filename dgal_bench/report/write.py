@@ -10,6 +10,7 @@ from dgal_bench.record import read_results
 from dgal_bench.report.figures import save_figures
 from dgal_bench.report.summary import group, summary_csv
 from dgal_bench.report.tables import summary_md
+from dgal_bench.timings import read_all_timings
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ def write_report(results: Path, out: Path) -> Written:
     Raises:
         ResultsError: nothing to report on, a damaged file, or ``out`` cannot be written.
     """
-    groups = group(read_results(results))
+    groups = group(read_results(results), read_all_timings(results))
     summary = summary_md(groups)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,70 @@
+"""What an engine is, who is told of a sweep, and a job as workers read it."""
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from dgal_bench.config import to_dict
+from dgal_bench.identity import ALGORITHM_VERSION
+from dgal_bench.sweep import Job, Settings
+
+Event = Mapping[str, Any]
+"""What a worker says, ``event`` first: progress, warning and round while at work, process.ENDINGS when it is over."""
+
+
+class Listener(Protocol):
+    """Who is told how a sweep goes: called from several threads, one call at a time."""
+
+    def setting_up(self, name: str, what: str, done: int, of: int) -> None: ...
+    def begun(self, job: Job) -> None: ...
+    def round(self, job: Job, accuracy: float) -> None: ...
+    def done(self, job: Job, seconds: float) -> None: ...
+    def failed(self, job: Job, error: str) -> None: ...
+    def skipped(self, job: Job, why: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+
+
+class Teller:
+    """Tells a listener from several threads, one call at a time; the same warning of many workers is told once."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._telling = threading.Lock()
+        self._warned: set[str] = set()
+
+    def __call__(self, what: str, *facts: Any) -> None:
+        with self._telling:
+            if what == "warn":
+                if facts[0] in self._warned:
+                    return
+                self._warned.add(facts[0])
+            getattr(self._listener, what)(*facts)
+
+
+class Engine(Protocol):
+    """Schedules; what runs is ``worker.handle``, and what has run is in the results folder, whatever becomes of it."""
+
+    def ask(self, kind: str, job: Job) -> Iterator[Event]:
+        """The events of a ``setup``, or of a look at the ``content`` of a user's files, the last an ending."""
+
+    def run(self, jobs: Sequence[Job]) -> list[Job]:
+        """Run the cells; those that failed are returned. Raises UserError where no other cell would fare better."""
+
+    def close(self) -> None:
+        """End whatever is running, within a second or two; more than once does no harm."""
+
+
+def message(kind: str, job: Job, settings: Settings) -> dict[str, Any]:
+    """A job as a worker reads it, wherever that is."""
+    return {
+        "job": kind,
+        "algorithm_version": ALGORITHM_VERSION,
+        "config": to_dict(job.config),
+        "path": str(job.path),
+        "setup_key": job.setup_key,
+        "data": str(settings.data),
+        "cache": str(settings.cache),
+        "resume_anyway": settings.resume_anyway,
+        "offline": settings.offline,
+        "plugins": list(settings.plugins),
+    }

@@ -1,0 +1,108 @@
+"""The local engine: worker processes side by side on this machine, each with its threads and its GPU."""
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
+from dgal_bench.config import available_cores
+from dgal_bench.engines.base import Event, Teller, message
+from dgal_bench.engines.docket import Docket
+from dgal_bench.errors import ConfigError
+from dgal_bench.lease import release_of
+from dgal_bench.process import Worker, environment, visible_gpus
+from dgal_bench.sweep import Job, Settings
+
+_LOOK_AGAIN_SECONDS = 0.2
+
+
+def lanes(jobs: Sequence[Job], settings: Settings, gpus_here: int) -> int:
+    """How many cells run side by side: ``jobs`` where it is given; else as GPUs have room for, or cores have threads.
+
+    Raises:
+        ConfigError: a cell asks for more GPUs than there are to use.
+    """
+    n_gpus, share = settings.gpus if settings.gpus is not None else gpus_here, settings.gpus_per_cell
+    if 0 < n_gpus < share:
+        raise ConfigError(f"gpus_per_cell={share:g}, but there are {n_gpus} GPUs to use")
+    by_gpus = int(n_gpus / share + 1e-9) if any(job.config.device != "cpu" for job in jobs) else 0
+    by_cores = available_cores() // max((job.config.threads for job in jobs), default=1)
+    if settings.gpus is None and by_gpus:
+        by_gpus = min(by_gpus, by_cores)
+    return settings.jobs or max(1, by_gpus or by_cores)
+
+
+def dealt(gpus: Sequence[str], settings: Settings, n_lanes: int) -> list[str | None]:
+    """What each lane sees of the GPUs, in turn; "" is none of those that are there, None leaves it as it is."""
+    each = math.ceil(settings.gpus_per_cell)
+    hands: list[str | None] = [",".join(gpus[i : i + each]) for i in range(0, len(gpus) - each + 1, each)]
+    return list(itertools.islice(itertools.cycle(hands or ["" if settings.gpus == 0 else None]), n_lanes))
+
+
+class Local:
+    """All workers start at once, since their imports take 10 s; the first of them does the set-up.
+
+    Raises:
+        ConfigError: more GPUs are asked for than this machine has.
+    """
+
+    def __init__(self, jobs: Sequence[Job], settings: Settings, tell: Teller) -> None:
+        gpus = visible_gpus()
+        if settings.gpus is not None and settings.gpus > len(gpus):
+            raise ConfigError(f"gpus={settings.gpus}, but this machine has {len(gpus)}: leave it out, or add --dry-run")
+        self._settings, self._tell = settings, tell
+        n_lanes = min(lanes(jobs, settings, len(gpus)), len(jobs))
+        self._gpus = dealt(gpus if settings.gpus is None else gpus[: settings.gpus], settings, n_lanes)
+        self._workers = [Worker(environment(jobs[0].config, gpu)) for gpu in self._gpus]
+        self._at: list[Job | None] = [None] * n_lanes
+        self._over = threading.Event()
+        self._changing = threading.Lock()
+
+    def ask(self, kind: str, job: Job) -> Iterator[Event]:
+        self._workers[0] = self._workers[0].fit_for(environment(job.config, self._gpus[0]))
+        return self._workers[0].run(message(kind, job, self._settings))
+
+    def run(self, jobs: Sequence[Job]) -> list[Job]:
+        docket = Docket(jobs, self._tell)
+        n_lanes = min(len(self._workers), len(jobs))
+        for worker in self._workers[n_lanes:]:
+            worker.close()
+        pool = ThreadPoolExecutor(n_lanes)
+        pending = {pool.submit(self._work, docket, lane) for lane in range(n_lanes)}
+        while pending and docket.fatal is None:
+            over, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)  # so that Ctrl-C gets through
+            for future in over:
+                future.result()
+        if docket.fatal is not None:
+            raise docket.fatal
+        return docket.failed
+
+    def _work(self, docket: Docket, lane: int) -> None:
+        """Take cells one after the other until none is left."""
+        while not (docket.over or self._over.is_set()):
+            job = docket.take()
+            if job is None:
+                time.sleep(_LOOK_AGAIN_SECONDS)
+                continue
+            with self._changing:  # no worker begins once all are being ended
+                if self._over.is_set():
+                    return
+                worker = self._workers[lane].fit_for(environment(job.config, self._gpus[lane]))
+                self._workers[lane], self._at[lane] = worker, job
+            for event in worker.run(message("cell", job, self._settings)):
+                if self._over.is_set():
+                    return
+                if event.get("died"):
+                    release_of(job.path, worker.pid)
+                docket.hear(job, event)
+            self._at[lane] = None
+
+    def close(self) -> None:
+        with self._changing:
+            self._over.set()
+        for worker, job in zip(self._workers, self._at, strict=True):
+            worker.close()
+            if job is not None:
+                release_of(job.path, worker.pid)

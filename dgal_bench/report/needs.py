@@ -1,0 +1,49 @@
+"""What a report takes from a file beside what every file must say: looked for once, before anything is reckoned."""
+
+from types import NoneType
+
+from dgal_bench.errors import ResultsError
+from dgal_bench.record import CellLog
+from dgal_bench.schema import RESTORE, Wanted, check
+
+IDENTITY: Wanted = {"fingerprint.algorithm_version": (int,), "fingerprint.config": (str,)}
+"""Of every cell."""
+
+CONTENT: Wanted = {
+    "fingerprint.data": (str,), "fingerprint.weights": (str, NoneType), "fingerprint.files": (str, NoneType),
+    "initial": (list,),
+}  # fmt: skip
+"""Of one that has begun."""
+
+MADE_BY: Wanted = {
+    "config.batch_size": (int,), "config.restricted_size": (int,), "config.graph.graph_k": (int,),
+    "config.representation.kind": (str,), "fingerprint.device": (str,), "fingerprint.torch": (str,),
+    "provenance.git.revision": (str, NoneType), "provenance.git.dirty": (bool, NoneType),
+    "provenance.machine.cpu": (str,), "provenance.machine.cores": (int,), "provenance.versions": (dict,),
+}  # fmt: skip
+"""Of one that has begun, for a report alone."""
+
+SET_UP: Wanted = {
+    "fingerprint.graph": (str,), "setup.representation.seconds": (float, int),
+    "setup.representation.label_share": (dict,), "setup.graph.seconds": (float, int), "setup.graph.components": (int,),
+    "setup.graph.exact": (bool,), "setup.graph.recall": (float, int),
+}  # fmt: skip
+"""Of one that needs a graph: full supervision does not."""
+
+
+def check_content(log: CellLog) -> None:
+    """Raises ResultsError where a file does not tell what its rows are of."""
+    check(log.header, {**IDENTITY, **(CONTENT if log.begun else {})}, str(log.path))
+
+
+def check_told(log: CellLog) -> None:
+    """Raises ResultsError for the first that a report would miss."""
+    strategy = log.header["config"]["initial_size"] is not None
+    check_content(log)
+    if log.begun:
+        check(log.header, {**MADE_BY, **(SET_UP if strategy else {})}, str(log.path))
+    for record in log.records[:-1] if strategy else ():
+        if not record.query_seconds or record.query_seconds < 0 or record.n_scored is None:
+            raise ResultsError(
+                f"{log.path}: no seconds or no points scored of the query of round {record.round}: {RESTORE}"
+            )

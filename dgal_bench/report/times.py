@@ -1,0 +1,115 @@
+"""Which times of queries a report tells: those of a replay where there is one, else the rows' own; and what ran beside.
+
+A judgement of rows and timings, never stored in them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from dgal_bench.provenance import revision
+from dgal_bench.record import CellLog
+from dgal_bench.report.statistics import mean_query_seconds
+from dgal_bench.timings import Timings, timings_path
+
+BUSY_CORES = 0.1
+"""Kept busy by other processes during a round, a query counts as timed beside other work."""
+
+REPLAY, ROWS = "replay", "rows"
+
+
+class Taken(Protocol):
+    """A row or a timing: what ran on the machine meanwhile."""
+
+    @property
+    def jobs(self) -> int: ...
+    @property
+    def busy_elsewhere(self) -> float | None: ...
+
+
+def disturbed(taken: Iterable[Taken]) -> bool:
+    """Whether any is known to have been taken beside other cells or other processes' work."""
+    return any(one.jobs > 1 or (one.busy_elsewhere or 0.0) > BUSY_CORES for one in taken)
+
+
+def beside(taken: Iterable[Taken]) -> bool | None:
+    """``disturbed``, but None where all that is known of some is that nothing is: it may have been alone or not."""
+    found = list(taken)
+    unknown = any(one.busy_elsewhere is None for one in found)
+    return True if disturbed(found) else None if unknown else False
+
+
+def either(*sides: bool | None) -> bool | None:
+    """What ran beside any of them."""
+    return True if True in sides else None if None in sides else False
+
+
+@dataclass(frozen=True)
+class Times:
+    """A strategy's mean seconds of one query by seed, where they come from, and whether anything ran beside.
+
+    ``beside`` None: nobody knows.
+    """
+
+    source: str  # REPLAY or ROWS
+    seconds: Mapping[int, float]
+    beside: bool | None
+
+
+def from_rows(cells: Mapping[int, CellLog]) -> Times:
+    """Of finished cells by seed."""
+    queries = [record for log in cells.values() for record in log.records if record.query_seconds is not None]
+    return Times(ROWS, {seed: mean_query_seconds(log.records) for seed, log in cells.items()}, beside(queries))
+
+
+def from_replay(timings: Mapping[int, Timings]) -> Times | None:
+    """Of replays by seed: the median over repeats, the mean over rounds; None without any."""
+    if not timings:
+        return None
+    means = {
+        seed: sum(one.median_seconds for one in replayed.timings) / len(replayed.timings)
+        for seed, replayed in timings.items()
+    }
+    return Times(REPLAY, means, beside(one for replayed in timings.values() for one in replayed.timings))
+
+
+def comparable(one: Timings, other: Timings) -> bool:
+    """Whether a ratio of their seconds says something about strategies: the same rounds, on the same machine."""
+    return one.rounds == other.rounds and machine(one.header) == machine(other.header)
+
+
+def machine(header: Mapping[str, Any]) -> str:
+    """``AMD EPYC, 2 cores, torch 2.15.0, dgal-bench e6c1a10b``: what made rows or timings."""
+    where, print_ = header["provenance"], header["fingerprint"]
+    # Installed from a wheel there is no revision, but a version.
+    code = (where["git"]["revision"] or where["versions"].get("dgal-bench", "?"))[:8]
+    code += " (modified)" if where["git"]["dirty"] else ""
+    device = where["machine"]["cpu"] if print_["device"] == "cpu" else print_["device"]
+    return f"{device}, {where['machine']['cores']} cores, torch {print_['torch']}, dgal-bench {code}"
+
+
+def same_code_and_machine(header: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether timings were made by the code, the torch and the machine of the provenance ``now``."""
+    then = header["provenance"]
+    return (
+        revision(then["git"]) == revision(now["git"])
+        and then["versions"] == now["versions"]
+        and then["machine"] == now["machine"]
+    )
+
+
+def usable(timings: Timings, log: CellLog) -> bool:
+    """Whether these are of that cell's rows and found its own picks again."""
+    return timings.of(log) and timings.picks_equal
+
+
+def by_cell(timings: Sequence[Timings]) -> dict[Path, Timings]:
+    """The timings of single cells, by the file of the cell's timings."""
+    return {one.path: one for one in timings if one.header["common"] is None}
+
+
+def timings_of(log: CellLog, known: Mapping[Path, Timings]) -> Timings | None:
+    """The usable timings of a finished cell."""
+    found = known.get(timings_path(log.path))
+    return found if found is not None and log.done and usable(found, log) else None

@@ -1,0 +1,173 @@
+"""Sweeps whose processes are killed at the worst moments end with the bits of one that was left alone."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from dgal_bench.lease import at_work
+from dgal_bench.record import read_results
+from dgal_bench.schema import SCHEMA_VERSION
+from dgal_bench.validate import validate
+from tests.sweeping import HERE, alone, command, descendants, finish, texts_of, written
+
+STRATEGIES, SEEDS = ("random", "margin", "dgmg"), (0, 1, 2)
+
+
+def chaos(folder, chance, kinds=()):
+    """An environment in which the processes of a sweep kill themselves; a token for each of ``kinds``."""
+    folder.mkdir(exist_ok=True)
+    for number, kind in enumerate(kinds):
+        (folder / f"{number:02}-{kind}").touch()
+    return {"PYTHONPATH": str(HERE / "tests" / "chaos"), "CHAOS_TOKENS": str(folder), "CHAOS_CHANCE": str(chance)}
+
+
+def until_done(words, environment, tries=40):
+    """Start it again until it ends well. Killed or with cells that failed, it never says more than a line."""
+    for attempt in range(tries):
+        done = finish([*words, "retry=failed"], **environment, CHAOS_SEED=str(attempt))
+        assert done.returncode in (0, 1, -signal.SIGKILL), done.stderr
+        assert "Traceback" not in done.stderr
+        if done.returncode == 0:
+            break
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(environment["CHAOS_TOKENS"]) == []  # as many kills as were asked for
+    return done
+
+
+def check_no_cell_lost_or_doubled(root, n_cells, rounds):
+    paths = sorted(root.rglob("seed-*.jsonl"))
+    assert len(paths) == n_cells
+    for path in paths:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [n for n, line in enumerate(lines) if line["kind"] == "header"] == [0]
+        assert [line["round"] for line in lines if line["kind"] == "round"] == list(range(rounds + 1))
+        assert lines[-1]["kind"] == "round"
+        assert at_work(path) is None
+    assert validate(root).problems == []
+
+
+def test_three_kills_and_the_bits_of_a_sweep_left_alone(lab, tmp_path, cache_root):
+    """One in training, one in a query, one with half a line written; twenty-one in the slow tests."""
+    root = tmp_path / "swept"
+    environment = chaos(tmp_path / "tokens", 0.6, ("training", "query", "half"))
+    done = until_done(command(root, cache_root, "strategy=margin,dgmg", "seed=0,1", "jobs=2"), environment)
+    alone(lab, tmp_path / "alone", ("margin", "dgmg"), (0, 1))
+    assert texts_of(root) == texts_of(tmp_path / "alone")
+    check_no_cell_lost_or_doubled(root, 4, rounds=2)
+    assert not list(root.rglob("*.lease"))
+    assert "| dgmg " in done.stdout
+    assert (root / "paper" / "report" / "summary.csv").is_file()
+
+
+KINDS = [*["training", "query"] * 5, *["half", "whole"] * 3, "cache", "lease", "upgrade"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_many_kills_and_the_bits_of_a_sweep_left_alone(lab, tmp_path, engine):
+    """Two SIGKILLs of the whole sweep, then nineteen from within, at moments of every kind."""
+    words = ["jobs=2"]
+    if engine == "ray":
+        pytest.importorskip("ray")
+        pytest.importorskip("dgal_bench.engines.ray")
+        words += ["engine=ray", "gpus=2"]
+    root, cache = tmp_path / "swept", tmp_path / "cache"
+    words = command(root, cache, f"strategy={','.join(STRATEGIES)}", "seed=0,1,2", "rounds=6", *words)
+    rng = random.Random(0)
+    for _ in range(2):
+        kill_from_outside(words, root, rng)
+    make_older(root)
+    shutil.rmtree(cache)
+    environment = chaos(tmp_path / "tokens", 0.4, KINDS)
+    until_done(words, environment)
+    alone(lab, tmp_path / "alone", STRATEGIES, SEEDS, "rounds=6")
+    assert texts_of(root) == texts_of(tmp_path / "alone")
+    check_no_cell_lost_or_doubled(root, 9, rounds=6)
+    assert not list(root.rglob(".*.new"))
+    assert not list(cache.rglob("*.part"))
+    # A contender that dies before it has a lease leaves its own behind, which has no meaning to anybody.
+    assert len(list(root.rglob(".seed-*"))) + len(list(cache.glob(".*"))) <= KINDS.count("lease")
+
+
+def kill_from_outside(words, root, rng):
+    """SIGKILL of the command itself, at a moment when it works: after so many rows that one is in the middle."""
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=HERE) as process:
+        enough = written(root) + 10_000
+        wait_until(lambda: process.poll() is not None or written(root) > enough)
+        time.sleep(rng.uniform(0, 0.2))
+        below = descendants(process.pid)
+        process.kill()
+    wait_until(lambda: not any(map(works, below)), 20)  # who works for a command that is gone ends by itself
+    for pid in below:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)  # agents of Ray, which do not
+
+
+def works(pid):
+    """Whether it is a worker that is still there."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return any(name in Path(f"/proc/{pid}/cmdline").read_text() for name in ("dgal_bench.worker", "/seed-"))
+    return False
+
+
+def make_older(root):
+    """Cells in the middle look as if the version before had begun them, so that going on renews their files."""
+    begun = [log.path for log in read_results(root) if log.records and not log.done]
+    assert begun
+    now, before = (f'"schema_version": {version}'.encode() for version in (SCHEMA_VERSION, 1))
+    for path in begun:
+        path.write_bytes(path.read_bytes().replace(now, before, 1))
+
+
+SLOW_SETUP = ("dataset.pool_size=1400", "representation.max_epochs=5000", "representation.patience=5000")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("moment", ["set-up", "cells"])
+def test_a_stop_takes_under_five_seconds_and_keeps_what_was_finished(tmp_path, cache_root, moment, signal_):
+    """Nobody goes on at work, no lease is left, and a second Ctrl-C while it stops does no harm."""
+    root, cache = tmp_path / "results", tmp_path / "cache" if moment == "set-up" else cache_root
+    words = command(root, cache, "strategy=random,margin", "seed=0,1", "jobs=2", "rounds=30")
+    if moment == "set-up":
+        words = [word for word in words if not word.startswith(("representation=", "dataset.pool_size="))]
+        words += ["representation=vae", *SLOW_SETUP]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=HERE) as process:
+        wait_until(lambda: written(root) > 10_000 or any(cache.glob("*.part")))
+        time.sleep(0.5)
+        below = descendants(process.pid)
+        assert len(below) == 2
+        began = time.monotonic()
+        process.send_signal(signal_)
+        time.sleep(0.1)
+        process.send_signal(signal_)
+        rest = process.stderr.read()
+        process.wait(30)
+        took = time.monotonic() - began
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[signal_], rest
+    assert took < 5, took
+    assert rest.splitlines()[-1].startswith("dgal-bench: stopped; what was finished is kept")
+    assert "Traceback" not in rest
+    assert not any(Path(f"/proc/{pid}").exists() for pid in below)
+    assert not list(root.rglob("*.lease"))
+    # What a maker leaves in the cache is in nobody's way: its process is gone, and the next one starts over.
+    assert all(at_work(lease.with_suffix("")) is None for lease in cache.glob("*.lease"))
+    if moment == "cells":
+        logs = read_results(root)
+        assert sum(len(log.records) for log in logs) > 0
+        assert all(log.failure is None for log in logs)
+
+
+def wait_until(true, limit=120):
+    deadline = time.monotonic() + limit
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,0 +1,277 @@
+"""The Ray engine: the rows of a run left alone, whatever happens to its workers and its driver."""
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from dgal_bench.engines.base import Teller
+from dgal_bench.engines.cluster import connect
+from dgal_bench.engines.ray import Ray
+from dgal_bench.errors import ConfigError
+from dgal_bench.record import read_cell, read_results
+from tests.test_cli import HERE, alone, axes, choices_of, command, descendants, finish, plan, settings, written
+from tests.test_engines import Diary
+
+pytest.importorskip("ray")
+GPUS = ("engine=ray", "gpus=2")
+"""Two logical ones: Ray deals them out whether or not they exist."""
+
+LONG = ("batch_size=1", "rounds=100")
+"""A cell of some seconds."""
+
+
+def title(pid):
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return ""
+
+
+def workers_at(words, pid):
+    """Ray's processes that are busy with a cell now: Ray names them after their task."""
+    return [child for child in descendants(pid) if title(child).startswith("ray::" + words)]
+
+
+def wait_for(what, process, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (found := what()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def alive(pids):
+    return [(pid, title(pid)) for pid in pids if title(pid)]
+
+
+def started(words):
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE)
+
+
+def test_without_ray_one_line_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"^engine=ray needs Ray: pip install 'dgal-bench\[ray\]'$"):
+        connect(None, 1, 0)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "head", "head:port", ":6379"])
+def test_a_wrong_address_is_one_line_at_once(address):
+    began = time.monotonic()
+    with pytest.raises(
+        ConfigError, match=rf"^ray\.address={address}: (nobody answers there|use auto, or HOST:PORT).*$"
+    ):
+        connect(address, 1, 0)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("gpus", "share", "message"),
+    [
+        (2, 1.5, r"^gpus_per_cell=1.5: Ray gives a part of one GPU, or whole ones$"),
+        (1, 2.0, r"^gpus=1 is less than the gpus_per_cell=2 of one cell$"),
+    ],
+)
+def test_gpus_that_ray_cannot_give_are_refused_before_it_starts(tmp_path, gpus, share, message):
+    given = settings(tmp_path, gpus=gpus, gpus_per_cell=share)
+    with pytest.raises(ConfigError, match=message):
+        Ray(plan(axes(), given), given, Teller(Diary()))
+
+
+# Ray itself from here on.
+
+
+@pytest.mark.slow
+def test_two_gpus_of_ray_give_the_bits_of_one_cell_after_the_other(lab, tmp_path, cache_root):
+    """Four at once on two logical GPUs, from an empty cache, and quietly."""
+    root = tmp_path / "swept"
+    words = command(
+        root, tmp_path / "cache", "strategy=random,dgmg", "seed=0,1", "rounds=6", *GPUS, "gpus_per_cell=0.5"
+    )
+    done = finish(words)
+    assert done.returncode == 0, done.stderr
+    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=6")
+    assert all(line.startswith("[") for line in done.stderr.splitlines()), done.stderr
+    assert "| dgmg " in done.stdout
+
+
+@pytest.mark.slow
+def test_a_part_of_a_gpu_lets_as_many_run_at_once(tmp_path, cache_root):
+    root = tmp_path / "swept"
+    words = command(root, cache_root, "strategy=dgmg", "seed=0,1,2,3", *LONG, *GPUS, "gpus_per_cell=0.5")
+    process = started(words)
+    most = 0
+    while process.poll() is None:
+        most = max(most, len(workers_at("digits/dgmg", process.pid)))
+        time.sleep(0.05)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert most == 4
+
+
+PICKY = """
+from dataclasses import dataclass
+from dgal_bench.errors import NotApplicableError
+
+@dataclass(frozen=True)
+class Picky:
+    def __call__(self, query, candidates, batch_size):
+        raise NotApplicableError("no strategy for digits")
+
+ACQUISITIONS = {"picky": Picky}
+STRATEGIES = {"picky": {"restrict": {"kind": "everything"}, "acquire": {"kind": "picky"}}}
+"""
+
+
+@pytest.mark.slow
+def test_failed_and_skipped_cells_are_recorded_and_the_others_go_on(tmp_path, cache_root):
+    root = tmp_path / "swept"
+    (tmp_path / "picky.py").write_text(PICKY)
+    words = command(root, cache_root, "strategy=random,picky", f"plugins={tmp_path}/picky.py", "seed=0")
+    done = finish([*words, "training.lr=0.001,1e25", "engine=ray", "jobs=1"])
+    assert done.returncode == 1, done.stderr
+    assert "FAILED: the training loss is nan" in done.stderr
+    names = ("random+training.lr=0.001", "random+training.lr=1e25", "picky+training.lr=0.001")
+    good, bad, no = (read_cell(root / "paper" / "digits" / name / "seed-0.jsonl") for name in names)
+    assert [log.status for log in (good, bad, no)] == ["done", "failed", "skipped"]
+    assert "lower training.lr" in bad.failure["error"]
+    assert "Traceback" in bad.failure["traceback"]
+    assert no.skipped["why"] == "no strategy for digits"
+
+
+@pytest.mark.slow
+def test_killed_workers_cost_no_bit_and_no_row(lab, tmp_path, cache_root):
+    """SIGKILL of three workers in cells: each goes on from the row that it had come to, in the same command."""
+    root = tmp_path / "swept"
+    words = command(root, cache_root, "strategy=random,dgmg", "seed=0,1", "rounds=12", "engine=ray", "jobs=2")
+    process, rng = started(words), random.Random(0)
+    for _ in range(3):
+        before = written(root)
+        wait_for(lambda before=before: written(root) > before, process)
+        time.sleep(rng.uniform(0, 0.3))
+        for pid in wait_for(lambda: workers_at("digits/", process.pid), process)[:1]:
+            os.kill(pid, signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "the worker process was killed or has crashed; it is tried again" in err
+    assert "raylet" not in out + err
+    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=12")
+    assert all(log.done and Counter(line["kind"] for line in log.lines)["header"] == 1 for log in read_results(root))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("when", ["starting", "running"])
+def test_a_stop_ends_ray_within_five_seconds_and_keeps_rows(lab, tmp_path, cache_root, sent, code, when):
+    root = tmp_path / "swept"
+    words = command(root, cache_root, "strategy=random", "seed=0,1", *LONG, "engine=ray", "jobs=2")
+    process = started(words)
+    if when == "running":
+        assert wait_for(lambda: len(list(root.rglob("*.jsonl"))) == 2 and written(root) > 20_000, process)
+    else:
+        assert wait_for(lambda: [p for p in descendants(process.pid) if "gcs_server" in title(p)], process)
+    children = descendants(process.pid)
+    began = time.monotonic()
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 5
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    time.sleep(0.5)
+    assert alive(children) == []
+    assert not list(root.rglob("*.lease"))
+    if when == "running":
+        whole = alone(lab, tmp_path / "alone", ("random",), (0, 1), *LONG)
+        for cell, rows in choices_of(root).items():
+            assert rows == whole[cell][: len(rows)]
+
+
+@pytest.mark.slow
+def test_a_killed_driver_leaves_no_worker_and_no_ray(tmp_path, cache_root):
+    """But for two agents of Ray's, which do nothing, and end minutes later."""
+    root = tmp_path / "swept"
+    process = started(command(root, cache_root, "strategy=random", "seed=0", *LONG, "engine=ray", "jobs=1"))
+    assert wait_for(lambda: written(root) > 10_000, process)
+    children = [pid for pid in descendants(process.pid) if not title(pid).endswith("Agent")]
+    assert any("raylet" in title(pid) for pid in children)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 20
+    while alive(children) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert alive(children) == []
+
+
+@pytest.mark.slow
+def test_a_cluster_that_nobody_has_started_is_one_line(tmp_path, cache_root):
+    began = time.monotonic()
+    done = finish(command(tmp_path, cache_root, "strategy=random", "engine=ray", "ray.address=127.0.0.1:1"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("dgal-bench: ray.address=127.0.0.1:1: nobody answers there")
+    assert done.stderr.count("\n") == 1
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.slow
+def test_two_runners_of_two_engines_share_the_cells(lab, tmp_path, cache_root):
+    root = tmp_path / "swept"
+    words = command(root, cache_root, "strategy=random,dgmg", "seed=0,1,2", "rounds=10")
+    runners = [started([*words, "engine=ray", "jobs=2"]), started([*words, "jobs=1"])]
+    said = [process.communicate(timeout=240)[1] for process in runners]
+    assert [process.returncode for process in runners] == [0, 0], said
+    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "dgmg"), (0, 1, 2), "rounds=10")
+    for log in read_results(root):
+        assert Counter(line["kind"] for line in log.lines) == {"header": 1, "round": 11}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="a second node needs a mount of its own"
+)
+def test_a_node_with_an_empty_cache_is_sent_what_the_set_up_made(lab, tmp_path, monkeypatch):
+    """Two nodes of a cluster, the second of which sees another folder where the first has its cache."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cache, other, root = tmp_path / "cache", tmp_path / "other", tmp_path / "swept"
+    cache.mkdir()
+    other.mkdir()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start = f"exec {Path(sys.executable).parent}/ray start --num-cpus=1 --disable-usage-stats --block"
+    shells = [
+        ["sh", "-c", f"{start} --head --port={port} --include-dashboard=false"],
+        ["unshare", "-m", "sh", "-c", f"mount --bind {other} {cache} && {start} --address=127.0.0.1:{port}"],
+    ]
+    nodes = []
+    try:
+        for shell in shells:
+            nodes.append(subprocess.Popen(shell, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            assert wait_for(lambda: listening(port), nodes[0])
+            time.sleep(5)
+        words = command(root, cache, "strategy=random,dgmg", "seed=0,1", *LONG, "engine=ray")
+        done = finish([*words, f"ray.address=127.0.0.1:{port}"])
+        assert done.returncode == 0, done.stderr
+    finally:
+        for node in reversed(nodes):
+            node.terminate()
+            node.wait(60)
+    keys = {path.parent.name for path in cache.glob("*/manifest.json")}
+    assert keys
+    assert {path.parent.name for path in other.glob("*/manifest.json")} == keys
+    for key in keys:  # with the seconds that it took there: it was not made again
+        assert (other / key / "manifest.json").read_bytes() == (cache / key / "manifest.json").read_bytes()
+    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "dgmg"), (0, 1), *LONG)
+
+
+def listening(port):
+    with suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+    return False

@@ -1,0 +1,404 @@
+"""A replay picks what the rows say, on the network that they come from; whatever cannot be compared is said."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgal_bench import replay
+from dgal_bench.beside import Beside
+from dgal_bench.cli import main
+from dgal_bench.clock import Stopwatch
+from dgal_bench.errors import ConfigError, ResultsError, UserError
+from dgal_bench.lab import Cell
+from dgal_bench.laws import practice, run_here
+from dgal_bench.loop import Asked
+from dgal_bench.record import read_cell
+from dgal_bench.replay import Replay, play, pool_at
+from dgal_bench.retiming.plan import Wanted, plan
+from dgal_bench.retiming.work import execute, table
+from dgal_bench.strategies import Selection
+from dgal_bench.timings import COMMON, read_timings, timings_path
+
+STRATEGIES = ("margin", "dgmg", "vae_seals", "seals", "badge")
+ROUNDS = 4
+
+
+@pytest.fixture(scope="module")
+def made(lab, tmp_path_factory):
+    """A finished cell of each strategy: five evaluations on 200 digits."""
+    root = tmp_path_factory.mktemp("results")
+    for strategy in STRATEGIES:
+        run_here(lab, cell_of(root, strategy), practice(strategy, f"rounds={ROUNDS}"))
+    return root
+
+
+@pytest.fixture
+def results(made, tmp_path):
+    """Those of two strategies, to be changed."""
+    for strategy in ("margin", "dgmg"):
+        shutil.copytree(cell_of(made, strategy).parent, cell_of(tmp_path / "results", strategy).parent)
+    return tmp_path / "results"
+
+
+def cell_of(root, strategy, seed=0):
+    return root / "suite" / "digits" / strategy / f"seed-{seed}.jsonl"
+
+
+def wanted(root, **facts):
+    return Wanted(root, Path("digits need none"), Path("unused"), repeats=2, **facts)
+
+
+class Heard:
+    """A listener that keeps what it is told."""
+
+    def __init__(self):
+        self.lines, self.rounds = [], []
+
+    def setting_up(self, *facts): ...
+    def begun(self, job): ...
+    def close(self): ...
+
+    def round(self, job, accuracy):
+        self.rounds.append((job.name, accuracy))
+
+    def done(self, job, seconds):
+        self.lines.append(f"done {job.name}")
+
+    def failed(self, job, error):
+        self.lines.append(f"failed {job.name}: {error}")
+
+    def skipped(self, job, why): ...
+
+    def warn(self, text):
+        self.lines.append(text)
+
+
+def in_here(lab):
+    """The work in this process, in which the practice lab is set up already."""
+
+    def ask(job, config):
+        told = []
+        try:
+            replay.answer(job, config, lab, lambda event, **facts: told.append({"event": event, **facts}))
+        except UserError as error:
+            told.append({"event": "failed", "error": str(error), "exit_code": error.exit_code})
+        yield from told
+
+    return ask
+
+
+def replayed(lab, asked):
+    heard = Heard()
+    outcome = execute(plan(asked), asked, heard, in_here(lab))
+    for made in outcome.timings:
+        beside(made.path, jobs=1, busy=0.0)
+    return outcome, heard
+
+
+def beside(path, jobs, busy):
+    """What ran beside the first timing of a file, and nothing beside the others, whatever did while this test ran."""
+    header, first, *others = [json.loads(line) for line in path.read_text().splitlines()]
+    alone = [line | {"jobs": 1, "busy_elsewhere": 0.0} for line in others]
+    lines = [header, first | {"jobs": jobs, "busy_elsewhere": busy}, *alone]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES, pytest.param("ganvae", marks=pytest.mark.slow)])
+def test_the_picks_are_the_rows_and_the_network_is_theirs(lab, made, strategy):
+    if strategy not in STRATEGIES:
+        run_here(lab, cell_of(made, strategy), practice(strategy, f"rounds={ROUNDS}"))
+    log = read_cell(cell_of(made, strategy))
+    config, heard = practice(strategy, f"rounds={ROUNDS}"), []
+    asked = Replay(log, {strategy: config.strategy}, [0, 2, 3], repeats=3)
+    header, timings = play(asked, config, lab, lambda round_, accuracy: heard.append((round_, accuracy)))
+    assert heard == [(n, log.records[n].accuracy) for n in (0, 2, 3)]
+    assert [timing.round for timing in timings] == [0, 2, 3]
+    assert all(timing.picks_equal for timing in timings)
+    assert (header["changed"], header["common"]) == ([], None)
+    for timing in timings:
+        row = log.records[timing.round]
+        assert (timing.n_candidates, timing.n_scored) == (row.n_candidates, row.n_scored)
+        assert timing.seconds.keys() == row.seconds.keys()
+        assert len(timing.query_seconds) == 3
+        middle = sorted(timing.query_seconds)[1]
+        assert sum(timing.seconds.values()) == pytest.approx(middle, rel=0.05, abs=5e-4)
+        assert timing.jobs >= 1
+
+
+@pytest.mark.parametrize(
+    ("totals", "lower_median"), [([3.0, 1.0, 2.0], 2.0), ([4.0, 1.0, 3.0, 2.0], 2.0), ([5.0], 5.0)]
+)
+def test_phases_are_those_of_the_median_repeat_and_all_repeats_must_pick_alike(
+    lab, made, monkeypatch, totals, lower_median
+):
+    """Queries of chosen lengths, the last of which picks something else than the row."""
+    cell = Cell.of(practice("margin", f"rounds={ROUNDS}"), lab)
+    log, lengths = read_cell(cell_of(made, "margin")), iter(totals)
+    pool, row = pool_at(log, lab, 1), log.records[1].indices
+
+    def ask(cell, pool, round_, model, memory):
+        clock = Stopwatch()
+        clock.total = clock.seconds["infer"] = total = next(lengths)
+        picked = torch.tensor(row if total != totals[-1] else row[::-1])
+        return Asked(cell.query(pool, None, clock, round_, memory), Selection(picked, pool.unlabeled), 7)
+
+    monkeypatch.setattr(replay, "ask", ask)
+    timing = replay.time_query(cell, pool, 1, None, len(totals), "margin", row, Beside())
+    assert timing.query_seconds == totals
+    assert timing.seconds == {"infer": lower_median}
+    assert timing.picks_equal is False
+
+
+def test_the_pool_of_a_round_is_what_was_known_in_it(lab, made):
+    log = read_cell(cell_of(made, "dgmg"))
+    pool = pool_at(log, lab, 2)
+    known = log.header["initial"] + log.records[0].indices + log.records[1].indices
+    assert pool.labeled.tolist() == known
+    assert torch.equal(pool.labels, lab.data.labels[known])
+
+
+def test_a_replay_of_a_folder_writes_a_file_beside_each_cell(lab, results):
+    before = {path: path.read_bytes() for path in results.rglob("seed-*.jsonl")}
+    outcome, heard = replayed(lab, wanted(results))
+    assert outcome.trouble == []
+    for strategy in ("margin", "dgmg"):
+        timings = read_timings(timings_path(cell_of(results, strategy)))
+        assert timings.rounds == [0, 2, 3]
+        assert timings.picks_equal
+        assert timings.of(read_cell(cell_of(results, strategy)))
+    assert {path: path.read_bytes() for path in results.rglob("seed-*.jsonl")} == before
+    assert len(heard.rounds) == 3 * 2
+    lines = table(outcome).splitlines()
+    assert len(lines) == 2 + 2
+    assert all("| equal |" in line for line in lines[2:])
+
+    # the same command again has nothing to do, and one that asks for more does that
+    assert plan(wanted(results)).items == []
+    assert len(plan(wanted(results)).done) == 2
+    assert len(plan(wanted(results, again=True)).items) == 2
+    assert len(plan(wanted(results, rounds=[1])).items) == 2
+    timings_path(cell_of(results, "dgmg")).unlink()
+    assert [item.log.path.parent.name for item in plan(wanted(results)).items] == ["dgmg"]
+
+
+def test_timings_of_another_machine_or_of_other_rows_or_beside_other_work_are_made_anew(lab, results):
+    without(results, "dgmg")
+    replayed(lab, wanted(results))
+    path = timings_path(cell_of(results, "margin"))
+    whole = path.read_text()
+    cpu = read_timings(path).header["provenance"]["machine"]["cpu"]
+    path.write_text(whole.replace(json.dumps(cpu), json.dumps("Another")))
+    assert len(plan(wanted(results)).items) == 1
+    path.write_text(whole)
+    assert plan(wanted(results)).items == []
+    for jobs, busy, n_again in ((2, 0.0, 1), (1, 0.2, 1), (1, 0.1, 0), (1, None, 0)):  # taken beside other work
+        beside(path, jobs, busy)
+        assert len(plan(wanted(results)).items) == n_again
+    tampered(cell_of(results, "margin"), 3)
+    assert len(plan(wanted(results)).items) == 1
+
+
+def without(root, strategy):
+    shutil.rmtree(cell_of(root, strategy).parent)
+
+
+def tampered(path, round_):
+    """One pick of a round exchanged for a point that is in no row."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    used = set(lines[0]["initial"]).union(*(line.get("indices") or [] for line in lines))
+    lines[1 + round_]["indices"][0] = min(set(range(200)) - used)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_changed_pick_is_found_and_said_in_one_line(lab, results):
+    without(results, "dgmg")
+    tampered(cell_of(results, "margin"), 2)
+    outcome, heard = replayed(lab, wanted(results))
+    (line,) = outcome.trouble
+    assert line in heard.lines
+    assert line.startswith("digits/margin/seed-0 picks others than its rows say in round 2")
+    timings = read_timings(timings_path(cell_of(results, "margin")))
+    assert not timings.picks_equal
+    assert timings.timings[0].picks_equal  # what was picked before it is known to be right
+    assert "| others |" in table(outcome)
+    assert len(plan(wanted(results)).items) == 1  # and is tried again
+
+
+@pytest.mark.parametrize("name", ["data", "latents", "graph", "algorithm_version"])
+def test_a_cell_made_from_something_else_is_refused_and_the_others_go_on(lab, results, name):
+    path = cell_of(results, "margin")
+    first, _, rest = path.read_text().partition("\n")
+    header = json.loads(first)
+    header["fingerprint"][name] = 7 if name == "algorithm_version" else "somethingelse"
+    path.write_text(json.dumps(header) + "\n" + rest)
+    outcome, _ = replayed(lab, wanted(results))
+    (line,) = outcome.trouble
+    assert line.startswith("digits/margin/seed-0 is not replayed: ")
+    assert f"made from something else ({name} " in line
+    assert [timings.header["cell"] for timings in outcome.timings] == ["digits/dgmg/seed-0"]
+
+
+def test_a_configuration_of_another_version_is_refused_in_one_line(lab, results):
+    path = cell_of(results, "margin")
+    path.write_text(path.read_text().replace('"graph_k"', '"neighbours"'))
+    outcome, heard = replayed(lab, wanted(results))
+    (line,) = outcome.trouble
+    assert line.startswith("digits/margin/seed-0 is not replayed: its configuration is another version's (")
+    assert "\n" not in line
+    assert line in heard.lines
+    assert len(outcome.timings) == 1
+
+
+def test_a_file_that_does_not_tell_what_its_rows_are_of_is_refused(results):
+    path = cell_of(results, "margin")
+    path.write_text(path.read_text().replace('"data": "', '"datum": "'))
+    with pytest.raises(ResultsError, match=f"{path}, line 1: a header without 'fingerprint.data'"):
+        plan(wanted(results))
+
+
+def test_where_nothing_can_be_timed_the_first_reason_is_the_commands(lab, results):
+    without(results, "dgmg")
+    path = cell_of(results, "margin")
+    path.write_text(path.read_text().replace(lab.data.sha256, "somethingelse"))
+    with pytest.raises(UserError, match="made from something else") as caught:
+        replayed(lab, wanted(results))
+    assert caught.value.exit_code == 2
+
+
+def of_seed(path, seed, n_rows=None):
+    """A copy of a cell, or of its beginning, under another seed."""
+    lines = path.read_text().splitlines(keepends=True)[: None if n_rows is None else 1 + n_rows]
+    lines[0] = lines[0].replace('"config": {"seed": 0', f'"config": {{"seed": {seed}')
+    path.with_name(f"seed-{seed}.jsonl").write_text("".join(lines))
+
+
+def test_unfinished_cells_and_other_seeds_are_left_out_and_named(results, made):
+    """Three strategies have finished seed 1, and two seed 0; of dgmg seed 1 is cut short, margin has none."""
+    for strategy in ("badge", "seals", "vae_seals"):
+        shutil.copytree(cell_of(made, strategy).parent, cell_of(results, strategy).parent)
+        of_seed(cell_of(results, strategy), 1)
+        cell_of(results, strategy).unlink()
+    of_seed(cell_of(results, "dgmg"), 1, n_rows=2)
+    looked = plan(wanted(results))
+    assert looked.left_out == ["digits/dgmg/seed-1 is partial: left out", "digits/margin has no seed 1: left out"]
+    asked_for = plan(wanted(results, seed=0))
+    assert [item.log.path.parent.name for item in asked_for.items] == ["dgmg", "margin"]
+    with pytest.raises(ResultsError, match="no finished cell of seed 5 to replay"):
+        plan(wanted(results, seed=5))
+
+
+def test_rounds_are_those_asked_for(results):
+    without(results, "dgmg")
+    rounds = {asked: plan(wanted(results, rounds=asked)).items[0].rounds for asked in (None, (), (3, 1, 3))}
+    assert rounds == {None: [0, 2, 3], (): [0, 1, 2, 3], (3, 1, 3): [1, 3]}
+    with pytest.raises(ConfigError, match="rounds=4, but digits/margin/seed-0 has queries in rounds 0 to 3"):
+        plan(wanted(results, rounds=(0, 4)))
+
+
+def test_all_strategies_are_timed_on_the_state_of_one_cell(lab, results, made):
+    """On dgmg's pool margin picks what margin would, and dgmg what its rows say; other settings are left out."""
+    shutil.copytree(cell_of(made, "vae_seals").parent, cell_of(results, "vae_seals").parent)
+    run_here(lab, cell_of(results, "rsmg"), practice("rsmg", f"rounds={ROUNDS}", "batch_size=4"))
+    asked = wanted(results, common="digits/dgmg/seed-0")
+    outcome, heard = replayed(lab, asked)
+    assert outcome.trouble == []
+    assert "digits/rsmg has another configuration or content: left out" in heard.lines
+    timings = read_timings(results / "suite" / "digits" / COMMON)
+    assert timings.header["common"] == timings.header["cell"] == "digits/dgmg/seed-0"
+    assert [(t.strategy, t.round, t.picks_equal) for t in timings.timings if t.round == 2] == [
+        ("dgmg", 2, True), ("margin", 2, None), ("vae_seals", 2, None),
+    ]  # fmt: skip
+    scored = {t.strategy: t.n_scored for t in timings.timings if t.round == 3}
+    assert scored["margin"] == 200 - 10 - 3 * 5  # all that dgmg has left unlabeled
+    assert plan(asked).items == []
+    assert not timings_path(cell_of(results, "dgmg")).exists()
+
+
+@pytest.mark.parametrize(
+    ("common", "message"),
+    [
+        ("digits/dgmk/seed-0", "holds no such cell; did you mean 'digits/dgmg/seed-0'"),
+        ("dgmg/seed-0", "is 2 cells: name the suite too, as in other/digits/dgmg/seed-0"),
+        ("other/digits/dgmg/seed-0", "is partial: only a finished cell's states are known"),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(results, common, message):
+    other = results / "other" / "digits" / "dgmg" / "seed-0.jsonl"
+    other.parent.mkdir(parents=True)
+    other.write_text("".join(cell_of(results, "dgmg").read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        plan(wanted(results, common=common))
+
+
+def test_what_was_timed_before_a_stop_is_kept(lab, results):
+    """Ctrl-C in the second cell: the first is on disk, and the same command does the rest."""
+    ask, begun = in_here(lab), []
+
+    def stopped(job, config):
+        begun.append(job["path"])
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return ask(job, config)
+
+    asked = wanted(results)
+    with pytest.raises(KeyboardInterrupt):
+        execute(plan(asked), asked, Heard(), stopped)
+    beside(timings_path(Path(begun[0])), jobs=1, busy=0.0)
+    left = plan(asked)
+    assert (len(left.items), len(left.done)) == (1, 1)
+    assert left.items[0].log.path == Path(begun[1])
+
+
+def test_queries_of_a_replay_begin_with_the_same_memory_each_time(lab, made, monkeypatch):
+    """What a strategy keeps between rounds is as after a resume; no repeat profits from the one before."""
+    from dgal_bench.strategies import seals
+
+    searched = []
+
+    def neighbors_of(points, *rest, search=seals.neighbors_of):
+        searched.append(len(points))
+        return search(points, *rest)
+
+    monkeypatch.setattr(seals, "neighbors_of", neighbors_of)
+    config = practice("vae_seals", f"rounds={ROUNDS}")
+    asked = Replay(read_cell(cell_of(made, "vae_seals")), {"vae_seals": config.strategy}, [3], repeats=3)
+    play(asked, config, lab, lambda round_, accuracy: None)
+    assert searched == [20, 5, 5, 5]  # rehearsed off the clock, then the newest batch, three times
+
+
+@pytest.mark.slow
+def test_the_verb_asks_a_process_of_its_own(lab, cache_root, results):
+    """All on one state; then each on its own, where a changed pick is exit code 1 and one line that says where."""
+
+    def command(*words):
+        words = [sys.executable, "-m", "dgal_bench.cli", "replay", str(results), f"cache={cache_root}", *words]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    code, said, _ = command("--common", "digits/dgmg/seed-0")
+    assert code == 0
+    assert "margin on digits/dgmg/seed-0" in said
+    tampered(cell_of(results, "margin"), 2)
+    code, said, warned = command("rounds=0,2", "repeats=2")
+    assert code == 1
+    assert "equal |" in said
+    assert "digits/margin/seed-0 picks others than its rows say in round 2" in warned
+
+
+def test_mistakes_of_a_command_are_one_line(results, capsys):
+    for words, told in (
+        ([], "replay takes one results folder"),
+        ([str(results), "--common"], "--common needs a cell: --common digits/margin/seed-0"),
+        ([str(results), "--common", "digits/dgmg/seed-0", "seed=0"], "--common says which seed: leave seed= out"),
+        ([str(results), "rounds="], "rounds= is an empty list"),
+        ([str(results), "rounds=one"], "rounds=one: use a whole number"),
+        ([str(results), "jobs=2"], "jobs= means nothing here"),
+    ):
+        assert main(["replay", *words]) == 2
+        assert told in capsys.readouterr().err

@@ -1,0 +1,279 @@
+"""The versions of a results file: golden files of each, which every later version reads, continues or refuses."""
+
+import json
+import re
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from dgal_bench.errors import ResultsError
+from dgal_bench.laws import practice, run_here
+from dgal_bench.record import choice, read_cell, read_results
+from dgal_bench.recorder import Recorder, UnwritableError
+from dgal_bench.schema import MIGRATIONS, SCHEMA_VERSION, migrated
+
+GOLDEN = Path(__file__).parent / "golden"
+VERSIONS = range(1, SCHEMA_VERSION + 1)
+
+STATUSES = {
+    1: {
+        "digits/dgmg": "partial", "digits/full_supervision": "done", "digits/margin": "done",
+        "digits/random": "failed", "digits/rsmg": "done", "mnist/rsmg": "partial",
+    },
+    2: {
+        "digits/badge": "failed", "digits/dgmg": "partial", "digits/full_supervision": "done",
+        "digits/ganvae": "skipped", "digits/margin": "done", "digits/random": "failed", "digits/rsmg": "done",
+    },
+}  # fmt: skip
+"""Of the golden files of each version."""
+
+
+def golden(version, label="margin"):
+    return GOLDEN / f"schema-{version}" / "golden" / "digits" / label / "seed-0.jsonl"
+
+
+def copied(tmp_path, version, label="margin"):
+    path = tmp_path / "suite" / "digits" / label / "seed-0.jsonl"
+    path.parent.mkdir(parents=True)
+    shutil.copy(golden(version, label), path)
+    return path
+
+
+def listing(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_every_version_has_its_golden_files_and_its_way_forward():
+    """Raising SCHEMA_VERSION takes a folder of files of the new one (golden/make.py) and a migration from the old."""
+    assert sorted(path.name for path in GOLDEN.glob("schema-*")) == [f"schema-{version}" for version in VERSIONS]
+    assert sorted(MIGRATIONS) == list(VERSIONS)[:-1]
+    assert sorted(STATUSES) == list(VERSIONS)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_golden_files_are_of_their_version_and_read_back(version):
+    logs = read_results(GOLDEN / f"schema-{version}")
+    assert {log.lines[0]["schema_version"] for log in logs} == {version}
+    assert {log.header["schema_version"] for log in logs} == {SCHEMA_VERSION}
+    assert {"/".join(log.path.parts[-3:-1]): log.status for log in logs} == STATUSES[version]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_nothing_of_a_row_is_lost_or_made_up_in_reading(version):
+    """What a line says is in the record, and what it does not say is absent there, or the default."""
+    for log in read_results(GOLDEN / f"schema-{version}"):
+        rows = [line for line in log.lines if line["kind"] == "round"]
+        assert len(rows) == len(log.records)
+        for line, record in zip(rows, log.records, strict=True):
+            said = {name: value for name, value in line.items() if name != "kind"}
+            assert {name: getattr(record, name) for name in said} == said
+            others = {name: value for name, value in vars(record).items() if name not in said}
+            assert set(map(str, others.values())) <= {"None", "{}", "0.0"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_headers_of_every_version_say_what_this_one_asks_for(version):
+    for log in read_results(GOLDEN / f"schema-{version}"):
+        assert {"cell", "profile", "config", "fingerprint", "provenance"} <= log.header.keys()
+        if log.begun:
+            assert {"weights", "files", "data", "graph"} <= log.header["fingerprint"].keys()
+            assert {"initial", "data", "setup", "network"} <= log.header.keys()
+            assert len(log.header["initial"]) in (10, 200)
+        else:
+            assert log.records == ()
+            assert log.status in ("failed", "skipped")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_endings_of_a_cell_are_read(version):
+    failed = read_cell(golden(version, "random"))
+    assert failed.failure["error"] == "ValueError: the loss is not a number (mine.py, line 7)"
+    assert len(failed.records) == 1
+    continued = read_cell(golden(version, "rsmg"))
+    assert [line["kind"] for line in continued.lines] == [
+        "header", "round", "failure", "continuation", "round", "round"
+    ]  # fmt: skip
+    assert len(continued.continuations) == 1
+    if version > 1:
+        assert read_cell(golden(version, "badge")).failure["error"].startswith("ValueError")
+        assert "embeddings" in read_cell(golden(version, "ganvae")).skipped["why"]
+
+
+@pytest.mark.parametrize("label", ["margin", "dgmg", "rsmg"])
+def test_the_same_cell_has_the_same_choices_in_every_version(label):
+    """Made by the same algorithm and torch, on the same kind of CPU: a version of the schema is neither."""
+    found = defaultdict(list)
+    for version in VERSIONS:
+        log = read_cell(golden(version, label))
+        made_by = [log.header["fingerprint"][name] for name in ("algorithm_version", "torch", "cpu", "config")]
+        found[tuple(made_by)].append([log.header["initial"], *(choice(record) for record in log.records)])
+    assert all(choices == [choices[0]] * len(choices) for choices in found.values())
+    assert len(next(iter(found.values()))) >= 2  # of schemas 1 and 2
+
+
+def test_what_is_of_before_a_field_says_nothing_of_it():
+    assert [record.busy_elsewhere for record in read_cell(golden(1)).records] == [None] * 3
+    assert None not in [record.busy_elsewhere for record in read_cell(golden(2)).records]
+    older = read_cell(GOLDEN / "schema-1" / "older" / "mnist" / "rsmg" / "seed-0.jsonl")
+    assert older.header["data"] == {}
+    assert older.header["fingerprint"]["weights"] is None
+    assert (older.rounds, len(older.records), older.status) == (30, 2, "partial")
+
+
+def test_a_partial_file_of_an_older_version_goes_on_in_this_one(tmp_path, lab):
+    """Rewritten before a line is added, the rows that were there as they were, and the whole as if undisturbed."""
+    path = copied(tmp_path, 1, "dgmg")
+    before, raw = read_cell(path), path.read_bytes()
+    with Recorder(path) as recorder:
+        assert [choice(record) for record in recorder.log.records] == [choice(record) for record in before.records]
+        assert path.read_bytes() == raw  # it may be found unfit to go on
+        recorder.write_continuation(GOES_ON)
+    rewritten = read_cell(path)
+    assert rewritten.lines[0]["schema_version"] == SCHEMA_VERSION
+    assert rewritten.lines[1:-1] == before.lines[1:]
+    assert rewritten.lines[-1] == {"kind": "continuation", **GOES_ON}
+    assert rewritten.header == before.header
+    # This machine's torch may be another than the golden file's, whose header these rows are then not of.
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[0]["fingerprint"] |= fingerprint_here(tmp_path, lab)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = run_here(lab, path, practice("dgmg"))
+    assert len(rows) == 3
+    assert choice(rows[0]) == choice(before.records[0])
+    assert {line["schema_version"] for line in read_cell(path).lines if line["kind"] == "header"} == {SCHEMA_VERSION}
+
+
+def fingerprint_here(tmp_path, lab):
+    """What a header of the cell written now says of code, machine and content."""
+    path = tmp_path / "now" / "digits" / "dgmg" / "seed-0.jsonl"
+    run_here(lab, path, practice("dgmg"))
+    return read_cell(path).header["fingerprint"]
+
+
+GOES_ON = {"changed": []}
+
+
+class Killed(BaseException):
+    """As sudden as SIGKILL, for who only looks at the disk afterwards."""
+
+
+@pytest.mark.parametrize("step", ["rename", "open"])
+def test_killed_between_writing_and_renaming_the_old_file_is_whole(tmp_path, monkeypatch, step):
+    path = copied(tmp_path, 1, "dgmg")
+    before = path.read_bytes()
+    real = getattr(Path, step)
+
+    def killed(self, *arguments, **options):
+        if self.name.endswith(".new"):
+            raise Killed
+        return real(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, step, killed)
+        with pytest.raises(Killed), Recorder(path) as recorder:
+            recorder.write_continuation(GOES_ON)
+    assert path.read_bytes() == before
+    with Recorder(path) as recorder:  # and it can be opened again: nobody holds it
+        assert len(recorder.log.records) == 1
+        recorder.write_continuation(GOES_ON)
+    assert read_cell(path).lines[0]["schema_version"] == SCHEMA_VERSION
+    assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_a_disk_without_room_for_the_rewritten_file_leaves_the_old_one(tmp_path, monkeypatch):
+    path = copied(tmp_path, 1, "dgmg")
+    before = path.read_bytes()
+
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(UnwritableError, match="No space left"), Recorder(path) as recorder:
+        recorder.write_continuation(GOES_ON)
+    assert listing(path.parent) == {path: before}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("label", ["margin", "rsmg", "full_supervision"])
+def test_a_finished_file_is_left_byte_for_byte(tmp_path, version, label):
+    path = copied(tmp_path, version, label)
+    before = path.read_bytes()
+    with Recorder(path) as recorder:
+        assert recorder.log.done
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("lost", [1, 30])
+def test_a_torn_line_is_cut_before_an_older_file_goes_on(tmp_path, version, lost):
+    path = copied(tmp_path, version)
+    path.write_bytes(path.read_bytes()[:-lost])
+    with Recorder(path) as recorder:
+        recorder.write_continuation(GOES_ON)
+    log = read_cell(path)
+    assert log.lines[0]["schema_version"] == SCHEMA_VERSION
+    assert log.lines[1:-1] == read_cell(golden(version)).lines[1:3]
+
+
+REFUSED = {
+    "newer": ({"schema_version": 99}, "schema 99, where this version reads 1 to .*: update dgal-bench"),
+    "none": ({"schema_version": None}, "no schema_version"),
+    "a text": ({"schema_version": "2"}, "schema 2, where"),
+    "true": ({"schema_version": True}, "schema True, where"),
+    "zero": ({"schema_version": 0}, "schema 0, where"),
+    "a share": ({"schema_version": 1.5}, "schema 1.5, where"),
+    "no header": ({"kind": "round"}, "line 1"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), REFUSED.values(), ids=REFUSED)
+def test_another_schema_is_refused_in_a_line_and_nothing_is_changed(tmp_path, change, said):
+    path = copied(tmp_path, 2, "dgmg")
+    header, *rows = path.read_text().splitlines(keepends=True)
+    changed = {name: value for name, value in {**json.loads(header), **change}.items() if value is not None}
+    path.write_text(json.dumps(changed) + "\n" + "".join(rows))
+    before = listing(tmp_path)
+
+    def opened(at):
+        with Recorder(at):
+            pass
+
+    for use in (read_cell, opened):
+        with pytest.raises(ResultsError, match=f"{re.escape(str(path))}.*{said}") as refused:
+            use(path)
+        assert "\n" not in str(refused.value)
+        assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("header", [{}, {"config": {}}, {"fingerprint": {}, "config": 3}])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_header_without_what_every_header_has_is_refused_not_a_crash(tmp_path, header, version):
+    path = tmp_path / "suite" / "digits" / "dgmg" / "seed-0.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"kind": "header", "schema_version": version, **header}) + "\n")
+    with pytest.raises(ResultsError, match=f"{re.escape(str(path))}, line 1: "):
+        read_cell(path)
+
+
+def test_a_setting_of_before_that_is_something_else_is_refused_not_a_crash(tmp_path):
+    path = copied(tmp_path, 1)
+    header, *rows = path.read_text().splitlines(keepends=True)
+    changed = json.loads(header)
+    changed["config"]["representation"] = "vae"
+    path.write_text(json.dumps(changed) + "\n" + "".join(rows))
+    with pytest.raises(ResultsError, match=f'{re.escape(str(path))}, line 1: config.representation: "vae", where'):
+        read_cell(path)
+
+
+def test_reading_does_not_change_what_was_read():
+    lines = [json.loads(line) for line in golden(1).read_text().splitlines()]
+    before = json.dumps(lines)
+    assert migrated(lines, "here")[0]["schema_version"] == SCHEMA_VERSION
+    assert json.dumps(lines) == before
+
+
+def test_the_present_version_is_read_as_it_stands():
+    lines = [json.loads(line) for line in golden(SCHEMA_VERSION).read_text().splitlines()]
+    assert migrated(lines, "here") == lines

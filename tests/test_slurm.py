@@ -1,0 +1,249 @@
+"""The Slurm engine: what is asked of Slurm, how a job is heard, and sweeps of jobs that are processes here."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+
+import pytest
+
+from dgal_bench.engines.base import Teller
+from dgal_bench.engines.relay import Tail
+from dgal_bench.engines.slurm import PARALLEL, Slurm, minutes, parameters
+from dgal_bench.errors import ConfigError
+from dgal_bench.record import read_cell, read_results
+from tests.test_cli import alone, axes, choices_of, command, descendants, finish, plan, settings, written
+from tests.test_engines import Diary
+from tests.test_ray import LONG, alive, started, title, wait_for
+
+pytest.importorskip("submitit")
+HERE = ("engine=slurm", "slurm.cluster=local")
+
+
+def asked(tmp_path, slurm=(), **changes):
+    given = settings(tmp_path, **{"jobs": None, "slurm": dict(slurm), **changes})
+    return parameters(plan(axes(threads=["2"]), given), given)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("90:30", 91), ("4:00:00", 240), ("2-00:00:00", 2880), ("1-12", 2160), ("1-0:30", 1470), ("0", 1)],
+)
+def test_times_are_slurms(text, expected):
+    assert minutes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "2h", "1-", "-1", "1:2:3:4"])
+def test_other_times_are_refused(text):
+    with pytest.raises(ConfigError, match=r"^slurm.time=.*: use minutes, H:MM:SS or D-HH:MM:SS$"):
+        minutes(text)
+
+
+def test_a_job_asks_for_what_a_cell_needs(tmp_path):
+    base = {"name": "dgal-bench", "timeout_min": 1440, "cpus_per_task": 2, "slurm_array_parallelism": PARALLEL}
+    assert asked(tmp_path) == base
+    assert asked(tmp_path, jobs=5)["slurm_array_parallelism"] == 5
+    given = {"partition": "p", "account": "a", "qos": "q", "constraint": "c", "mem_gb": "7.5", "setup": "module load x"}
+    expected = {f"slurm_{name}": given[name] for name in ("partition", "account", "qos", "constraint")}
+    assert asked(tmp_path, given) == base | expected | {"mem_gb": 7.5, "slurm_setup": ["module load x"]}
+
+
+@pytest.mark.parametrize(
+    ("share", "each", "at_once"), [(1.0, 1, 8), (0.5, 1, 8), (2.0, 2, 4), (1.5, 2, 4), (9.0, 9, 1)]
+)
+def test_a_job_has_whole_gpus_and_no_more_run_than_those_that_were_given(tmp_path, share, each, at_once):
+    wanted = asked(tmp_path, gpus=8, gpus_per_cell=share)
+    assert (wanted["gpus_per_node"], wanted["slurm_array_parallelism"]) == (each, at_once)
+    assert asked(tmp_path, gpus=8, gpus_per_cell=share, jobs=1)["slurm_array_parallelism"] == 1
+    assert "gpus_per_node" not in asked(tmp_path, gpus=0, gpus_per_cell=share)
+
+
+@pytest.mark.parametrize(
+    ("slurm", "message"),
+    [
+        (
+            {},
+            "engine=slurm needs Slurm's sbatch: run it on a login node, or slurm.cluster=local to try the command out",
+        ),
+        ({"cluster": "lokal"}, "unknown slurm.cluster 'lokal'; did you mean 'local'?"),
+        ({"cluster": "local", "mem_gb": "many"}, "slurm.mem_gb=many: use a number of gigabytes"),
+        ({"cluster": "local", "setup": "module load x"}, "slurm.setup= is for nodes of a cluster"),
+    ],
+)
+def test_what_slurm_cannot_do_is_one_line(tmp_path, monkeypatch, slurm, message):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    given = settings(tmp_path / "results", slurm=slurm)
+    with pytest.raises(ConfigError) as error:
+        Slurm(plan(axes(), given), given, Teller(Diary()))
+    assert str(error.value).startswith(message)
+    assert not (tmp_path / "results").exists()
+
+
+def test_without_submitit_one_line_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ConfigError, match=r"^engine=slurm needs submitit: pip install 'dgal-bench\[slurm\]'$"):
+        Slurm([], settings(tmp_path), Teller(Diary()))
+
+
+def test_events_are_heard_once_each_and_whole(tmp_path):
+    """Cut at every byte, with a torn line of a job that was started again in between."""
+    events = [{"event": "round", "round": 0, "accuracy": 0.5}, {"event": "done", "seconds": 1.0}]
+    lines = [json.dumps(event) for event in events]
+    raw = ("\n" + lines[0] + "\n" + lines[1][:9] + "\n" + lines[1] + "\n").encode()
+    for cut in range(len(raw) + 1):
+        tail = Tail(tmp_path / f"{cut}.events")
+        assert list(tail()) == []
+        tail.path.write_bytes(raw[:cut])
+        heard = list(tail())
+        with tail.path.open("ab") as file:
+            file.write(raw[cut:])
+        assert heard + list(tail()) == events
+        assert list(tail()) == []
+
+
+# Jobs from here on.
+
+FAKES = {
+    "sbatch": """
+import os, re, subprocess, sys, time
+script = open(sys.argv[1]).read()
+with open(f"{HOME}/submitted", "a") as file:
+    file.write(script + "\\n")
+found = re.search(r"--array=0-(\\d+)", script)
+elements = range(int(found[1]) + 1) if found else [None]
+number = str(1000 + script.count("-") + int(time.time() * 10) % 10**6)
+for element in elements:
+    env = {"SLURM_JOB_ID": number, "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0"}
+    env |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "here"}
+    if element is not None:
+        env |= {"SLURM_ARRAY_JOB_ID": number, "SLURM_ARRAY_TASK_ID": str(element)}
+    quiet = {name: subprocess.DEVNULL for name in ("stdin", "stdout", "stderr")}
+    job = subprocess.Popen(["bash", sys.argv[1]], env=os.environ | env, start_new_session=True, **quiet)
+    with open(f"{HOME}/job-{number}", "a") as file:
+        file.write(f"{job.pid} ")
+print("Submitted batch job", number)
+""",
+    "srun": """
+import os, sys
+words = sys.argv[1:]
+start = next(n for n, word in enumerate(words) if word.endswith("python") or "python3" in word.rpartition("/")[2])
+os.execv(words[start], words[start:])
+""",
+    "sacct": """
+print("JobID|State|NodeList")
+""",
+    "scancel": """
+import os, signal, sys
+for number in sys.argv[1:]:
+    for pid in open(f"{HOME}/job-{number}").read().split():
+        try:
+            os.killpg(int(pid), signal.SIGTERM)
+            os.killpg(int(pid), signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+""",
+}
+"""Slurm as far as the command sees it: every element of an array at once, as a process group here."""
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A folder with what was submitted, one with Slurm's commands before all others."""
+    home = tmp_path / "slurm"
+    home.mkdir()
+    for name, text in FAKES.items():
+        (home / name).write_text(f"#!{sys.executable}\nHOME = {str(home)!r}\n{text}")
+        (home / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{home}:{os.environ['PATH']}")
+    return home
+
+
+@pytest.mark.slow
+def test_a_sweep_is_one_job_and_one_array(lab, tmp_path, cluster):
+    root = tmp_path / "swept"
+    words = command(root, tmp_path / "cache", "strategy=random,dgmg", "seed=0,1", "rounds=6", "engine=slurm", "jobs=3")
+    done = finish([*words, "slurm.partition=fast", "slurm.time=2:00:00", "slurm.setup=export DGAL_OFFLINE=1"])
+    assert done.returncode == 0, done.stderr
+    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=6")
+    scripts = (cluster / "submitted").read_text().split("#!/bin/bash")[1:]
+    assert ["--array" in script for script in scripts] == [False, True]
+    assert "--array=0-3%3" in scripts[1]
+    for line in ("--partition=fast", "--time=120", "--cpus-per-task=1", "export DGAL_OFFLINE=1"):
+        assert all(line in script for script in scripts)
+
+
+@pytest.mark.slow
+def test_a_stop_cancels_the_array(tmp_path, cache_root, cluster):
+    root = tmp_path / "swept"
+    process = started(command(root, cache_root, "strategy=random", "seed=0,1", *LONG, "engine=slurm", "jobs=2"))
+    assert wait_for(lambda: len(list(root.rglob("*.jsonl"))) == 2, process)
+    pids = [int(pid) for path in cluster.glob("job-*") for pid in path.read_text().split()]
+    children = [child for pid in pids for child in [pid, *descendants(pid)]]
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 5
+    assert process.returncode == 130, err
+    time.sleep(0.5)
+    assert alive(children) == []
+
+
+@pytest.mark.slow
+def test_jobs_of_slurm_give_the_bits_of_one_cell_after_the_other(lab, tmp_path):
+    """From an empty cache; a cell that fails is recorded and costs no other."""
+    root = tmp_path / "swept"
+    words = command(root, tmp_path / "cache", "strategy=random,dgmg", "seed=0,1", "rounds=6", *HERE, "jobs=2")
+    done = finish(words)
+    assert done.returncode == 0, done.stderr
+    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=6")
+    assert all(line.startswith("[") for line in done.stderr.splitlines()), done.stderr
+    assert not list((root / "slurm").glob("*.events"))
+
+
+@pytest.mark.slow
+def test_a_failed_cell_of_a_job_is_recorded(tmp_path, cache_root):
+    root = tmp_path / "swept"
+    done = finish(command(root, cache_root, "strategy=random", "seed=0", "training.lr=0.001,1e25", *HERE, "jobs=2"))
+    assert done.returncode == 1
+    assert "FAILED: the training loss is nan" in done.stderr
+    logs = [
+        read_cell(root / "paper" / "digits" / f"random+training.lr={lr}" / "seed-0.jsonl") for lr in ("0.001", "1e25")
+    ]
+    assert [log.status for log in logs] == ["done", "failed"]
+    assert "Traceback" in logs[1].failure["traceback"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["submitit.local._local", "submitit.core._submit", "dgal_bench.worker"])
+def test_a_killed_job_is_submitted_again_and_goes_on(lab, tmp_path, cache_root, whom):
+    """SIGKILL of the job's keeper, of the job, of its worker."""
+    root = tmp_path / "swept"
+    process = started(command(root, cache_root, "strategy=random", "seed=0", *LONG, *HERE, "jobs=1"))
+    assert wait_for(lambda: written(root) > 20_000, process)
+    victims = [pid for pid in descendants(process.pid) if whom in title(pid)]
+    os.kill(victims[-1], signal.SIGKILL)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "it is tried again" in err
+    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random",), (0,), *LONG)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_cancels_the_jobs_within_five_seconds_and_keeps_rows(tmp_path, cache_root, sent, code):
+    root = tmp_path / "swept"
+    process = started(command(root, cache_root, "strategy=random", "seed=0,1", *LONG, *HERE, "jobs=2"))
+    assert wait_for(lambda: len(list(root.rglob("*.jsonl"))) == 2 and written(root) > 20_000, process)
+    children = descendants(process.pid)
+    began = time.monotonic()
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 5
+    assert (process.returncode, "Traceback" in err) == (code, False)
+    time.sleep(0.5)
+    assert alive(children) == []
+    for log in read_results(root):
+        assert log.status == "partial"
+        assert Counter(line["kind"] for line in log.lines)["header"] == 1

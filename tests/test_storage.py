@@ -1,0 +1,330 @@
+"""Broken storage: full, read-only, damaged or newer than we are, two runners at once. A line each, and nothing lost."""
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import pytest
+
+from dgal_bench.cache import get_or_make
+from dgal_bench.cli import main
+from dgal_bench.errors import ResultsError
+from dgal_bench.lab import Cell
+from dgal_bench.laws import practice, practice_lab, run_here
+from dgal_bench.loop import run_cell
+from dgal_bench.record import choice, read_cell
+from dgal_bench.recorder import Recorder, UnwritableError
+from dgal_bench.schema import SCHEMA_VERSION
+from tests.sweeping import HERE, alone, command, finish, listing, texts_of
+
+FULL = "No space left on device"
+TOO_LARGE = "File too large"
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts a small file system in memory on a folder; without the right to, the test is skipped."""
+    folders = []
+
+    def mount(folder, options):
+        folder.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False
+        )
+        if done.returncode:
+            pytest.skip(f"needs the right to mount: {done.stderr.decode().strip()}")
+        folders.append(folder)
+        return folder
+
+    yield mount
+    for folder in folders:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+@contextmanager
+def files_of_at_most(n_bytes):
+    """As `ulimit -f`: the unprivileged way to storage that takes no more."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def said(words, capsys):
+    """The exit code of a command, and the one line that it said."""
+    code = main(words[3:])
+    (line,) = capsys.readouterr().err.splitlines()
+    return code, line
+
+
+def reference(lab, tmp_path, *overrides):
+    """The rows and the bytes of an undisturbed cell."""
+    path = tmp_path / "undisturbed" / "seed-0.jsonl"
+    rows = run_here(lab, path, practice("margin", *overrides))
+    return rows, path.read_bytes()
+
+
+def check_goes_on(lab, path, rows, *overrides):
+    before = path.read_bytes()
+    assert [choice(row) for row in run_here(lab, path, practice("margin", *overrides))] == [choice(r) for r in rows]
+    assert path.read_bytes().startswith(before)
+
+
+def check_stopped_whole(path, rows):
+    """Whole lines, and rows that are those of the undisturbed cell, but not all."""
+    assert path.read_bytes().endswith(b"\n")
+    kept = read_cell(path).records
+    assert 0 < len(kept) < len(rows)
+    assert [choice(row) for row in kept] == [choice(row) for row in rows[: len(kept)]]
+
+
+def test_a_file_that_may_not_grow_loses_nothing_and_goes_on(lab, tmp_path):
+    rows, content = reference(lab, tmp_path)
+    path = tmp_path / "seed-0.jsonl"
+    with (
+        files_of_at_most(len(content) - 100),
+        pytest.raises(UnwritableError, match=f"{path} cannot .*: {TOO_LARGE}"),
+    ):
+        run_here(lab, path, practice("margin"))
+    check_stopped_whole(path, rows)
+    check_goes_on(lab, path, rows)
+
+
+def test_a_full_disk_loses_nothing_and_goes_on(lab, tmp_path, mounted):
+    """It fills up while the cell is at work."""
+    config = practice("margin", "rounds=6")
+    disk = mounted(tmp_path / "disk", "size=64k")
+    path, ballast = disk / "seed-0.jsonl", disk / "ballast"
+
+    def fill(row):
+        with suppress(OSError), ballast.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    with Recorder(path) as recorder, pytest.raises(UnwritableError, match=f"{path} cannot .*: {FULL}"):
+        run_cell(Cell.of(config, lab), recorder, fill)
+    rows = run_here(lab, tmp_path / "undisturbed" / "seed-0.jsonl", config)
+    check_stopped_whole(path, rows)
+    assert sorted(os.listdir(disk)) == ["ballast", "seed-0.jsonl"]
+    ballast.unlink()
+    check_goes_on(lab, path, rows, "rounds=6")
+
+
+def test_an_old_file_that_cannot_be_renewed_stays_as_it_was(lab, tmp_path):
+    """Of schema 1, begun and not over: it is written anew before a row is added, and that does not fit."""
+    rows, content = reference(lab, tmp_path)
+    now, before = (f'"schema_version": {version}'.encode() for version in (SCHEMA_VERSION, 1))
+    path = tmp_path / "seed-0.jsonl"
+    path.write_bytes(b"".join(content.replace(now, before, 1).splitlines(keepends=True)[:-1]))
+    old = path.read_bytes()
+    with files_of_at_most(len(old) - 100), pytest.raises(UnwritableError, match=TOO_LARGE):
+        run_here(lab, path, practice("margin"))
+    assert path.read_bytes() == old
+    assert not list(tmp_path.glob(".*"))
+    assert [choice(r) for r in run_here(lab, path, practice("margin"))] == [choice(r) for r in rows]
+    assert json.loads(path.read_text().splitlines()[0])["schema_version"] == SCHEMA_VERSION
+
+
+def test_a_cache_on_a_full_disk_is_a_line_and_leaves_no_part(tmp_path, mounted):
+    disk = mounted(tmp_path / "disk", "size=64k")
+    arrays = {"x": np.arange(3.0), "y": np.zeros(100_000)}
+    with pytest.raises(
+        ResultsError, match=f"the cache at {disk} cannot be used: .*set cache=DIR or DGAL_CACHE"
+    ) as full:
+        get_or_make(disk, "key", lambda folder: (arrays, {}))
+    assert len(str(full.value).splitlines()) == 1
+    assert os.listdir(disk) == ["key.lock"]
+
+
+def test_a_cache_whose_files_may_not_grow_is_a_line_and_leaves_no_part(tmp_path):
+    arrays = {"x": np.arange(3.0), "y": np.zeros(100_000)}
+    with files_of_at_most(10_000), pytest.raises(ResultsError, match=f"the cache at {tmp_path} cannot be used: "):
+        get_or_make(tmp_path, "key", lambda folder: (arrays, {}))
+    assert os.listdir(tmp_path) == ["key.lock"]
+
+
+@pytest.mark.parametrize("way", ["mounted", "mode"])
+def test_a_read_only_results_folder_is_said_before_anything_runs(tmp_path, capsys, mounted, way):
+    root = tmp_path / "results"
+    if way == "mounted":
+        mounted(root, "size=64k,ro")
+    else:
+        root.mkdir(mode=0o555)
+        if os.access(root, os.W_OK):
+            pytest.skip("root may write into any folder")
+    words = command(root, tmp_path / "cache", "strategy=random")
+    assert said(words, capsys) == (2, f"dgal-bench: results={root} cannot be written: set results=DIR")
+    assert not (tmp_path / "cache").exists()
+    words = command(root / "below", tmp_path / "cache", "strategy=random")
+    code, line = said(words, capsys)
+    assert code == 2
+    assert line.startswith(f"dgal-bench: results={root}/below cannot be written: ")
+
+
+def prepared(lab, tmp_path, change):
+    """A folder with a cell that was changed; the other cell of the command has not begun."""
+    root = tmp_path / "results"
+    path = root / "paper" / "digits" / "random" / "seed-0.jsonl"
+    run_here(lab, path, practice("random"))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(change(lines)))
+    return root, path
+
+
+def newer(lines):
+    header = json.loads(lines[0]) | {"schema_version": SCHEMA_VERSION + 1}
+    return [json.dumps(header).encode() + b"\n", *lines[1:]]
+
+
+def damaged(lines):
+    return [lines[0], lines[1][: len(lines[1]) // 2] + b"\n", *lines[2:]]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (newer, f", line 1: schema {SCHEMA_VERSION + 1}, where this version reads 1 to {SCHEMA_VERSION}: update dgal-"),
+        (damaged, ", line 2: not JSON ("),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_before_any_cell_starts(lab, tmp_path, capsys, change, line):
+    root, path = prepared(lab, tmp_path, change)
+    before = listing(root)
+    code, text = said(command(root, tmp_path / "cache", "strategy=random,margin"), capsys)
+    assert code == 2
+    assert text.startswith(f"dgal-bench: {path}{line}")
+    assert listing(root) == before
+    assert not (tmp_path / "cache").exists()
+
+
+def flip(raw):
+    return raw[:-1] + bytes([raw[-1] ^ 1])
+
+
+def cut(raw):
+    return raw[: len(raw) // 2]
+
+
+@pytest.mark.parametrize(("name", "change"), [("latents.npy", flip), ("latents.npy", cut), ("manifest.json", cut)])
+def test_a_damaged_cache_is_made_again_said_and_no_pick_is_another(lab, tmp_path, caplog, name, change):
+    cache = tmp_path / "cache"
+    setup = practice_lab(cache).setup
+    for path in cache.glob(f"*/{name}"):
+        path.write_bytes(change(path.read_bytes()))
+    again = practice_lab(cache)
+    for path in cache.glob(f"*/{name}"):
+        assert f"cache entry {path.parent} is damaged ({name}): made again" in caplog.text
+    assert (again.setup.latents_sha256, again.setup.graph_sha256) == (setup.latents_sha256, setup.graph_sha256)
+    rows, _ = reference(lab, tmp_path)
+    picked = run_here(again, tmp_path / "seed-0.jsonl", practice("margin"))
+    assert [choice(row) for row in picked] == [choice(row) for row in rows]
+
+
+# Real processes from here on.
+
+LONG = "rounds=30"
+
+
+def check_all_done_once(lab, root, folder, strategies, seeds, *overrides):
+    alone(lab, folder, strategies, seeds, *overrides)
+    assert texts_of(root) == texts_of(folder)
+    for path in root.rglob("seed-*.jsonl"):
+        kinds = [json.loads(line)["kind"] for line in path.read_text().splitlines()]
+        assert kinds == ["header", *["round"] * (len(kinds) - 1)]
+    assert not list(root.rglob("*.lease"))
+    assert not list(root.rglob(".*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["full", "limited"])
+def test_a_sweep_stops_at_storage_that_takes_no_more_and_goes_on_elsewhere(lab, tmp_path, cache_root, mounted, way):
+    root = tmp_path / "results"
+    if way == "full":
+        mounted(root, "size=64k")
+    words = command(root, cache_root, "strategy=random,margin,dgmg", "seed=0,1,2", LONG, "jobs=2")
+    limit = "ulimit -f 16; " if way == "limited" else ""  # KiB: about half of a cell
+    done = finish(["bash", "-c", f'{limit}exec "$@"', "_", *words])
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith(("[set-up]", "["))]
+    assert line.startswith(f"dgal-bench: {root}/paper/digits/")
+    assert f"cannot be written: {FULL if way == 'full' else TOO_LARGE}" in line
+    before = listing(root)
+    assert before
+    for content in before.values():
+        assert content.endswith(b"\n") or not content
+    better = tmp_path / "better"
+    shutil.copytree(root, better)
+    words = command(better, cache_root, "strategy=random,margin,dgmg", "seed=0,1,2", LONG, "jobs=2")
+    done = finish(words)
+    assert done.returncode == 0, done.stderr
+    after = listing(better)
+    assert all(after[name].startswith(content) for name, content in before.items() if content.count(b"\n") > 1)
+    check_all_done_once(lab, better, tmp_path / "alone", ("random", "margin", "dgmg"), (0, 1, 2), LONG)
+
+
+@pytest.mark.slow
+def test_a_full_cache_stops_a_sweep_in_a_line(tmp_path, mounted):
+    cache = mounted(tmp_path / "cache", "size=64k")
+    (cache / "ballast").write_bytes(bytes(40 * 1024))
+    done = finish(command(tmp_path / "results", cache, "strategy=random"))
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("[set-up]")]
+    assert line.startswith(f"dgal-bench: the cache at {cache} cannot be used: [Errno 28] {FULL}")
+    assert all(name.endswith((".lock", "ballast")) for name in os.listdir(cache))
+
+
+@pytest.mark.slow
+def test_two_runners_at_once_do_every_cell_once(lab, tmp_path):
+    root, cache = tmp_path / "results", tmp_path / "cache"
+    words = command(root, cache, "strategy=random,margin", "seed=0,1", LONG, "jobs=1")
+    runners = [
+        subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=HERE)
+        for _ in range(2)
+    ]
+    errors = [runner.communicate(timeout=240)[1] for runner in runners]
+    assert [runner.returncode for runner in runners] == [0, 0], errors
+    assert not any(
+        line.startswith("dgal-bench") or "Traceback" in line for said in errors for line in said.splitlines()
+    )
+    check_all_done_once(lab, root, tmp_path / "alone", ("random", "margin"), (0, 1), LONG)
+    assert not list(cache.glob("*.part")) + list(cache.glob("*.lease"))
+
+
+def hold(path, ready):
+    with Recorder(path):
+        ready.set()
+        time.sleep(600)
+
+
+@pytest.mark.slow
+def test_a_cell_held_by_another_runner_is_waited_for_and_taken_over_when_that_dies(lab, tmp_path, cache_root):
+    root = tmp_path / "results"
+    path = root / "paper" / "digits" / "margin" / "seed-0.jsonl"
+    run_here(lab, path, practice("margin"))
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Event()
+    holder = fork.Process(target=hold, args=(path, ready))
+    holder.start()
+    assert ready.wait(20)
+    words = command(root, cache_root, "strategy=margin", "seed=0")
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=HERE) as runner:
+        for line in runner.stderr:
+            if "waiting" in line:
+                break
+        assert line == f"warning: waiting for cells that process {holder.pid} of {os.uname().nodename} works on\n"
+        assert len(read_cell(path).records) == 1
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.join()
+        rest = runner.stderr.read()
+    assert runner.returncode == 0, rest
+    check_all_done_once(lab, root, tmp_path / "alone", ("margin",), (0,))
