@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import acquisition, inference, inputs, loops, machine, memory, plan, repetitions, report, training
+from benchmarks import (
+    acquisition,
+    inference,
+    inputs,
+    loops,
+    machine,
+    memory,
+    plan,
+    repetitions,
+    report,
+    scheduling,
+    training,
+)
 from benchmarks.loops import Task
 from benchmarks.memory_worker import Peaks
 from benchmarks.plan import CRITERIA, IMPLEMENTATIONS, Case
@@ -292,6 +304,7 @@ def test_no_rule_can_stop_a_training_early():
         (training.main, ["--sizes", "12"]),
         (training.main, ["--epochs", "1"]),
         (acquisition.main, ["--limit", "0"]),
+        (scheduling.main, ["--cells", "5"]),
     ],
 )
 def test_a_setting_that_measures_nothing_is_refused(main, words, capsys):
@@ -382,3 +395,53 @@ def test_a_part_that_fails_says_why_and_fails_the_run(tmp_path, monkeypatch, cap
     assert (row["status"], row["reached"]) == ("failed", None)
     assert "set.npz" in row["error"]
     assert "goal for margin: not known, failed" in capsys.readouterr().out
+
+
+def played(n_workers, n_cells, rng):
+    """Cells on workers, in whole milliseconds: what was seen of each, and every worker's time, ``w`` for own work."""
+    times, cells = [""] * n_workers, []
+    for _ in range(n_cells):
+        worker = min(range(n_workers), key=lambda one: len(times[one]))
+        begun = len(times[worker])
+        start = rng.integers(100, 200) if begun == 0 else rng.integers(1, 8)
+        own = rng.integers(20, 60)
+        times[worker] += "-" * start + "w" * own
+        cells.append(scheduling.Ended(begun / 1000, len(times[worker]) / 1000, own / 1000))
+    return cells, times
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 5])
+def test_overhead_is_every_millisecond_without_own_work_between_start_and_end(n_workers):
+    cells, times = played(n_workers, 60, np.random.default_rng(n_workers))
+    first = max(len(time) - len(time.lstrip("-").lstrip("w")) for time in times)
+    last = min(len(time) for time in times)
+    idle = sum(time[first:last].count("-") for time in times)
+    ended = sum(first < round(1000 * cell.done) <= last for cell in cells)
+    found = scheduling.overhead(cells, n_workers)
+    assert (found["ms"], found["of_cells"]) == (pytest.approx(idle / ended), ended)
+    wall = max(len(time) for time in times)
+    assert found["all_in_ms"] == pytest.approx(sum(wall - time.count("w") for time in times) / 60)
+
+
+def test_only_a_local_sweep_has_a_goal_and_troubles_are_told():
+    row = {
+        "workers": 2, "start_seconds": 1.0, "own_ms": 50.0, "ms": 12.0, "of_cells": 9, "all_in_ms": 20.0,
+        "plan_ms": 0.1, "scan_ms": 0.1, "troubles": [],
+    }  # fmt: skip
+    sweeps = [row | {"engine": "local"}, row | {"engine": "ray", "troubles": ["digits/random/seed-3: diverged"]}]
+    text = scheduling.table({"sweeps": sweeps, "goal": {"ms": scheduling.GOAL_MS}})
+    assert "local on 2: goal: under 10 ms a cell: 12.00 ms, NOT reached" in text
+    assert "ray on 2: 12.00 ms, noted\n  digits/random/seed-3: diverged" in text
+
+
+@pytest.mark.slow
+def test_a_small_sweep_is_run_to_its_end_and_its_own_work_is_most_of_it(tmp_path):
+    out = tmp_path / "scheduling.json"
+    words = [sys.executable, "benchmarks/scheduling.py", "--cells", "8", "--sweeps", "local:1", "--out", str(out)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = read(out)["sweeps"]
+    assert found["complete"]
+    assert found["of_cells"] == 7
+    assert 0 < found["ms"] < found["own_ms"] < 1000 * found["seconds"]
+    assert found["own_ms"] + found["all_in_ms"] == pytest.approx(1000 * found["seconds"] / 8)
