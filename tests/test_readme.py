@@ -94,6 +94,8 @@ def test_its_commands_are_understood(line, tmp_path, capsys, plugin, monkeypatch
             "SEEDS": "seed",
             "PLUGINS": "plugins",
             "SUITE": "suite",
+            "ENGINE": "engine",
+            "JOBS": "jobs",
         }
         pairs = dict(re.findall(r"([A-Z_]+)=('[^']*'|\S+)", line))
         words = [

@@ -1,0 +1,67 @@
+"""What the guides under docs show is understood by the command line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dgal_bench.cli import VERBS, main
+from dgal_bench.lease import BEAT_SECONDS, MISSED_BEATS
+
+HERE = Path(__file__).parent.parent
+GUIDE = (HERE / "docs" / "cluster.md").read_text()
+MAKE = {"ENGINE": "engine", "JOBS": "jobs"}
+
+
+def commands():
+    blocks = re.findall(r"```sh\n(.*?)```", GUIDE, flags=re.DOTALL)
+    lines = [line.partition(" # ")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if not line.startswith("export ")]
+
+
+def words(command):
+    """As the command line has them, results in a folder of the test's own."""
+    if command.startswith("make bench"):
+        return ["bench", *(f"{MAKE[key]}={value}" for key, value in re.findall(r"([A-Z_]+)=(\S+)", command))]
+    program, *rest = command.split()
+    assert program == "dgal-bench"
+    return [word for word in rest if not word.startswith("results=")]
+
+
+def test_the_makefile_knows_its_variables():
+    makefile = (HERE / "Makefile").read_text()
+    for variable, key in MAKE.items():
+        assert f"$(if $({variable}),{key}=$({variable}))" in makefile
+
+
+@pytest.mark.parametrize("command", commands())
+def test_its_commands_are_understood(command, tmp_path, capsys, monkeypatch):
+    """Each is planned, not run: a renamed key or choice would be refused."""
+    monkeypatch.chdir(HERE)
+    verb, *rest = words(command)
+    assert verb in VERBS
+    if verb not in ("bench", "run"):
+        assert rest == ["results/runs"]
+        return
+    assert main([verb, *(word for word in rest if word != "--dry-run"), f"results={tmp_path}", "--dry-run"]) == 0
+    assert " to run, " in capsys.readouterr().out
+
+
+def test_every_slurm_key_of_the_command_line_is_named():
+    from dgal_bench.request import PLACES
+
+    assert set(re.findall(r"(?:slurm|ray)\.[a-z_]+", GUIDE)) == {key for key in PLACES if "." in key}
+
+
+def test_the_heartbeat_is_the_one_of_a_lease():
+    numbers = {5: "five"}
+    assert f"heartbeat every {BEAT_SECONDS:g} seconds" in GUIDE
+    assert f"After {numbers[MISSED_BEATS]} missed beats" in GUIDE
+
+
+def test_exit_codes_are_those_of_the_help(capsys):
+    main(["--help"])
+    told = capsys.readouterr().out.partition("exit codes: ")[2]
+    table = GUIDE.partition("| exit code |")[2].partition("\n\n")[0]
+    codes = set(re.findall(r"\b\d+\b", "".join(line.split("|")[1] for line in table.splitlines()[2:])))
+    assert codes == set(re.findall(r"\b(\d+) [a-z]", told))
