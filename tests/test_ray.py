@@ -56,6 +56,21 @@ def started(words):
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [ValueError("broken"), SystemExit(3), KeyboardInterrupt()])
+def test_a_job_ends_its_stream_whatever_ends_it(tmp_path, monkeypatch, error):
+    """A thread that died without a word would leave the driver listening for ever. Slow: Ray's import."""
+    from dgal_bench.engines import task
+
+    def end(*_):
+        raise error
+
+    monkeypatch.setattr(task, "handle", end)
+    job = {"job": "cell", "folder": str(tmp_path), "cache": str(tmp_path), "entries": []}
+    (event,) = task.work(job, b"", {})
+    assert (event["event"], event["stop"]) == ("failed", False)
+
+
 def test_without_ray_one_line_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"^engine=ray needs Ray: pip install 'dgal-bench\[ray\]'$"):
