@@ -137,7 +137,7 @@ def first_round(config: RunConfig, opened: lab.Lab) -> dict[str, Any]:
     data = opened.data
     first = initial_set(data.labels, data.n_classes, config.initial_size, config.seed)
     pool = Pool(data.size, data.n_classes, first, data.labels[first])
-    record, _, _ = loop.run_round(lab.Cell.of(config, opened), pool, 0, jobs=1, memory={})
+    record, _, _ = loop.run_round(lab.Cell.of(config, opened), pool, 0, memory={})
     return {"epochs": record.epochs, "n_scored": record.n_scored, "n_candidates": record.n_candidates}
 
 

@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; a user's mistake is one line on stderr and its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _stoppable():
+        with _stoppable(for_good=arguments is None):
             return _obey(words)
     except UserError as error:
         sys.stderr.write(f"dgal-bench: {error}\n")
@@ -306,17 +306,24 @@ def _obey(words: Sequence[str]) -> int:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end what goes on in here, once; whoever called has his own handlers back afterwards."""
+def _stoppable(for_good: bool) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end what goes on in here, once; whoever called has his own handlers back afterwards.
+
+    ``for_good``: the process ends with it, and a second Ctrl-C does not change its exit code on the way out.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {one: signal.signal(one, _on_signal) for one in (signal.SIGINT, signal.SIGTERM)}
+    before, stopped = {one: signal.signal(one, _on_signal) for one in (signal.SIGINT, signal.SIGTERM)}, False
     try:
         yield
+    except KeyboardInterrupt:
+        stopped = True
+        raise
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        if not (stopped and for_good):
+            for one, handler in before.items():
+                signal.signal(one, handler)
 
 
 if __name__ == "__main__":

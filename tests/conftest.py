@@ -28,6 +28,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """What runs in this process and not in its own may set variables; the commands of later tests must not see them."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def silence() -> None:
     silence_lightning()

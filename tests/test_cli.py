@@ -223,8 +223,9 @@ def test_a_collapsed_representation_costs_its_own_cells_only(tmp_path, cache_roo
     assert done.returncode == 1
     assert "random+representation=vae/seed-0: FAILED: the VAE says too little of these images" in done.stderr
     assert "1 of 2 cells failed" in done.stderr
-    assert [log.status for log in read_results(tmp_path)] == ["done"]
+    assert [log.status for log in read_results(tmp_path)] == ["done", "failed"]
     assert "| random+representation=pca |" in done.stdout
+    assert "FAILED, not counted: random+representation=vae/seed-0" in done.stdout
 
 
 @pytest.mark.slow

@@ -345,7 +345,7 @@ def test_a_sweep_with_a_cheat_fails_its_cells_only_and_exits_1(tmp_path, cache_r
     done = subprocess.run([*words, *base], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 1, done.stderr
     assert "digits/cheat/seed-0: FAILED: the strategy picked 3 points where the batch size is 5" in done.stderr
-    assert "1 of 2 cells failed; the same command tries them again" in done.stderr
+    assert "1 of 2 cells failed; retry=failed tries them again" in done.stderr
     good, bad = (read_cell(Path(tmp_path / "r" / "paper" / "digits" / n / "seed-0.jsonl")) for n in ("honest", "cheat"))
     assert (good.status, bad.status) == ("done", "failed")
     assert good.header["config"]["strategy"]["acquire"]["plugin"].startswith("mine.py@")
