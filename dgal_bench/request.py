@@ -54,9 +54,17 @@ def settings_of(command: Command, default_suite: str, suite: Mapping[str, object
         gpus=_whole("gpus", command.one("gpus", "")) if "gpus" in command.values else None,
         gpus_per_cell=_share("gpus_per_cell", command.one("gpus_per_cell", "1")),
         ray_address=command.one("ray.address", "") or None,
-        slurm={name: command.one(f"slurm.{name}", "") for name in SLURM if f"slurm.{name}" in command.values},
+        slurm=_slurm(command),
         past=[Path(text) for text in command.values.get("past", [str(results)])],
     )
+
+
+def _slurm(command: Command) -> dict[str, str]:
+    """As they were written: a list of partitions is Slurm's own, with commas, and no grid."""
+    given = {name: command.values[f"slurm.{name}"] for name in SLURM if f"slurm.{name}" in command.values}
+    if empty := [name for name, values in given.items() if not values]:
+        raise ConfigError(f"slurm.{empty[0]}= is empty: leave it out")
+    return {name: ",".join(values) for name, values in given.items()}
 
 
 def _only_of(command: Command, engine: str) -> None:

@@ -152,6 +152,7 @@ def ending(error: BaseException, kind: str) -> dict[str, Any]:
         "exit_code": getattr(error, "exit_code", 1),
         "stop": isinstance(error, fatal),
         "refused": isinstance(error, ResultsError),
+        "node": platform.node(),
     }
 
 

@@ -9,7 +9,7 @@ from dgal_bench.config import available_cores
 from dgal_bench.engines import ENGINES, local
 from dgal_bench.engines import docket as docket_room
 from dgal_bench.engines.base import Teller
-from dgal_bench.engines.docket import MAX_DEATHS, Docket, leave_word
+from dgal_bench.engines.docket import MAX_DEATHS, MAX_UNBEGUN, Docket, leave_word
 from dgal_bench.engines.setup import set_up
 from dgal_bench.errors import ConfigError, UserError
 from dgal_bench.identity import outline
@@ -42,6 +42,10 @@ def diary():
 
 def jobs_of(tmp_path, *strategies):
     return plan(axes(strategy=list(strategies)), settings(tmp_path))
+
+
+def unbegun():
+    return {"event": "failed", "error": "digits is missing", "exit_code": 3, "stop": False, "node": "node7"}
 
 
 def died():
@@ -160,21 +164,66 @@ def test_a_failure_is_written_once_the_dead_workers_lease_is_over(tmp_path, diar
     """On another host a worker's death is known only when its heartbeat has been missed."""
     (job,) = jobs_of(tmp_path, "random")
     docket = Docket([job], Teller(diary))
-    assert docket.take() is job
     with Recorder(job.path):  # stands for the lease
-        docket.hear(job, {"event": "failed", "error": "out of memory", "exit_code": 1, "stop": False})
+        for _ in range(MAX_DEATHS):
+            assert docket.take() is job
+            docket.hear(job, died())
         assert (docket.take(), docket.over, docket.failed) == (None, False, [])
     assert (docket.take(), docket.over, docket.failed) == (None, True, [job])
-    assert read_cell(job.path).failure["error"] == "out of memory"
+    assert read_cell(job.path).failure["error"].startswith("killed by signal 9, 3 times")
 
 
-@pytest.mark.parametrize("facts", [{"recorded": True}, {"refused": True}, {}])
-def test_a_failure_is_written_unless_its_worker_has_or_may_not(tmp_path, diary, facts):
+@pytest.mark.parametrize("facts", [{"recorded": True}, {"refused": True}])
+def test_a_failure_that_its_worker_has_written_or_may_not_write_is_not_written_again(tmp_path, diary, facts):
     (job,) = jobs_of(tmp_path, "random")
     docket = Docket([job], Teller(diary))
     docket.hear(docket.take(), {"event": "failed", "error": "no", "exit_code": 1, "stop": False, **facts})
-    assert docket.failed == [job]
-    assert (read_cell(job.path) is None) == bool(facts)
+    assert (docket.failed, docket.over) == ([job], True)
+    assert read_cell(job.path) is None
+
+
+def test_a_node_that_cannot_begin_cells_ends_the_sweep_and_fails_none(tmp_path, diary):
+    """It would have eaten the queue in seconds: data missing there, or another version installed."""
+    jobs = jobs_of(tmp_path, "random", "dgmg", "margin", "rsmg")
+    docket = Docket(jobs, Teller(diary))
+    docket.take()  # on another node, for an hour
+    for _ in range(MAX_UNBEGUN):
+        assert not docket.over
+        docket.hear(docket.take(), unbegun())
+    assert (docket.over, docket.failed) == (True, [])
+    assert str(docket.fatal) == "3 cells in a row could not begin: digits is missing (on node7)"
+    assert docket.fatal.exit_code == 3
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_a_try_that_could_not_begin_now_and_then_is_made_again(tmp_path, diary):
+    first, second = jobs_of(tmp_path, "random", "dgmg")
+    docket = Docket([first, second], Teller(diary))
+    assert docket.take() is first
+    for _ in range(2 * MAX_UNBEGUN):
+        docket.hear(docket.take(), unbegun())
+        docket.hear(first, ROUND)
+    assert (docket.fatal, docket.failed, docket.take()) == (None, [], second)
+    assert diary.of("warn") == [(f"{second.name}: digits is missing (on node7); it is tried again",)]
+
+
+def test_a_file_that_was_damaged_meanwhile_costs_its_own_cell(tmp_path, diary):
+    first, second = jobs_of(tmp_path, "random", "dgmg")
+    docket = Docket([first, second], Teller(diary))
+    first.path.parent.mkdir(parents=True)
+    first.path.write_text("no line of ours\nand another\n")
+    assert docket.take() is second
+    assert docket.failed == [first]
+    assert str(first.path) in diary.of("failed")[0][1]
+
+
+def test_cells_that_were_not_begun_come_again_first_and_dropped_ones_never(tmp_path, diary):
+    jobs = jobs_of(tmp_path, "random", "dgmg", "margin", "rsmg")
+    docket = Docket(jobs, Teller(diary))
+    docket.put_back([docket.take(), docket.take()])
+    assert len(docket) == 4
+    docket.drop(jobs[1:3])
+    assert [docket.take(), docket.take(), docket.take()] == [jobs[0], jobs[3], None]
 
 
 def test_a_skipped_cell_is_no_failure(tmp_path, diary):
@@ -276,6 +325,12 @@ def test_a_cell_cannot_have_more_gpus_than_there_are(tmp_path):
 )
 def test_what_a_lane_sees_of_the_gpus(tmp_path, gpus, changes, expected):
     assert local.dealt(gpus, settings(tmp_path, **changes), 3) == expected
+
+
+@pytest.mark.parametrize(("devices", "expected"), [(1, "3"), (2, "3,5"), (9, "3,5,7")])
+def test_a_set_up_on_several_gpus_sees_as_many(tmp_path, devices, expected):
+    """As far as there are: more is its own error."""
+    assert local.dealt(["3", "5", "7"], settings(tmp_path), 1, at_least=devices) == [expected]
 
 
 def test_gpus_are_dealt_round_robin(tmp_path, monkeypatch):

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from dgal_bench.engines import ray as ray_engine
 from dgal_bench.engines.base import Teller
 from dgal_bench.engines.cluster import connect
 from dgal_bench.engines.ray import Ray
@@ -98,6 +99,110 @@ def test_gpus_that_ray_cannot_give_are_refused_before_it_starts(tmp_path, gpus, 
     given = settings(tmp_path, gpus=gpus, gpus_per_cell=share)
     with pytest.raises(ConfigError, match=message):
         Ray(plan(axes(), given), given, Teller(Diary()))
+
+
+class Cluster:
+    """Ray as far as the engine asks it what there is: a dict of resources for each node."""
+
+    def __init__(self, *nodes):
+        self.there, self.exported = nodes, []
+
+    def nodes(self):
+        return [{"Alive": True, "Resources": node} for node in self.there]
+
+    def cluster_resources(self):
+        return {name: sum(node.get(name, 0) for node in self.there) for node in self.there for name in node}
+
+    def remote(self, *work, **options):
+        self.exported.append(options)
+        return (lambda _: self) if options else self
+
+    def options(self, **_):
+        return self
+
+    def shutdown(self):
+        pass
+
+
+def engine_on(cluster, monkeypatch, tmp_path, here=(), grid=(), **changes):
+    monkeypatch.setattr(ray_engine, "connect", lambda *_: cluster)
+    monkeypatch.setattr(ray_engine, "visible_gpus", lambda: list(here))
+    monkeypatch.setattr(ray_engine, "_COUNT_AGAIN_SECONDS", 0)
+    given = settings(tmp_path, **{"jobs": None, "engine": "ray", "ray_address": "auto", **changes})
+    return Ray(plan(axes(**dict(grid)), given), given, Teller(Diary()))
+
+
+HEAD, BIG = {"CPU": 4.0}, {"CPU": 16.0, "GPU": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "grid", "changes", "message"),
+    [
+        ([HEAD], {}, {"gpus": 8}, "gpus=8, but no machine of this Ray has a GPU: leave it out"),
+        ([HEAD, BIG], {}, {"gpus_per_cell": 4.0}, "gpus_per_cell=4, but no machine of this Ray has more than 2 GPUs"),
+        (
+            [HEAD, BIG],
+            {"trainer__devices": ["3"]},
+            {},
+            "trainer.devices=3, but no machine of this Ray has more than 2 GPUs",
+        ),
+        ([HEAD, BIG], {"threads": ["32"]}, {}, "threads=32, but no machine of this Ray has more than 16 CPUs"),
+    ],
+)
+def test_what_no_machine_of_a_cluster_has_is_one_line(tmp_path, monkeypatch, nodes, grid, changes, message):
+    """Ray would wait for such a machine for ever."""
+    with pytest.raises(ConfigError) as error:
+        engine_on(Cluster(*nodes), monkeypatch, tmp_path, grid=grid, **changes)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("here", "changes"),
+    [([], {"gpus_per_cell": 2.0}), (["0"], {"gpus_per_cell": 2.0}), ([], {"gpus": 2, "gpus_per_cell": 2.0})],
+)
+def test_a_cluster_is_judged_by_its_own_gpus(tmp_path, monkeypatch, here, changes):
+    engine = engine_on(Cluster(HEAD, BIG), monkeypatch, tmp_path, here=here, **changes)
+    assert engine._needs(engine_job(engine))["num_gpus"] == 2
+
+
+def engine_job(engine):
+    return plan(axes(), engine._settings)[0]
+
+
+def test_cells_of_a_cluster_whose_gpus_have_gone_wait_for_others(tmp_path, monkeypatch):
+    """On a CPU they would be other cells: rows of both would be compared."""
+    cluster = Cluster(HEAD, BIG)
+    engine = engine_on(cluster, monkeypatch, tmp_path)
+    cluster.there = [HEAD]
+    assert engine._needs(engine_job(engine))["num_gpus"] == 1
+    assert engine._room() == 2
+    assert engine._tell._listener.of("warn") == [("no machine of this Ray has a GPU any more: cells wait for one",)]
+
+
+def test_a_cluster_that_has_found_a_gpu_later_goes_on_without(tmp_path, monkeypatch):
+    cluster = Cluster(HEAD)
+    engine = engine_on(cluster, monkeypatch, tmp_path)
+    cluster.there = [HEAD, BIG]
+    assert engine._needs(engine_job(engine))["num_gpus"] == 0
+
+
+def test_a_set_up_asks_for_the_gpus_that_it_uses(tmp_path, monkeypatch):
+    engine = engine_on(Cluster(HEAD, BIG), monkeypatch, tmp_path, gpus_per_cell=0.5)
+    assert engine._needs(engine_job(engine), at_least=2)["num_gpus"] == 2
+    assert engine._needs(engine_job(engine))["num_gpus"] == 0.5
+
+
+@pytest.mark.parametrize(("address", "here", "own"), [("auto", [], True), (None, ["0", "1"], True), (None, [], False)])
+def test_tasks_of_real_gpus_have_a_process_of_their_own(tmp_path, monkeypatch, address, here, own):
+    """Ray's own default for GPU tasks is lost where the GPUs are said in options."""
+    cluster = Cluster(HEAD, BIG)
+    engine_on(cluster, monkeypatch, tmp_path, here=here, ray_address=address)
+    assert ({"max_calls": 1} in cluster.exported) == own
+
+
+def test_a_ray_of_our_own_has_no_more_gpus_than_the_machine(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"^gpus=4, but this machine has 2: leave it out, or add --dry-run$"):
+        engine_on(Cluster(BIG), monkeypatch, tmp_path, here=["0", "1"], ray_address=None, gpus=4)
 
 
 # Ray itself from here on.
@@ -247,6 +352,47 @@ def test_two_runners_of_two_engines_share_the_cells(lab, tmp_path, cache_root):
 
 
 @pytest.mark.slow
+def test_cells_of_a_clusters_gpu_each_have_a_process_of_their_own(tmp_path, cache_root, monkeypatch):
+    """CUDA, once open, sees the GPUs of that moment: a process that goes on to the next cell may use another's."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    port, did = free_port(), {}
+    with head_node(port, "--num-cpus=2 --num-gpus=1"):
+        words = command(tmp_path / "swept", cache_root, "strategy=random", "seed=0,1,2", *LONG, "engine=ray")
+        process = started([*words, f"ray.address=127.0.0.1:{port}", "gpus_per_cell=0.5"])
+        while process.poll() is None:
+            for proc in Path("/proc").glob("[0-9]*"):
+                if (name := title(proc.name)).startswith("ray::digits/random/seed-"):
+                    did.setdefault(proc.name, set()).add(name)
+            time.sleep(0.05)
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+    assert sorted(map(len, did.values()))[-1] == 1
+    assert len(set.union(*did.values())) == 3
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+RAY = f"{Path(sys.executable).parent}/ray"
+
+
+@contextmanager
+def head_node(port, has):
+    start = f"{RAY} start --disable-usage-stats --block --head --port={port} --include-dashboard=false {has}"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(start.split(), **quiet) as node:
+        try:
+            assert wait_for(lambda: listening(port), node)
+            time.sleep(5)
+            yield
+        finally:
+            node.terminate()
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None, reason="a second node needs a mount of its own"
 )
@@ -256,25 +402,18 @@ def test_a_node_with_an_empty_cache_is_sent_what_the_set_up_made(lab, tmp_path, 
     cache, other, root = tmp_path / "cache", tmp_path / "other", tmp_path / "swept"
     cache.mkdir()
     other.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start = f"exec {Path(sys.executable).parent}/ray start --num-cpus=1 --disable-usage-stats --block"
-    shells = [
-        ["sh", "-c", f"{start} --head --port={port} --include-dashboard=false"],
-        ["unshare", "-m", "sh", "-c", f"mount --bind {other} {cache} && {start} --address=127.0.0.1:{port}"],
-    ]
-    nodes = []
-    try:
-        for shell in shells:
-            nodes.append(subprocess.Popen(shell, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-            assert wait_for(lambda: listening(port), nodes[0])
+    port = free_port()
+    second = f"mount --bind {other} {cache} && exec {RAY} start --num-cpus=1 --block --address=127.0.0.1:{port}"
+    with head_node(port, "--num-cpus=1"):
+        node = subprocess.Popen(
+            ["unshare", "-m", "sh", "-c", second], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
             time.sleep(5)
-        words = command(root, cache, "strategy=random,dgmg", "seed=0,1", *LONG, "engine=ray")
-        done = finish([*words, f"ray.address=127.0.0.1:{port}"])
-        assert done.returncode == 0, done.stderr
-    finally:
-        for node in reversed(nodes):
+            words = command(root, cache, "strategy=random,dgmg", "seed=0,1", *LONG, "engine=ray")
+            done = finish([*words, f"ray.address=127.0.0.1:{port}"])
+            assert done.returncode == 0, done.stderr
+        finally:
             node.terminate()
             node.wait(60)
     keys = {path.parent.name for path in cache.glob("*/manifest.json")}

@@ -1,19 +1,27 @@
 """The Slurm engine: what is asked of Slurm, how a job is heard, and sweeps of jobs that are processes here."""
 
 import json
+import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 
 import pytest
 
+from dgal_bench.arguments import parse
+from dgal_bench.config import available_cores
+from dgal_bench.engines import execute, sbatch, slurm
 from dgal_bench.engines.base import Teller
 from dgal_bench.engines.relay import Tail
-from dgal_bench.engines.slurm import PARALLEL, Slurm, minutes, parameters
+from dgal_bench.engines.sbatch import PARALLEL, Queue, minutes, parameters
+from dgal_bench.engines.slurm import Slurm, held_back
 from dgal_bench.errors import ConfigError
+from dgal_bench.laws import PRACTICE
 from dgal_bench.record import read_cell, read_results
+from dgal_bench.request import axes_of, settings_of
 from tests.test_cli import alone, axes, choices_of, command, descendants, finish, plan, settings, written
 from tests.test_engines import Diary
 from tests.test_ray import LONG, alive, started, title, wait_for
@@ -22,9 +30,9 @@ pytest.importorskip("submitit")
 HERE = ("engine=slurm", "slurm.cluster=local")
 
 
-def asked(tmp_path, slurm=(), **changes):
+def asked(tmp_path, slurm=(), kind="cell", grid=(), **changes):
     given = settings(tmp_path, **{"jobs": None, "slurm": dict(slurm), **changes})
-    return parameters(plan(axes(threads=["2"]), given), given)
+    return parameters(kind, plan(axes(threads=["2"], **dict(grid)), given), given)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +50,9 @@ def test_other_times_are_refused(text):
 
 
 def test_a_job_asks_for_what_a_cell_needs(tmp_path):
-    base = {"name": "dgal-bench", "timeout_min": 1440, "cpus_per_task": 2, "slurm_array_parallelism": PARALLEL}
+    base = {"timeout_min": 1440, "cpus_per_task": 2, "slurm_array_parallelism": PARALLEL}
+    assert asked(tmp_path, {"cluster": "local"}) == base | {"slurm_array_parallelism": max(1, available_cores() // 2)}
+    base |= {"slurm_srun_args": ["--cpus-per-task=2"], "slurm_additional_parameters": {"no-requeue": True}}
     assert asked(tmp_path) == base
     assert asked(tmp_path, jobs=5)["slurm_array_parallelism"] == 5
     given = {"partition": "p", "account": "a", "qos": "q", "constraint": "c", "mem_gb": "7.5", "setup": "module load x"}
@@ -60,6 +70,13 @@ def test_a_job_has_whole_gpus_and_no_more_run_than_those_that_were_given(tmp_pat
     assert "gpus_per_node" not in asked(tmp_path, gpus=0, gpus_per_cell=share)
 
 
+def test_a_set_up_asks_for_the_cores_and_gpus_that_it_uses(tmp_path):
+    wanted = asked(tmp_path, kind="setup", grid={"representation__threads": ["8"], "trainer__devices": ["3"]}, gpus=4)
+    assert (wanted["cpus_per_task"], wanted["gpus_per_node"]) == (8, 3)
+    wanted = asked(tmp_path, kind="setup", gpus=4, gpus_per_cell=0.5)
+    assert (wanted["cpus_per_task"], wanted["gpus_per_node"]) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("slurm", "message"),
     [
@@ -67,6 +84,9 @@ def test_a_job_has_whole_gpus_and_no_more_run_than_those_that_were_given(tmp_pat
             {},
             "engine=slurm needs Slurm's sbatch: run it on a login node, or slurm.cluster=local to try the command out",
         ),
+        ({"cluster": "local", "mem_gb": "nan"}, "slurm.mem_gb=nan: use a number of gigabytes"),
+        ({"cluster": "local", "mem_gb": "0"}, "slurm.mem_gb=0: use a number of gigabytes"),
+        ({"cluster": "local", "folder": "/dev/null/x"}, "slurm.folder=/dev/null/x cannot be a folder: Not a directory"),
         ({"cluster": "lokal"}, "unknown slurm.cluster 'lokal'; did you mean 'local'?"),
         ({"cluster": "local", "mem_gb": "many"}, "slurm.mem_gb=many: use a number of gigabytes"),
         ({"cluster": "local", "setup": "module load x"}, "slurm.setup= is for nodes of a cluster"),
@@ -79,6 +99,33 @@ def test_what_slurm_cannot_do_is_one_line(tmp_path, monkeypatch, slurm, message)
         Slurm(plan(axes(), given), given, Teller(Diary()))
     assert str(error.value).startswith(message)
     assert not (tmp_path / "results").exists()
+
+
+def test_gpus_are_for_nodes(tmp_path):
+    with pytest.raises(ConfigError, match=r"^gpus= is for nodes of a cluster: slurm.cluster=local starts processes"):
+        asked(tmp_path, {"cluster": "local"}, gpus=1)
+
+
+def test_partitions_may_be_several(tmp_path):
+    given = settings_of(parse(["engine=slurm", "slurm.partition=gpu,big", "slurm.constraint=[a|b]"]), "paper")
+    assert given.slurm == {"partition": "gpu,big", "constraint": "[a|b]"}
+    with pytest.raises(ConfigError, match=r"^slurm.partition= is empty: leave it out$"):
+        settings_of(parse(["engine=slurm", "slurm.partition="]), "paper")
+
+
+def test_a_stop_that_comes_while_jobs_are_submitted_is_heard_when_they_are_known():
+    known = []
+    with pytest.raises(KeyboardInterrupt), held_back():  # noqa: PT012 - that nothing is cut off is the point
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        known.append("array")
+    assert known == ["array"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_queue_that_is_not_to_be_asked_says_that_nobody_has_gone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not Queue().is_without("7", since=-math.inf)
 
 
 def test_without_submitit_one_line_says_how_to_install_it(tmp_path, monkeypatch):
@@ -107,12 +154,17 @@ def test_events_are_heard_once_each_and_whole(tmp_path):
 
 FAKES = {
     "sbatch": """
-import os, re, subprocess, sys, time
+import glob, os, re, subprocess, sys, time
 script = open(sys.argv[1]).read()
 with open(f"{HOME}/submitted", "a") as file:
     file.write(script + "\\n")
 found = re.search(r"--array=0-(\\d+)", script)
 elements = range(int(found[1]) + 1) if found else [None]
+name = re.search(r"--job-name=(\\S+)", script)[1]
+if os.path.exists(f"{HOME}/refuse") and open(f"{HOME}/refuse").read() == str(len(glob.glob(f"{HOME}/call-*")) + 1):
+    open(f"{HOME}/call-{os.getpid()}", "w")
+    sys.exit("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+open(f"{HOME}/call-{os.getpid()}", "w")
 number = str(1000 + script.count("-") + int(time.time() * 10) % 10**6)
 for element in elements:
     env = {"SLURM_JOB_ID": number, "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0"}
@@ -121,8 +173,8 @@ for element in elements:
         env |= {"SLURM_ARRAY_JOB_ID": number, "SLURM_ARRAY_TASK_ID": str(element)}
     quiet = {name: subprocess.DEVNULL for name in ("stdin", "stdout", "stderr")}
     job = subprocess.Popen(["bash", sys.argv[1]], env=os.environ | env, start_new_session=True, **quiet)
-    with open(f"{HOME}/job-{number}", "a") as file:
-        file.write(f"{job.pid} ")
+    with open(f"{HOME}/job-{name}", "a") as file:
+        file.write(f"{number}{'' if element is None else f'_{element}'} {job.pid}\\n")
 print("Submitted batch job", number)
 """,
     "srun": """
@@ -134,15 +186,22 @@ os.execv(words[start], words[start:])
     "sacct": """
 print("JobID|State|NodeList")
 """,
+    "squeue": """
+import glob, os
+for path in glob.glob(f"{HOME}/job-*"):
+    for number, pid in map(str.split, open(path)):
+        if os.path.exists(f"/proc/{pid}"):
+            print(number)
+""",
     "scancel": """
 import os, signal, sys
-for number in sys.argv[1:]:
-    for pid in open(f"{HOME}/job-{number}").read().split():
-        try:
-            os.killpg(int(pid), signal.SIGTERM)
-            os.killpg(int(pid), signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+assert sys.argv[1].startswith("--name=") and sys.argv[2] == f"--user={os.getuid()}"
+for _, pid in map(str.split, open(f"{HOME}/job-{sys.argv[1][7:]}")):
+    try:
+        os.killpg(int(pid), signal.SIGTERM)
+        os.killpg(int(pid), signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 """,
 }
 """Slurm as far as the command sees it: every element of an array at once, as a process group here."""
@@ -161,16 +220,15 @@ def cluster(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_sweep_is_one_job_and_one_array(lab, tmp_path, cluster):
+def test_a_sweep_is_one_job_and_arrays_of_what_may_run_at_once(lab, tmp_path, cluster):
     root = tmp_path / "swept"
     words = command(root, tmp_path / "cache", "strategy=random,dgmg", "seed=0,1", "rounds=6", "engine=slurm", "jobs=3")
     done = finish([*words, "slurm.partition=fast", "slurm.time=2:00:00", "slurm.setup=export DGAL_OFFLINE=1"])
     assert done.returncode == 0, done.stderr
     assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=6")
     scripts = (cluster / "submitted").read_text().split("#!/bin/bash")[1:]
-    assert ["--array" in script for script in scripts] == [False, True]
-    assert "--array=0-3%3" in scripts[1]
-    for line in ("--partition=fast", "--time=120", "--cpus-per-task=1", "export DGAL_OFFLINE=1"):
+    assert ["--array=0-2%3" in script for script in scripts] == [False, True, False]
+    for line in ("--partition=fast", "--time=120", "--cpus-per-task=1", "--no-requeue", "export DGAL_OFFLINE=1"):
         assert all(line in script for script in scripts)
 
 
@@ -179,7 +237,7 @@ def test_a_stop_cancels_the_array(tmp_path, cache_root, cluster):
     root = tmp_path / "swept"
     process = started(command(root, cache_root, "strategy=random", "seed=0,1", *LONG, "engine=slurm", "jobs=2"))
     assert wait_for(lambda: len(list(root.rglob("*.jsonl"))) == 2, process)
-    pids = [int(pid) for path in cluster.glob("job-*") for pid in path.read_text().split()]
+    pids = [pid for _, pid in elements(cluster)]
     children = [child for pid in pids for child in [pid, *descendants(pid)]]
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
@@ -188,6 +246,65 @@ def test_a_stop_cancels_the_array(tmp_path, cache_root, cluster):
     assert process.returncode == 130, err
     time.sleep(0.5)
     assert alive(children) == []
+
+
+def quick(given, *words):
+    """Cells of a second."""
+    return plan(axes_of(parse([*PRACTICE, "representation=pca", "profile=smoke", *words]), {}), given)
+
+
+def elements(cluster):
+    """Numbers of jobs, and their processes."""
+    lines = [line.split() for path in cluster.glob("job-*") for line in path.read_text().splitlines()]
+    return [(number, int(pid)) for number, pid in lines]
+
+
+@pytest.mark.slow
+def test_a_job_that_leaves_the_queue_without_a_word_is_submitted_again(lab, tmp_path, cache_root, cluster, monkeypatch):
+    """A node has crashed, or a job was cancelled by hand: no accounting need know of it."""
+    monkeypatch.setattr(sbatch, "_ASK_SECONDS", 1.0)
+    monkeypatch.setitem(slurm._GRACE_SECONDS, "slurm", 0.5)
+    given = settings(tmp_path / "swept", cache=cache_root, engine="slurm", jobs=2)
+    jobs = quick(given, "strategy=random,dgmg", "batch_size=1", "rounds=40")
+    diary, seen = Diary(), []
+
+    def crash():
+        """Every process of the first cell's job at once, when it has some rows."""
+        while not jobs[0].path.exists() or jobs[0].path.stat().st_size < 20_000:
+            time.sleep(0.05)
+        for number, pid in elements(cluster):
+            if number.endswith("_0"):
+                seen.append(Queue._ask())
+                for one in [*descendants(pid), pid]:
+                    os.kill(one, signal.SIGKILL)
+
+    thread = threading.Thread(target=crash, daemon=True)
+    thread.start()
+    assert execute(jobs, given, diary, {}) == []
+    thread.join()
+    assert "it is tried again" in diary.of("warn")[0][0]
+    assert "is gone" in diary.of("warn")[0][0]
+    assert {number.rpartition("_")[2] for number in seen[0]} == {"0", "1"}
+    assert choices_of(given.results) == alone(
+        lab, tmp_path / "alone", ("random", "dgmg"), (0,), "batch_size=1", "rounds=40"
+    )
+
+
+@pytest.mark.slow
+def test_a_refused_submission_is_tried_again_while_others_run(tmp_path, cache_root, cluster, monkeypatch):
+    """A site's limit, or a controller that is busy, costs no job that runs; without one it is the end, in a line."""
+    monkeypatch.setattr(slurm, "_SUBMIT_AGAIN_SECONDS", 0.5)
+    (cluster / "refuse").write_text("3")  # of submissions: the set-up, two cells, and then the third
+    given = settings(tmp_path / "swept", cache=cache_root, engine="slurm", jobs=2)
+    jobs = quick(given, "strategy=random", "batch_size=1", "rounds=100,1,2")
+    diary = Diary()
+    assert execute(jobs, given, diary, {}) == []
+    assert len(diary.of("done")) == 3
+    refused = "Slurm refuses the job: sbatch: error: QOSMaxSubmitJobPerUserLimit"
+    assert diary.of("warn") == [(f"{refused}; it is tried again as long as other jobs run",)]
+    (cluster / "refuse").write_text("5")
+    with pytest.raises(ConfigError, match=f"^{refused}$"):
+        execute(quick(given, "strategy=margin"), given, diary, {})
 
 
 @pytest.mark.slow

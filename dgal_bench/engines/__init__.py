@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from dgal_bench.engines import local
 from dgal_bench.engines.base import Engine, Listener, Teller
+from dgal_bench.engines.docket import Docket
 from dgal_bench.engines.setup import compare, set_up
 from dgal_bench.process import visible_gpus
 from dgal_bench.record import CellLog
@@ -31,7 +32,7 @@ def side_by_side(jobs: Sequence[Job], settings: Settings) -> tuple[int, int]:
     """How many cells would run at once, and on how many GPUs, as far as that can be told without an engine."""
     n_gpus = len(visible_gpus()) if settings.gpus is None else settings.gpus
     if settings.engine == "slurm":
-        from dgal_bench.engines.slurm import parallel
+        from dgal_bench.engines.sbatch import parallel
 
         return parallel(jobs, settings), settings.gpus or 0
     return local.lanes(jobs, settings, n_gpus), n_gpus
@@ -47,14 +48,19 @@ def execute(jobs: Sequence[Job], settings: Settings, listener: Listener, finishe
 
     Raises:
         UserError: data missing, a wrong setting, nothing that could be set up, a cell that asks more of the data than
-            there is, or a results folder that takes no more rows.
+            there is, a results folder that takes no more rows, or one cell after the other that cannot begin.
     """
     tell = Teller(listener)
+    docket = Docket(jobs, tell)  # now: other runners may end some of them while the set-up goes on
     engine = ENGINES[settings.engine](jobs or list(finished)[:1], settings, tell)
     try:
         compare(finished, engine, tell)
         broken = set_up(jobs, engine, tell)
-        left = [job for job in jobs if job not in broken]
-        return [*broken, *(engine.run(left) if left else [])]
+        docket.drop(broken)
+        if not docket.over:
+            engine.run(docket)
+        if docket.fatal is not None:
+            raise docket.fatal
+        return [*broken, *docket.failed]
     finally:
         engine.close()

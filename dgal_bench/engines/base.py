@@ -1,12 +1,15 @@
 """What an engine is, who is told of a sweep, and a job as workers read it."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dgal_bench.config import to_dict
 from dgal_bench.identity import ALGORITHM_VERSION
 from dgal_bench.sweep import Job, Settings
+
+if TYPE_CHECKING:
+    from dgal_bench.engines.docket import Docket
 
 Event = Mapping[str, Any]
 """What a worker says, ``event`` first: progress, warning and round while at work, process.ENDINGS when it is over."""
@@ -47,23 +50,23 @@ class Engine(Protocol):
     def ask(self, kind: str, job: Job) -> Iterator[Event]:
         """The events of a ``setup``, or of a look at the ``content`` of a user's files, the last an ending."""
 
-    def run(self, jobs: Sequence[Job]) -> list[Job]:
-        """Run the cells; those that failed are returned. Raises UserError where no other cell would fare better."""
+    def run(self, docket: "Docket") -> None:
+        """Run the cells of the docket until it is over."""
 
     def close(self) -> None:
         """End whatever is running, within a second or two; more than once does no harm."""
 
 
 def message(kind: str, job: Job, settings: Settings) -> dict[str, Any]:
-    """A job as a worker reads it, wherever that is."""
+    """A job as a worker reads it, wherever that is, and in whatever folder it starts."""
     return {
         "job": kind,
         "algorithm_version": ALGORITHM_VERSION,
         "config": to_dict(job.config),
-        "path": str(job.path),
+        "path": str(job.path.absolute()),
         "setup_key": job.setup_key,
-        "data": str(settings.data),
-        "cache": str(settings.cache),
+        "data": str(settings.data.absolute()),
+        "cache": str(settings.cache.absolute()),
         "resume_anyway": settings.resume_anyway,
         "offline": settings.offline,
         "plugins": list(settings.plugins),

@@ -50,6 +50,6 @@ class Cargo:
 
 
 def _pack(root: str, key: str) -> Iterator[Any]:
-    from dgal_bench.engines.task import pack  # torch and lightning, which the driver does without
+    from dgal_bench.engines.task import pack  # lightning and more, which the driver does without
 
     yield from pack(root, key)

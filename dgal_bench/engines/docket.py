@@ -2,12 +2,12 @@
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from time import monotonic
 
 from dgal_bench.engines.base import Event, Teller
-from dgal_bench.errors import UserError
+from dgal_bench.errors import ResultsError, UserError
 from dgal_bench.identity import outline
 from dgal_bench.lease import HeldError, at_work, name_of
 from dgal_bench.record import read_cell
@@ -19,13 +19,17 @@ _LOOK_AGAIN_SECONDS = 1.0
 MAX_DEATHS = 3
 """A cell whose worker died so often without a row in between is what kills it."""
 
+MAX_UNBEGUN = 3
+"""Tries in a row that ended before their cell began, with no row from anywhere in between, are no cell's fault."""
+
 
 class Docket:
     """Every engine's bookkeeping, called from any thread.
 
-    A cell whose worker died goes to the end of the queue, and on from its last row. One that another runner holds waits
-    until that lets go. Before a cell is handed out its file is looked at again: what another runner has ended in the
-    meantime is over.
+    A cell whose worker died goes to the end of the queue, and on from its last row; so does one whose node could not
+    begin it, being without the data or of another version, and if that goes on the sweep ends. One that another runner
+    holds waits until that lets go. Before a cell is handed out its file is looked at again: what another runner has
+    ended since the docket was made is over.
     """
 
     def __init__(self, jobs: Sequence[Job], tell: Teller) -> None:
@@ -34,6 +38,7 @@ class Docket:
         self._running: set[Job] = set()
         self._sizes = {job: _size(job.path) for job in jobs}
         self._deaths: Counter[Job] = Counter()
+        self._unbegun = 0
         self._doomed: dict[Job, str] = {}
         self._tell = tell
         self._lock = threading.RLock()
@@ -45,6 +50,22 @@ class Docket:
         """Nothing waits, is held or runs; or something has happened after which no cell would fare better."""
         with self._lock:
             return self.fatal is not None or not (self._waiting or self._held or self._running)
+
+    def __len__(self) -> int:
+        """How many cells wait."""
+        with self._lock:
+            return len(self._waiting)
+
+    def drop(self, jobs: Collection[Job]) -> None:
+        """Cells that cannot run, and of whom that has been said."""
+        with self._lock:
+            self._waiting = deque(job for job in self._waiting if job not in jobs)
+
+    def put_back(self, jobs: Sequence[Job]) -> None:
+        """Cells that were taken and not begun, as the next ones."""
+        with self._lock:
+            self._running -= set(jobs)
+            self._waiting.extendleft(reversed(jobs))
 
     def take(self) -> Job | None:
         """The next cell to try; None where none can be tried now, though some may be later."""
@@ -69,7 +90,11 @@ class Docket:
 
     def _ended_elsewhere(self, job: Job) -> bool:
         """Whether a cell is over without a try of ours; if so that is told."""
-        log = read_cell(job.path) if _size(job.path) != self._sizes[job] else None
+        try:
+            log = read_cell(job.path) if _size(job.path) != self._sizes[job] else None
+        except ResultsError as error:
+            self._fail(job, " ".join(str(error).split()))
+            return True
         if log is not None and log.done:
             self._tell("done", job, 0.0)
         elif log is not None and log.failure:
@@ -88,7 +113,7 @@ class Docket:
         if kind == "warning":
             self._tell("warn", event["text"])
         elif kind == "round":
-            self._deaths[job] = 0
+            self._deaths[job] = self._unbegun = 0
             self._tell("round", job, event["accuracy"])
         elif kind in _ENDINGS:
             with self._lock:  # at no moment is the cell nowhere
@@ -122,7 +147,17 @@ class Docket:
         elif event.get("recorded") or event.get("refused"):
             self._fail(job, event["error"])
         else:
-            self._bury(job, event["error"])
+            self._never_began(job, event)
+
+    def _never_began(self, job: Job, event: Event) -> None:
+        self._unbegun += 1
+        error = event["error"] + (f" (on {event['node']})" if "node" in event else "")
+        if self._unbegun < MAX_UNBEGUN:
+            self._tell("warn", f"{job.name}: {error}; it is tried again")
+            self._waiting.append(job)
+        else:
+            self.fatal = UserError(f"{MAX_UNBEGUN} cells in a row could not begin: {error}")
+            self.fatal.exit_code = event["exit_code"]
 
     def _bury(self, job: Job, error: str) -> None:
         """Write that a cell failed where its worker could not: later, where that one's lease is not yet over."""

@@ -34,9 +34,9 @@ def lanes(jobs: Sequence[Job], settings: Settings, gpus_here: int) -> int:
     return settings.jobs or max(1, by_gpus or by_cores)
 
 
-def dealt(gpus: Sequence[str], settings: Settings, n_lanes: int) -> list[str | None]:
+def dealt(gpus: Sequence[str], settings: Settings, n_lanes: int, at_least: int = 1) -> list[str | None]:
     """What each lane sees of the GPUs, in turn; "" is none of those that are there, None leaves it as it is."""
-    each = math.ceil(settings.gpus_per_cell)
+    each = max(math.ceil(settings.gpus_per_cell), min(at_least, len(gpus)))
     hands: list[str | None] = [",".join(gpus[i : i + each]) for i in range(0, len(gpus) - each + 1, each)]
     return list(itertools.islice(itertools.cycle(hands or ["" if settings.gpus == 0 else None]), n_lanes))
 
@@ -54,19 +54,20 @@ class Local:
             raise ConfigError(f"gpus={settings.gpus}, but this machine has {len(gpus)}: leave it out, or add --dry-run")
         self._settings, self._tell = settings, tell
         n_lanes = min(lanes(jobs, settings, len(gpus)), len(jobs))
-        self._gpus = dealt(gpus if settings.gpus is None else gpus[: settings.gpus], settings, n_lanes)
+        self._usable = gpus if settings.gpus is None else gpus[: settings.gpus]
+        self._gpus = dealt(self._usable, settings, n_lanes)
         self._workers = [Worker(environment(jobs[0].config, gpu)) for gpu in self._gpus]
         self._at: list[Job | None] = [None] * n_lanes
         self._over = threading.Event()
         self._changing = threading.Lock()
 
     def ask(self, kind: str, job: Job) -> Iterator[Event]:
-        self._workers[0] = self._workers[0].fit_for(environment(job.config, self._gpus[0]))
+        (gpus,) = dealt(self._usable, self._settings, 1, at_least=job.config.trainer.devices)
+        self._workers[0] = self._workers[0].fit_for(environment(job.config, gpus))
         return self._workers[0].run(message(kind, job, self._settings))
 
-    def run(self, jobs: Sequence[Job]) -> list[Job]:
-        docket = Docket(jobs, self._tell)
-        n_lanes = min(len(self._workers), len(jobs))
+    def run(self, docket: Docket) -> None:
+        n_lanes = min(len(self._workers), len(docket))
         for worker in self._workers[n_lanes:]:
             worker.close()
         pool = ThreadPoolExecutor(n_lanes)
@@ -75,9 +76,6 @@ class Local:
             over, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)  # so that Ctrl-C gets through
             for future in over:
                 future.result()
-        if docket.fatal is not None:
-            raise docket.fatal
-        return docket.failed
 
     def _work(self, docket: Docket, lane: int) -> None:
         """Take cells one after the other until none is left."""

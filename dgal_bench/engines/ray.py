@@ -11,7 +11,7 @@ from typing import Any
 from dgal_bench.engines.base import Event, Teller, message
 from dgal_bench.engines.cargo import Cargo
 from dgal_bench.engines.cluster import connect, told
-from dgal_bench.engines.docket import Docket
+from dgal_bench.engines.docket import MAX_DEATHS, Docket
 from dgal_bench.engines.local import lanes
 from dgal_bench.errors import ConfigError, ResultsError
 from dgal_bench.lease import HeldError
@@ -25,7 +25,7 @@ _MORE_THAN_FIT = 2  # of a cluster: it is never idle, and grows where it can
 
 
 def _work(*arguments: Any) -> Iterator[Event]:
-    from dgal_bench.engines.task import work  # torch and lightning, which the driver does without
+    from dgal_bench.engines.task import work  # lightning and more, which the driver does without
 
     yield from work(*arguments)
 
@@ -43,6 +43,8 @@ class Flight:
     held: ExitStack
     before: bytes
     events: Any
+    sent: int = 0
+    """How often its node had to be sent what the set-up made."""
 
 
 class Ray:
@@ -50,32 +52,55 @@ class Ray:
 
     Every attempt has a stream of its own, so that nobody listens to what is left of an earlier one.
 
+    Whether cells run on GPUs is found once, at the start: when the last GPU of a cluster goes they wait for another.
+
     Raises:
         ConfigError: no Ray, or more is asked of it than it has.
     """
 
     def __init__(self, jobs: Sequence[Job], settings: Settings, tell: Teller) -> None:
-        share = settings.gpus_per_cell
+        share, here = settings.gpus_per_cell, visible_gpus()
         if share > 1 and share != int(share):
             raise ConfigError(f"gpus_per_cell={share:g}: Ray gives a part of one GPU, or whole ones")
         if settings.gpus and settings.gpus < share:
             raise ConfigError(f"gpus={settings.gpus} is less than the gpus_per_cell={share:g} of one cell")
+        if not settings.ray_address and settings.gpus and 0 < len(here) < settings.gpus:
+            raise ConfigError(f"gpus={settings.gpus}, but this machine has {len(here)}: leave it out, or add --dry-run")
         self._settings, self._tell = settings, tell
         self._flights: list[Flight] = []
-        self._lanes = min(lanes(jobs, settings, len(visible_gpus())), len(jobs))
-        n_cpus = self._lanes * max(job.config.threads for job in jobs)
-        self._ray = connect(settings.ray_address, n_cpus, settings.gpus)
-        self._task = self._ray.remote(_work)  # once: what is new to Ray costs each task a lease
+        self._threads = max(job.config.threads for job in jobs)
+        # How many run side by side; on a cluster without jobs= that is not known, and changes.
+        own = not settings.ray_address
+        self._lanes = min(lanes(jobs, settings, len(here)), len(jobs)) if own else settings.jobs or 0
+        self._ray = connect(settings.ray_address, self._lanes * self._threads, settings.gpus)
+        # Once, for what is new to Ray costs each task a lease. A process that has CUDA open does not see another GPU,
+        # which the next cell may be given: where GPUs are real, each of their tasks has a process of its own.
+        self._task = self._gpu_task = self._ray.remote(_work)
+        if here or not own:
+            self._gpu_task = self._ray.remote(max_calls=1)(_work)
         self._cargo = Cargo(self._ray, settings.cache.absolute())
         self._counted, self._has = -math.inf, dict[str, float]()
-        for key, name, wanted in (("gpus_per_cell", "GPU", share), ("threads", "CPU", n_cpus // self._lanes)):
-            if 0 < (most := self._most(name)) < wanted:
-                self.close()
-                raise ConfigError(f"{key}={wanted:g}, but no machine of this Ray has more than {most:g} {name}s")
-        if settings.ray_address is None and not self._on_gpu(jobs[0]):
+        self._gpus = settings.gpus != 0 and self._most("GPU") > 0 and any(job.config.device != "cpu" for job in jobs)
+        if wrong := self._impossible(jobs):
+            self.close()
+            raise ConfigError(wrong)
+        if own and not self._on_gpu(jobs[0]):
             warm = self._ray.remote(_warm).options(max_retries=0, **self._needs(jobs[0]))
             for _ in range(self._lanes - 1):  # the other one does the set-up
                 warm.remote()
+
+    def _impossible(self, jobs: Sequence[Job]) -> str:
+        """What is asked of one machine and no machine has; "" where all of it can be had."""
+        if self._settings.gpus and not self._most("GPU"):
+            return f"gpus={self._settings.gpus}, but no machine of this Ray has a GPU: leave it out"
+        asked = [("threads", "CPU", float(self._threads))]
+        if self._gpus:
+            devices = max(job.config.trainer.devices for job in jobs)
+            asked += [("gpus_per_cell", "GPU", self._settings.gpus_per_cell), ("trainer.devices", "GPU", devices)]
+        for key, name, wanted in asked:
+            if 0 < (most := self._most(name)) < wanted:
+                return f"{key}={wanted:g}, but no machine of this Ray has more than {most:g} {name}s"
+        return ""
 
     def ask(self, kind: str, job: Job) -> Iterator[Event]:
         events = self._start(kind, job)
@@ -89,19 +114,15 @@ class Ray:
             if event["event"] in ENDINGS:
                 return
 
-    def run(self, jobs: Sequence[Job]) -> list[Job]:
-        docket = Docket(jobs, self._tell)
+    def run(self, docket: Docket) -> None:
         try:
             while not docket.over:
-                while len(self._flights) < self._room(jobs) and (job := docket.take()) is not None:
+                while len(self._flights) < self._room() and (job := docket.take()) is not None:
                     self._launch(docket, job)
                 self._listen(docket)
         finally:
             for flight in self._flights:
                 flight.held.close()
-        if docket.fatal is not None:
-            raise docket.fatal
-        return docket.failed
 
     def close(self) -> None:
         for flight in self._flights:
@@ -109,14 +130,16 @@ class Ray:
         self._flights.clear()
         self._ray.shutdown()
 
-    def _room(self, jobs: Sequence[Job]) -> int:
+    def _room(self) -> int:
         """How many cells may be under way: as many as run side by side, and on a cluster some that wait there."""
-        if self._settings.jobs or not self._settings.ray_address:
+        if self._lanes:
             return self._lanes
-        has, threads = self._resources(), max(job.config.threads for job in jobs)
-        fit = int(has.get("CPU", 0)) // threads
-        if any(self._on_gpu(job) for job in jobs):
-            n_gpus = has["GPU"] if self._settings.gpus is None else min(has["GPU"], self._settings.gpus)
+        has = self._resources()
+        fit = int(has.get("CPU", 0)) // self._threads
+        if self._gpus:
+            n_gpus = min(has.get("GPU", 0), self._settings.gpus or math.inf)
+            if not n_gpus:
+                self._tell("warn", "no machine of this Ray has a GPU any more: cells wait for one")
             fit = min(fit, int(n_gpus / self._settings.gpus_per_cell + 1e-9))
         return max(1, fit) if self._settings.gpus else fit + _MORE_THAN_FIT
 
@@ -131,27 +154,27 @@ class Ray:
         return max((node["Resources"].get(name, 0) for node in self._ray.nodes() if node["Alive"]), default=0)
 
     def _on_gpu(self, job: Job) -> bool:
-        return job.config.device != "cpu" and self._settings.gpus != 0 and self._resources().get("GPU", 0) > 0
+        return self._gpus and job.config.device != "cpu"
 
-    def _needs(self, job: Job) -> dict[str, Any]:
-        """Of a task: its share of the machine, and the environment of its process.
+    def _needs(self, job: Job, at_least: int = 0) -> dict[str, Any]:
+        """Of a task: its share of the machine, ``at_least`` so many GPUs, and the environment of its process.
 
-        Processes go on to the next cell of the same environment, imports and data in memory; those of GPU tasks do
-        not, as is Ray's default: the next cell's GPU may be another, which a process that has CUDA open never sees.
+        Processes go on to the next cell of the same environment, imports and data in memory.
         """
         on_gpu = self._on_gpu(job)
         return {
             "num_cpus": job.config.threads,
-            "num_gpus": self._settings.gpus_per_cell if on_gpu else 0,
+            "num_gpus": max(self._settings.gpus_per_cell, at_least) if on_gpu else 0,
             "runtime_env": {"env_vars": environment(job.config, None if on_gpu else "")},
         }
 
     def _start(self, kind: str, job: Job, before: bytes = b"") -> Any:
         """A job as a task; the stream of its events."""
-        task = self._task.options(name=job.name, num_returns="streaming", max_retries=0, **self._needs(job))
+        devices = job.config.trainer.devices
+        needs = self._needs(job, devices if kind == "setup" and devices > 1 else 0)
+        task = self._gpu_task if needs["num_gpus"] else self._task
+        task = task.options(name=job.name, num_returns="streaming", max_retries=0, **needs)
         places = {
-            "data": str(self._settings.data.absolute()),
-            "cache": str(self._settings.cache.absolute()),
             "folder": os.getcwd(),
             "entries": self._cargo.entries(job) if kind == "cell" else [],
         }
@@ -208,6 +231,11 @@ class Ray:
 
     def _supply(self, docket: Docket, flight: Flight, keys: Sequence[str]) -> None:
         """Start a cell again with the cache entries that its node was without; made again if they are gone."""
+        flight.sent += 1
+        if flight.sent > MAX_DEATHS:
+            lost = f"its node was sent {', '.join(keys)} {MAX_DEATHS} times, and has them not"
+            self._land(docket, flight, {"event": "failed", "error": lost, "exit_code": 1, "stop": False, "died": True})
+            return
         if not self._cargo.pack(flight.job, keys):
             self._tell("warn", f"{flight.job.config.dataset.name}: the node that had its graph is gone; set up again")
             *_, end = self.ask("setup", flight.job)

@@ -2,9 +2,10 @@
 
 import math
 import os
-import re
 import shutil
+import signal
 import subprocess
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -15,23 +16,19 @@ from typing import Any
 
 from dgal_bench.engines.base import Event, Teller, message
 from dgal_bench.engines.docket import Docket
-from dgal_bench.engines.local import lanes
 from dgal_bench.engines.relay import Tail, relay
+from dgal_bench.engines.sbatch import Queue, parallel, parameters
 from dgal_bench.errors import ConfigError, choose
-from dgal_bench.process import ENDINGS, environment, visible_gpus
+from dgal_bench.process import ENDINGS, environment
 from dgal_bench.sweep import Job, Settings
 
 _SCANCEL_SECONDS = 3.0
 ARRAY_SIZE = 1000
 """Elements of one array at most: Slurm's own limit, unless a site has set another, is 1001."""
 
-PARALLEL = 256
-"""Elements that run at once where ``jobs`` does not say."""
-
-_TIME = "1-00:00:00"  # Slurm's own may be minutes, submitit's is five of them
 _LOOK_AGAIN_SECONDS = {"slurm": 2.0, "local": 0.2}
-_ASK_SLURM_SECONDS = 30.0  # sacct, once for all jobs; whoever ends well is seen by the file that it leaves
 _GRACE_SECONDS = {"slurm": 10.0, "local": 0.5}  # for what a job that is over has written to be seen over NFS
+_SUBMIT_AGAIN_SECONDS = 60.0
 
 
 @dataclass(eq=False)
@@ -41,11 +38,16 @@ class Flight:
     job: Job
     handle: Any
     tail: Tail
+    since: float
     over: float = field(default=math.inf)
 
 
 class Slurm:
-    """Raises ConfigError: no submitit, no sbatch, or a setting that Slurm does not know."""
+    """Every try of a cell is a job of its own, which Slurm does not start again: that is for the docket to say.
+
+    Raises:
+        ConfigError: no submitit, no Slurm, or a setting that it does not know.
+    """
 
     def __init__(self, jobs: Sequence[Job], settings: Settings, tell: Teller) -> None:
         try:
@@ -54,23 +56,30 @@ class Slurm:
             raise ConfigError("engine=slurm needs submitit: pip install 'dgal-bench[slurm]'") from error
         self._cluster = settings.slurm.get("cluster", "slurm")
         choose(_LOOK_AGAIN_SECONDS, self._cluster, "slurm.cluster")
-        if self._cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
+        lacking = [name for name in ("sbatch", "srun", "squeue", "scancel") if not shutil.which(name)]
+        if self._cluster == "slurm" and lacking:
             raise ConfigError(
-                "engine=slurm needs Slurm's sbatch: run it on a login node, or slurm.cluster=local to try the command "
-                "out"
+                f"engine=slurm needs Slurm's {lacking[0]}: run it on a login node, or slurm.cluster=local to try the "
+                "command out"
             )
         self._settings, self._tell = settings, tell
         self._folder = Path(settings.slurm.get("folder", settings.results / "slurm")).absolute()
         self._flights: list[Flight] = []
-        self._asked = time.monotonic()
-        wanted = parameters(jobs, settings)
+        self._queue = Queue()
+        self._name = f"dgal-bench-{uuid.uuid4().hex[:8]}"
+        self._wanted = {kind: parameters(kind, jobs, settings) | {"name": self._name} for kind in ("setup", "cell")}
         self._parallel = parallel(jobs, settings)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._not_before = 0.0  # to submit anything, after a refusal
+        self._unsure = False  # whether Slurm has a job that is in no flight
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"slurm.folder={self._folder} cannot be a folder: {error.strerror}") from error
         self._executor = submitit.AutoExecutor(folder=self._folder, cluster=self._cluster)
-        self._executor.update_parameters(**wanted)
 
     def ask(self, kind: str, job: Job) -> Iterator[Event]:
-        (flight,) = self._flights = self._submit(kind, [job])
+        self._submit(kind, [job])
+        (flight,) = self._flights
         while self._flights:
             time.sleep(_LOOK_AGAIN_SECONDS[self._cluster])
             for event in self._said(flight):
@@ -78,25 +87,28 @@ class Slurm:
                     self._land(flight)
                 yield event
 
-    def run(self, jobs: Sequence[Job]) -> list[Job]:
-        docket = Docket(jobs, self._tell)
+    def run(self, docket: Docket) -> None:
         while not docket.over:
-            self._flights += self._submit("cell", self._next(docket))
+            jobs = self._next(docket)
+            try:
+                self._submit("cell", jobs)
+            except ConfigError as error:  # a site's limit, or a controller too busy to answer
+                if not self._flights:
+                    raise
+                docket.put_back(jobs)
+                self._not_before = time.monotonic() + _SUBMIT_AGAIN_SECONDS
+                self._tell("warn", f"{error}; it is tried again as long as other jobs run")
             time.sleep(_LOOK_AGAIN_SECONDS[self._cluster])
             for flight in list(self._flights):
                 for event in self._said(flight):
                     if event["event"] in ENDINGS:
                         self._land(flight)
                     docket.hear(flight.job, event)
-        if docket.fatal is not None:
-            raise docket.fatal
-        return docket.failed
 
     def close(self) -> None:
-        """Cancel what waits or runs: an array by the one number of its elements."""
-        if self._cluster == "slurm" and self._flights:
-            numbers = sorted({flight.handle.job_id.partition("_")[0] for flight in self._flights})
-            self._cancel(numbers)
+        """Cancel what waits or runs: by name, since a stop may have come before Slurm said its number."""
+        if self._cluster == "slurm" and (self._flights or self._unsure):
+            self._cancel()
         elif self._flights:
             for flight in self._flights:
                 flight.handle.cancel(check=False)
@@ -104,39 +116,46 @@ class Slurm:
         for flight in list(self._flights):
             self._land(flight)
 
-    def _cancel(self, numbers: Sequence[str]) -> None:
+    def _cancel(self) -> None:
         """Ask Slurm, which may be slow to answer, and go."""
-        ask = subprocess.Popen(["scancel", *numbers], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        words = ["scancel", f"--name={self._name}", f"--user={os.getuid()}"]
+        ask = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             ask.wait(_SCANCEL_SECONDS)
         except subprocess.TimeoutExpired:
-            self._tell("warn", f"scancel has not answered: see that jobs {', '.join(numbers)} are gone")
+            self._tell("warn", f"scancel has not answered: see that jobs named {self._name} are gone")
 
     def _next(self, docket: Docket) -> list[Job]:
-        """Cells for one array; never more under way than may run at once, except in the one that waits in Slurm."""
-        at_once = self._cluster == "local" or bool(self._flights)
-        room = self._parallel - len(self._flights) if at_once else ARRAY_SIZE
+        """Cells for one array; never more under way than may run at once."""
         jobs: list[Job] = []
-        while len(jobs) < room and (job := docket.take()) is not None:
-            jobs.append(job)
+        if time.monotonic() >= self._not_before:
+            room = min(self._parallel - len(self._flights), ARRAY_SIZE)
+            while len(jobs) < room and (job := docket.take()) is not None:
+                jobs.append(job)
         return jobs
 
-    def _submit(self, kind: str, jobs: Sequence[Job]) -> list[Flight]:
+    def _submit(self, kind: str, jobs: Sequence[Job]) -> None:
         """Jobs as one array; raises ConfigError where Slurm does not take them."""
         if not jobs:
-            return []
+            return
         tails = [Tail(self._folder / f"{uuid.uuid4().hex}.events") for _ in jobs]
-        messages = [message(kind, job, self._settings) | places(self._settings) for job in jobs]
-        environments = [environment(job.config) for job in jobs]
+        messages = [message(kind, job, self._settings) for job in jobs]
+        environments = [environment(job.config, "" if self._settings.gpus == 0 else None) for job in jobs]
+        self._executor.update_parameters(**self._wanted["cell" if kind == "cell" else "setup"])
         try:
-            with _stderr_in(self._folder / "local.log" if self._cluster == "local" else None):
+            with held_back(), _stderr_in(self._folder / "local.log" if self._cluster == "local" else None):
+                self._unsure = True
                 handles = self._executor.map_array(relay, messages, environments, [str(tail.path) for tail in tails])
+                now = time.monotonic()
+                self._flights += [Flight(*one, now) for one in zip(jobs, handles, tails, strict=True)]
+                self._unsure = False
+        except OSError as error:
+            raise ConfigError(f"slurm.folder={self._folder} cannot be written: {error.strerror}") from error
         except Exception as error:
             refused = isinstance(error.__cause__, subprocess.CalledProcessError)
             if not refused:
                 raise
             raise ConfigError(f"Slurm refuses the job: {last_line(str(error))}") from error
-        return [Flight(*one) for one in zip(jobs, handles, tails, strict=True)]
 
     def _said(self, flight: Flight) -> Iterator[Event]:
         """What a job has said since the last look, to its ending; one that is over without a word has died."""
@@ -147,70 +166,38 @@ class Slurm:
                 return
         if was_over:
             state, log = flight.handle.state, last_line(flight.handle.stderr() or "")
-            error = f"job {flight.handle.job_id} ended as {state}" + (f": {log}" if log else "")
+            how = "is gone" if state == "UNKNOWN" else f"ended as {state}"
+            error = f"job {flight.handle.job_id} {how}" + (f": {log}" if log else "")
             yield {"event": "failed", "error": error, "exit_code": 1, "stop": False, "died": True}
         elif flight.over == math.inf and self._is_over(flight):
             flight.over = time.monotonic()
 
     def _is_over(self, flight: Flight) -> bool:
-        force = time.monotonic() - self._asked > _ASK_SLURM_SECONDS
-        if force:
-            self._asked = time.monotonic()
-        return bool(flight.handle.done(force_check=force))
+        """Whoever ends by himself is seen by the file that he leaves; who was ended from outside is in no queue."""
+        if self._cluster == "local":
+            return bool(flight.handle.done())
+        return flight.handle.paths.result_pickle.exists() or self._queue.is_without(flight.handle.job_id, flight.since)
 
     def _land(self, flight: Flight) -> None:
         self._flights.remove(flight)
         flight.tail.path.unlink(missing_ok=True)
 
 
-def places(settings: Settings) -> dict[str, str]:
-    """Jobs may start in another folder than the command."""
-    return {"data": str(settings.data.absolute()), "cache": str(settings.cache.absolute())}
-
-
-def parameters(jobs: Sequence[Job], settings: Settings) -> dict[str, Any]:
-    """Of a job, as submitit's AutoExecutor takes them; raises ConfigError for a value that cannot be."""
-    slurm = settings.slurm
-    asked: dict[str, Any] = {
-        "name": "dgal-bench",
-        "timeout_min": minutes(slurm.get("time", _TIME)),
-        "cpus_per_task": max((job.config.threads for job in jobs), default=1),
-        "slurm_array_parallelism": parallel(jobs, settings),
-        **{f"slurm_{name}": slurm[name] for name in ("partition", "account", "qos", "constraint") if name in slurm},
-    }
-    if settings.gpus and any(job.config.device != "cpu" for job in jobs):
-        asked["gpus_per_node"] = math.ceil(settings.gpus_per_cell)
-    if "mem_gb" in slurm:
-        try:
-            asked["mem_gb"] = float(slurm["mem_gb"])
-        except ValueError as error:
-            raise ConfigError(f"slurm.mem_gb={slurm['mem_gb']}: use a number of gigabytes") from error
-    if "setup" in slurm:
-        if slurm.get("cluster") == "local":
-            raise ConfigError("slurm.setup= is for nodes of a cluster: slurm.cluster=local starts jobs from this shell")
-        asked["slurm_setup"] = [slurm["setup"]]
-    return asked
-
-
-def parallel(jobs: Sequence[Job], settings: Settings) -> int:
-    """How many cells run at once at most."""
-    if settings.slurm.get("cluster") == "local":
-        return lanes(jobs, settings, len(visible_gpus()))
-    most = settings.jobs or PARALLEL
-    return max(1, min(most, settings.gpus // math.ceil(settings.gpus_per_cell))) if settings.gpus else most
-
-
-def minutes(text: str) -> int:
-    """Slurm's ways to write a time: minutes, minutes:seconds, hours:minutes:seconds, and days before a dash."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if not found:
-        raise ConfigError(f"slurm.time={text}: use minutes, H:MM:SS or D-HH:MM:SS")
-    days, *rest = found.groups()
-    numbers = [int(number) for number in rest if number is not None]
-    # With days the first number is hours; without, two numbers are minutes and seconds.
-    scale = (3600, 60, 1) if days is not None or len(numbers) == 3 else (60, 1)
-    seconds = int(days or 0) * 86400 + sum(n * s for n, s in zip(numbers, scale, strict=False))
-    return max(1, math.ceil(seconds / 60))
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Ctrl-C and SIGTERM that come in here are heard at its end: what is not known cannot be cancelled."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {one: signal.signal(one, lambda number, _: came.append(number)) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def last_line(text: str) -> str:
