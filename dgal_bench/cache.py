@@ -54,6 +54,9 @@ def get_or_make(root: Path, key: str, make: Callable[[Path], tuple[Arrays, Mappi
     folder = root / key
     if (noted := _noted.get()) is not None:
         noted.add(key)
+    with _usable(root):
+        if holds(root, key) and not _damaged(folder):
+            return _opened(folder)  # it has its name since it is whole: whoever reads waits for nobody
     with _locked(root, key):
         with _usable(root):
             entry = _load(folder)
@@ -163,6 +166,10 @@ def _load(folder: Path) -> Entry | None:
     if damaged := _damaged(folder):
         log.warning("cache entry %s is damaged (%s): made again", folder, damaged)
         return None
+    return _opened(folder)
+
+
+def _opened(folder: Path) -> Entry:
     manifest = json.loads((folder / _MANIFEST).read_text())
     files = {name: folder / f"{name}.npy" for name in manifest["sha256"]}
     # copy-on-write: torch takes only arrays that could be written to
