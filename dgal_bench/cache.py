@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dgal_bench.errors import ResultsError
+from dgal_bench.errors import CacheError
 from dgal_bench.lease import HeldError, Lease, holder, locked, name_of
 
 log = logging.getLogger(__name__)
@@ -49,12 +49,12 @@ def get_or_make(root: Path, key: str, make: Callable[[Path], tuple[Arrays, Mappi
     memory-mapped when it is read.
 
     Raises:
-        ResultsError: the folder cannot be written.
+        CacheError: the folder cannot be written.
     """
     folder = root / key
     if (noted := _noted.get()) is not None:
         noted.add(key)
-    with _usable(root):
+    with suppress(OSError, ValueError):  # of one that is being made again; what does not pass is said below
         if holds(root, key) and not _damaged(folder):
             return _opened(folder)  # it has its name since it is whole: whoever reads waits for nobody
     with _locked(root, key):
@@ -90,7 +90,7 @@ def adopt(root: Path, key: str, fill: Callable[[Path], None]) -> None:
     """Put an entry that was made elsewhere under ``root/key``, unless there is one; ``fill(folder)`` writes its files.
 
     Raises:
-        ResultsError: the folder cannot be written, or what was filled in does not check out.
+        CacheError: the folder cannot be written, or what was filled in does not check out.
     """
     folder = root / key
     with _locked(root, key):
@@ -99,7 +99,7 @@ def adopt(root: Path, key: str, fill: Callable[[Path], None]) -> None:
         with _beside(root, folder) as beside, _usable(root):
             fill(beside)
             if damaged := _damaged(beside):
-                raise ResultsError(f"cache entry {key} came damaged ({damaged}): start the command again")
+                raise CacheError(f"cache entry {key} came damaged ({damaged}): start the command again")
             for file in beside.iterdir():
                 with file.open("rb+") as written:
                     _sync(written)
@@ -157,7 +157,7 @@ def _usable(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ResultsError(f"the cache at {root} cannot be used: {error}; set cache=DIR or DGAL_CACHE") from error
+        raise CacheError(f"the cache at {root} cannot be used: {error}; set cache=DIR or DGAL_CACHE") from error
 
 
 def _load(folder: Path) -> Entry | None:

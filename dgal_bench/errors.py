@@ -31,6 +31,10 @@ class ResultsError(UserError):
     """A results file or folder cannot be used as it is."""
 
 
+class CacheError(ResultsError):
+    """The cache cannot be used: its disk is full, or nobody may write there."""
+
+
 class DataError(UserError):
     """A data set is missing, truncated or of the wrong shape."""
 

@@ -60,7 +60,7 @@ def settings_of(command: Command, default_suite: str, suite: Mapping[str, object
 
 
 def _slurm(command: Command) -> dict[str, str]:
-    """As they were written: a list of partitions is Slurm's own, with commas, and no grid."""
+    """A list of partitions is Slurm's own, with commas, and no grid."""
     given = {name: command.values[f"slurm.{name}"] for name in SLURM if f"slurm.{name}" in command.values}
     if empty := [name for name, values in given.items() if not values]:
         raise ConfigError(f"slurm.{empty[0]}= is empty: leave it out")

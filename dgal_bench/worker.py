@@ -25,7 +25,7 @@ from dgal_bench import plugins
 from dgal_bench.config import RunConfig, restored
 from dgal_bench.data.datasets import fetch, load
 from dgal_bench.data.images import Request
-from dgal_bench.errors import ConfigError, DataError, NotApplicableError, ResultsError, UserError, innermost
+from dgal_bench.errors import CacheError, ConfigError, DataError, NotApplicableError, ResultsError, UserError, innermost
 from dgal_bench.identity import ALGORITHM_VERSION, outline
 from dgal_bench.lab import Cell, Lab, open_lab, own_content
 from dgal_bench.lease import HeldError
@@ -151,7 +151,7 @@ def ending(error: BaseException, kind: str) -> dict[str, Any]:
         "error": one_line(error),
         "exit_code": getattr(error, "exit_code", 1),
         "stop": isinstance(error, fatal),
-        "refused": isinstance(error, ResultsError),
+        "refused": isinstance(error, ResultsError) and not isinstance(error, CacheError),
         "node": platform.node(),
     }
 

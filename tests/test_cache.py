@@ -9,6 +9,7 @@ import pytest
 from dgal_bench import cache
 from dgal_bench.cache import get_or_make, key_of
 from dgal_bench.errors import ResultsError
+from dgal_bench.lease import Lease, locked
 
 
 class Maker:
@@ -109,3 +110,14 @@ def test_a_folder_that_cannot_be_made_names_the_knob(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultsError, match="set cache=DIR or DGAL_CACHE"):
         get_or_make(tmp_path / "file" / "cache", "key", Maker())
+
+
+def test_whoever_reads_an_entry_waits_for_nobody(tmp_path):
+    get_or_make(tmp_path, "key", lambda folder: ({"x": np.arange(3)}, {}))
+    with (tmp_path / "key.lock").open("w") as lock, Lease(tmp_path / "key"):
+        assert locked(lock.fileno())
+        assert get_or_make(tmp_path, "key", no_maker).arrays["x"].tolist() == [0, 1, 2]
+
+
+def no_maker(folder):
+    raise AssertionError

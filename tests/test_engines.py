@@ -11,7 +11,7 @@ from dgal_bench.engines import docket as docket_room
 from dgal_bench.engines.base import Teller
 from dgal_bench.engines.docket import MAX_DEATHS, MAX_UNBEGUN, Docket, leave_word
 from dgal_bench.engines.setup import set_up
-from dgal_bench.errors import ConfigError, UserError
+from dgal_bench.errors import CacheError, ConfigError, DataError, ResultsError, UserError
 from dgal_bench.identity import outline
 from dgal_bench.laws import practice, run_here
 from dgal_bench.process import environment
@@ -19,6 +19,7 @@ from dgal_bench.record import choice, read_cell
 from dgal_bench.recorder import Recorder
 from dgal_bench.request import ENGINES as ENGINES_TO_ASK_FOR
 from dgal_bench.sweep import Job, plan, scan, to_run
+from dgal_bench.worker import ending
 from tests.test_cli import axes, settings
 
 
@@ -110,6 +111,7 @@ HELD = {"event": "held", "error": "held", "exit_code": 2, "stop": False}
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(docket_room, "_LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(docket_room, "_BEGIN_AGAIN_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -191,20 +193,51 @@ def test_a_node_that_cannot_begin_cells_ends_the_sweep_and_fails_none(tmp_path, 
         assert not docket.over
         docket.hear(docket.take(), unbegun())
     assert (docket.over, docket.failed) == (True, [])
-    assert str(docket.fatal) == "3 cells in a row could not begin: digits is missing (on node7)"
+    assert str(docket.fatal) == "3 tries in a row could not begin their cells: digits is missing (on node7)"
     assert docket.fatal.exit_code == 3
     assert not list(tmp_path.rglob("*.jsonl"))
 
 
-def test_a_try_that_could_not_begin_now_and_then_is_made_again(tmp_path, diary):
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("rows", [0, 1])
+def test_one_cell_that_cannot_begin_there_ends_nothing_while_others_run(tmp_path, diary, rows):
     first, second = jobs_of(tmp_path, "random", "dgmg")
     docket = Docket([first, second], Teller(diary))
     assert docket.take() is first
     for _ in range(2 * MAX_UNBEGUN):
         docket.hear(docket.take(), unbegun())
-        docket.hear(first, ROUND)
-    assert (docket.fatal, docket.failed, docket.take()) == (None, [], second)
+        for _ in range(rows):
+            docket.hear(first, ROUND)
     assert diary.of("warn") == [(f"{second.name}: digits is missing (on node7); it is tried again",)]
+    docket.hear(first, DONE)
+    for _ in range(MAX_UNBEGUN if rows else 1):
+        assert docket.fatal is None
+        assert docket.take() is second
+        docket.hear(second, unbegun())
+    assert (docket.over, docket.failed) == (True, [])
+
+
+def test_a_cell_that_could_not_begin_waits(tmp_path, diary):
+    """A node that fails at once would take it again at once."""
+    (job,) = jobs_of(tmp_path, "random")
+    docket = Docket([job], Teller(diary))
+    docket.hear(docket.take(), unbegun())
+    assert (docket.take(), docket.over) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("error", "refused", "stop"),
+    [
+        (CacheError("its disk is full"), False, True),
+        (ResultsError("other rows"), True, True),
+        (DataError("x"), False, True),
+        (ValueError("x"), False, False),
+    ],
+)
+def test_what_is_wrong_with_a_node_is_not_refused_by_the_cell(error, refused, stop):
+    of_a_cell, of_a_set_up = (ending(error, kind) for kind in ("cell", "setup"))
+    assert (of_a_cell["refused"], of_a_cell["stop"], of_a_set_up["stop"]) == (refused, False, stop)
+    assert of_a_cell["node"]
 
 
 def test_a_file_that_was_damaged_meanwhile_costs_its_own_cell(tmp_path, diary):

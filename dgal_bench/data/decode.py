@@ -25,7 +25,7 @@ from dgal_bench.cache import Arrays, get_or_make, key_of
 from dgal_bench.config import available_cores
 from dgal_bench.data.images import Request
 from dgal_bench.data.pixels import UNREADABLE, is_grey, pixels, reason, upright_size
-from dgal_bench.errors import ConfigError, DataError, ResultsError
+from dgal_bench.errors import CacheError, ConfigError, DataError
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ def decode(request: Request, root: Path, files: Sequence[ImageFile]) -> Decoded:
     Raises:
         ConfigError: without ``image_size``, images of several sizes.
         DataError: files that cannot be read.
-        ResultsError: the cache cannot be written.
+        CacheError: the cache cannot be written.
     """
     size = request.config.image_size
     make = partial(_make, root, files, size, request.progress)
@@ -121,7 +121,7 @@ def new_array(folder: Path, name: str, shape: tuple[int, ...], dtype: type[np.ge
     """A memory-mapped ``NAME.npy`` in the cache folder, to be written row by row.
 
     Raises:
-        ResultsError: the disk has no room for it; a full disk would kill the process in the midst of writing.
+        CacheError: the disk has no room for it; a full disk would kill the process in the midst of writing.
     """
     wanted, free = int(np.prod(shape)) * np.dtype(dtype).itemsize, shutil.disk_usage(folder).free
     too_small = (
@@ -129,7 +129,7 @@ def new_array(folder: Path, name: str, shape: tuple[int, ...], dtype: type[np.ge
         "set cache=DIR or DGAL_CACHE to a larger disk"
     )
     if wanted > free:
-        raise ResultsError(too_small)
+        raise CacheError(too_small)
     path = folder / f"{name}.npy"
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if sys.platform == "linux":
@@ -137,7 +137,7 @@ def new_array(folder: Path, name: str, shape: tuple[int, ...], dtype: type[np.ge
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         except OSError as error:  # another quota than the disk's, or others that write there too
-            raise ResultsError(f"{too_small} ({error.strerror})") from error
+            raise CacheError(f"{too_small} ({error.strerror})") from error
     return array
 
 

@@ -20,7 +20,9 @@ MAX_DEATHS = 3
 """A cell whose worker died so often without a row in between is what kills it."""
 
 MAX_UNBEGUN = 3
-"""Tries in a row that ended before their cell began, with no row from anywhere in between, are no cell's fault."""
+"""So many cells in a row that could not begin, with no row from anywhere in between, are not what is wrong."""
+
+_BEGIN_AGAIN_SECONDS = 15.0
 
 
 class Docket:
@@ -38,7 +40,7 @@ class Docket:
         self._running: set[Job] = set()
         self._sizes = {job: _size(job.path) for job in jobs}
         self._deaths: Counter[Job] = Counter()
-        self._unbegun = 0
+        self._unbegun: list[Job] = []
         self._doomed: dict[Job, str] = {}
         self._tell = tell
         self._lock = threading.RLock()
@@ -113,7 +115,8 @@ class Docket:
         if kind == "warning":
             self._tell("warn", event["text"])
         elif kind == "round":
-            self._deaths[job] = self._unbegun = 0
+            self._deaths[job] = 0
+            self._unbegun.clear()
             self._tell("round", job, event["accuracy"])
         elif kind in _ENDINGS:
             with self._lock:  # at no moment is the cell nowhere
@@ -150,14 +153,16 @@ class Docket:
             self._never_began(job, event)
 
     def _never_began(self, job: Job, event: Event) -> None:
-        self._unbegun += 1
+        """Another node may be able to; the one that is not would come back for the next cell at once, and so on."""
+        self._unbegun.append(job)
         error = event["error"] + (f" (on {event['node']})" if "node" in event else "")
-        if self._unbegun < MAX_UNBEGUN:
+        others_run = len(set(self._unbegun)) < MAX_UNBEGUN and self._running
+        if len(self._unbegun) < MAX_UNBEGUN or others_run:
             self._tell("warn", f"{job.name}: {error}; it is tried again")
-            self._waiting.append(job)
+            self._held[job] = monotonic() + _BEGIN_AGAIN_SECONDS
         else:
-            self.fatal = UserError(f"{MAX_UNBEGUN} cells in a row could not begin: {error}")
-            self.fatal.exit_code = event["exit_code"]
+            self.fatal = UserError(f"{MAX_UNBEGUN} tries in a row could not begin their cells: {error}")
+            self.fatal.exit_code = max(2, event["exit_code"])
 
     def _bury(self, job: Job, error: str) -> None:
         """Write that a cell failed where its worker could not: later, where that one's lease is not yet over."""

@@ -29,7 +29,7 @@ def unpack(root: Path, key: str, arriving: Iterable[Piece]) -> None:
     """Write an entry from its pieces into the cache under ``root``, unless it has come there in the meantime.
 
     Raises:
-        ResultsError: the cache cannot be written, or the pieces are not what was packed.
+        CacheError: the cache cannot be written, or the pieces are not what was packed.
     """
 
     def fill(folder: Path) -> None:

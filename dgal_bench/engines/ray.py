@@ -159,7 +159,7 @@ class Ray:
     def _needs(self, job: Job, at_least: int = 0) -> dict[str, Any]:
         """Of a task: its share of the machine, ``at_least`` so many GPUs, and the environment of its process.
 
-        Processes go on to the next cell of the same environment, imports and data in memory.
+        Processes without a GPU go on to the next cell of the same environment, imports and data in memory.
         """
         on_gpu = self._on_gpu(job)
         return {

@@ -20,7 +20,7 @@ _ASK_SECONDS = 30.0
 
 
 class Queue:
-    """This user's jobs that wait, run or are suspended, asked of Slurm once for all; accounting need not be set up."""
+    """This user's jobs that have not ended, asked of Slurm once for all; accounting need not be set up."""
 
     def __init__(self) -> None:
         self._asked = -math.inf
@@ -34,12 +34,13 @@ class Queue:
 
     @staticmethod
     def _ask() -> set[str] | None:
-        words = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i"]
+        words = ["squeue", "--all", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i"]
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
         try:
-            said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=_ASK_SECONDS).stdout
+            asked = subprocess.run(words, capture_output=True, text=True, check=True, timeout=_ASK_SECONDS, env=plain)
         except (subprocess.SubprocessError, OSError):
             return None
-        return {line.strip() for line in said.splitlines()}
+        return {line.strip() for line in asked.stdout.splitlines()}
 
 
 def parameters(kind: str, jobs: Sequence[Job], settings: Settings) -> dict[str, Any]:

@@ -129,7 +129,8 @@ class Slurm:
         """Cells for one array; never more under way than may run at once."""
         jobs: list[Job] = []
         if time.monotonic() >= self._not_before:
-            room = min(self._parallel - len(self._flights), ARRAY_SIZE)
+            # A process takes 0.2 s to start here, in which nobody hears a stop.
+            room = min(self._parallel - len(self._flights), ARRAY_SIZE if self._cluster == "slurm" else 1)
             while len(jobs) < room and (job := docket.take()) is not None:
                 jobs.append(job)
         return jobs
@@ -140,7 +141,7 @@ class Slurm:
             return
         tails = [Tail(self._folder / f"{uuid.uuid4().hex}.events") for _ in jobs]
         messages = [message(kind, job, self._settings) for job in jobs]
-        environments = [environment(job.config, "" if self._settings.gpus == 0 else None) for job in jobs]
+        environments = [environment(job.config, None if self._settings.gpus else "") for job in jobs]
         self._executor.update_parameters(**self._wanted["cell" if kind == "cell" else "setup"])
         try:
             with held_back(), _stderr_in(self._folder / "local.log" if self._cluster == "local" else None):
@@ -161,12 +162,13 @@ class Slurm:
         """What a job has said since the last look, to its ending; one that is over without a word has died."""
         was_over = flight.over < time.monotonic() - _GRACE_SECONDS[self._cluster]
         for event in flight.tail():
+            flight.over = math.inf  # it is there, whatever a queue says
             yield event
             if event["event"] in ENDINGS:
                 return
-        if was_over:
-            state, log = flight.handle.state, last_line(flight.handle.stderr() or "")
-            how = "is gone" if state == "UNKNOWN" else f"ended as {state}"
+        if was_over and flight.over < math.inf:
+            log = last_line(flight.handle.stderr() or "")
+            how = "is gone" if self._cluster == "slurm" else f"ended as {flight.handle.state}"
             error = f"job {flight.handle.job_id} {how}" + (f": {log}" if log else "")
             yield {"event": "failed", "error": error, "exit_code": 1, "stop": False, "died": True}
         elif flight.over == math.inf and self._is_over(flight):
