@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from functools import reduce
-from math import isfinite
+from math import inf, isfinite, nan
 from typing import Any
 
 from dgal_bench.config import NetConfig, RepresentationConfig, RunConfig, TrainingConfig
@@ -22,6 +22,17 @@ KINDS = {
     "propagation": ("all", "few", "none"),
     "device": ("auto", "cpu", "cuda"),
 }
+
+
+def above_zero(key: str, text: str, use: str) -> float:
+    """The number that a text is, if it is above 0 and finite; ``use``: what a user should write, for the error."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = nan
+    if not 0 < number < inf:
+        raise ConfigError(f"{key}={text}: use {use}")
+    return number
 
 
 OWN_KINDS = ("cnn", "mlp")

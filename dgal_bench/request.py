@@ -1,6 +1,5 @@
 """What a command asks for: where and how to run, and the grid of cells, every word of it checked."""
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dgal_bench import plugins
 from dgal_bench.arguments import Command
+from dgal_bench.checks import above_zero
 from dgal_bench.compose import GROUPS, PART_SETTINGS, check_key, compose
 from dgal_bench.config import to_dict
 from dgal_bench.engines import ENGINES
@@ -52,7 +52,9 @@ def settings_of(command: Command, default_suite: str, suite: Mapping[str, object
         engine=engine,
         retry=_retry(command),
         gpus=_whole("gpus", command.one("gpus", "")) if "gpus" in command.values else None,
-        gpus_per_cell=_share("gpus_per_cell", command.one("gpus_per_cell", "1")),
+        gpus_per_cell=above_zero(
+            "gpus_per_cell", command.one("gpus_per_cell", "1"), "a number above 0, such as 0.5 for two cells on a GPU"
+        ),
         ray_address=command.one("ray.address", "") or None,
         slurm=_slurm(command),
         past=[Path(text) for text in command.values.get("past", [str(results)])],
@@ -161,17 +163,6 @@ def _whole(key: str, text: str) -> int:
     if not text.isdecimal():
         raise ConfigError(f"{key}={text}: use a whole number of 0 or more")
     return int(text)
-
-
-def _share(key: str, text: str) -> float:
-    """Of a GPU: more cells on each, or more of them for a cell."""
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share < math.inf:
-        raise ConfigError(f"{key}={text}: use a number above 0, such as 0.5 for two cells on a GPU")
-    return share
 
 
 def _positive(key: str, text: str) -> int:

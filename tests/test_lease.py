@@ -14,20 +14,11 @@ import pytest
 
 from dgal_bench import lease as module
 from dgal_bench.lease import BEAT_SECONDS, MISSED_BEATS, HeldError, Lease, at_work, boot, holder, lease_path, release_of
-from dgal_bench.record import RoundRecord, read_cell
+from dgal_bench.record import read_cell
 from dgal_bench.recorder import Recorder
+from tests.test_record import HEADER, record
 
-HEADER = {
-    "cell": "toy/random/seed-0", "profile": "cpu", "fingerprint": {}, "initial": [7],
-    "config": {
-        "rounds": 3, "seed": 0, "initial_size": 1, "dataset": {"name": "toy"},
-        "strategy": {"name": "random", "restrict": {"kind": "everything"}, "acquire": {"kind": "random"}},
-    },
-}  # fmt: skip
-ROW = RoundRecord(
-    round=0, n_labeled=10, accuracy=0.5, underfit=False, epochs=4, train_loss=0.2, reach=1.0, train_seconds=1.0,
-    test_seconds=0.5, threads=1, jobs=1, load=0.3,
-)  # fmt: skip
+ROW = record(0)
 
 
 @pytest.fixture

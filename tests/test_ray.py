@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from dgal_bench.engines import capacity
 from dgal_bench.engines import ray as ray_engine
 from dgal_bench.engines.base import Teller
 from dgal_bench.engines.cluster import connect
@@ -127,7 +128,7 @@ class Cluster:
 def engine_on(cluster, monkeypatch, tmp_path, here=(), grid=(), **changes):
     monkeypatch.setattr(ray_engine, "connect", lambda *_: cluster)
     monkeypatch.setattr(ray_engine, "visible_gpus", lambda: list(here))
-    monkeypatch.setattr(ray_engine, "_COUNT_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(capacity, "_COUNT_AGAIN_SECONDS", 0)
     given = settings(tmp_path, **{"jobs": None, "engine": "ray", "ray_address": "auto", **changes})
     return Ray(plan(axes(**dict(grid)), given), given, Teller(Diary()))
 
@@ -162,7 +163,7 @@ def test_what_no_machine_of_a_cluster_has_is_one_line(tmp_path, monkeypatch, nod
 )
 def test_a_cluster_is_judged_by_its_own_gpus(tmp_path, monkeypatch, here, changes):
     engine = engine_on(Cluster(HEAD, BIG), monkeypatch, tmp_path, here=here, **changes)
-    assert engine._needs(engine_job(engine))["num_gpus"] == 2
+    assert engine._capacity.needs(engine_job(engine))["num_gpus"] == 2
 
 
 def engine_job(engine):
@@ -174,8 +175,8 @@ def test_cells_of_a_cluster_whose_gpus_have_gone_wait_for_others(tmp_path, monke
     cluster = Cluster(HEAD, BIG)
     engine = engine_on(cluster, monkeypatch, tmp_path)
     cluster.there = [HEAD]
-    assert engine._needs(engine_job(engine))["num_gpus"] == 1
-    assert engine._room() == 2
+    assert engine._capacity.needs(engine_job(engine))["num_gpus"] == 1
+    assert engine._capacity.cells() == 2
     assert engine._tell._listener.of("warn") == [("no machine of this Ray has a GPU any more: cells wait for one",)]
 
 
@@ -183,13 +184,15 @@ def test_a_cluster_that_has_found_a_gpu_later_goes_on_without(tmp_path, monkeypa
     cluster = Cluster(HEAD)
     engine = engine_on(cluster, monkeypatch, tmp_path)
     cluster.there = [HEAD, BIG]
-    assert engine._needs(engine_job(engine))["num_gpus"] == 0
+    assert engine._capacity.needs(engine_job(engine))["num_gpus"] == 0
 
 
 def test_a_set_up_asks_for_the_gpus_that_it_uses(tmp_path, monkeypatch):
     engine = engine_on(Cluster(HEAD, BIG), monkeypatch, tmp_path, gpus_per_cell=0.5)
-    assert engine._needs(engine_job(engine), at_least=2)["num_gpus"] == 2
-    assert engine._needs(engine_job(engine))["num_gpus"] == 0.5
+    (two,) = plan(axes(trainer__devices=["2"]), engine._settings)
+    assert engine._capacity.needs(engine_job(engine), "setup")["num_gpus"] == engine._settings.gpus_per_cell
+    assert engine._capacity.needs(two, "setup")["num_gpus"] == 2
+    assert engine._capacity.needs(engine_job(engine))["num_gpus"] == 0.5
 
 
 @pytest.mark.parametrize(("address", "here", "own"), [("auto", [], True), (None, ["0", "1"], True), (None, [], False)])

@@ -34,6 +34,12 @@ def lanes(jobs: Sequence[Job], settings: Settings, gpus_here: int) -> int:
     return settings.jobs or max(1, by_gpus or by_cores)
 
 
+def check_gpus(settings: Settings, here: Sequence[str]) -> None:
+    """Raises ConfigError: more of them are asked for than this machine has."""
+    if settings.gpus is not None and settings.gpus > len(here):
+        raise ConfigError(f"gpus={settings.gpus}, but this machine has {len(here)}: leave it out, or add --dry-run")
+
+
 def dealt(gpus: Sequence[str], settings: Settings, n_lanes: int, at_least: int = 1) -> list[str | None]:
     """What each lane sees of the GPUs, in turn; "" is none of those that are there, None leaves it as it is."""
     each = max(math.ceil(settings.gpus_per_cell), min(at_least, len(gpus)))
@@ -50,8 +56,7 @@ class Local:
 
     def __init__(self, jobs: Sequence[Job], settings: Settings, tell: Teller) -> None:
         gpus = visible_gpus()
-        if settings.gpus is not None and settings.gpus > len(gpus):
-            raise ConfigError(f"gpus={settings.gpus}, but this machine has {len(gpus)}: leave it out, or add --dry-run")
+        check_gpus(settings, gpus)
         self._settings, self._tell = settings, tell
         n_lanes = min(lanes(jobs, settings, len(gpus)), len(jobs))
         self._usable = gpus if settings.gpus is None else gpus[: settings.gpus]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from dgal_bench.checks import above_zero
 from dgal_bench.engines.local import lanes
 from dgal_bench.errors import ConfigError
 from dgal_bench.sweep import Job, Settings
@@ -61,7 +62,7 @@ def parameters(kind: str, jobs: Sequence[Job], settings: Settings) -> dict[str, 
     if settings.gpus and any(job.config.device != "cpu" for job in jobs):
         asked["gpus_per_node"] = math.ceil(share)
     if "mem_gb" in slurm:
-        asked["mem_gb"] = gigabytes(slurm["mem_gb"])
+        asked["mem_gb"] = above_zero("slurm.mem_gb", slurm["mem_gb"], "a number of gigabytes")
     if slurm.get("cluster") == "local":
         for key, given in (("slurm.setup=", "setup" in slurm), ("gpus=", bool(settings.gpus))):
             if given:
@@ -73,16 +74,6 @@ def parameters(kind: str, jobs: Sequence[Job], settings: Settings) -> dict[str, 
     if "setup" in slurm:
         asked["slurm_setup"] = [slurm["setup"]]
     return asked
-
-
-def gigabytes(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise ConfigError(f"slurm.mem_gb={text}: use a number of gigabytes")
-    return number
 
 
 def parallel(jobs: Sequence[Job], settings: Settings) -> int:
