@@ -54,6 +54,7 @@ benchmarks: setup  ## measure acquisitions, forward pass, training, memory and s
 	@$(BIN)/python benchmarks/training.py
 	@$(BIN)/python benchmarks/memory.py
 	@$(BIN)/python benchmarks/scheduling.py
+	@$(BIN)/python benchmarks/reporting.py
 
 comma := ,
 data: setup  ## find, download and check the files of DATASET (none named: say what is there)

@@ -205,7 +205,8 @@ def start(cell: Cell, recorder: Scribe, resume_anyway: bool) -> tuple[Pool, int]
                 "raise initial_size, or set balanced=true",
                 data.name, config.seed, len(first), int(classes),
             )  # fmt: skip
-        recorder.write_header(header | {"initial": first.tolist()})
+        classes = {} if config.full_supervision else {"initial_classes": data.labels[first].tolist()}
+        recorder.write_header(header | {"initial": first.tolist()} | classes)
         return Pool(data.size, data.n_classes, first, data.labels[first]), 0
     changed = check_resumable(rows, header, resume_anyway)
     if not rows.done and (changed or rows.failure):

@@ -41,6 +41,14 @@ class Lines:
         if done == 0 or of <= 1 or done % max(1, of // 5) == 0:
             self._say(f"[set-up] {name}: {what}" + (f" {done}/{of}" if of > 1 else ""))
 
+    def drawing(self, done: int, of: int) -> None:
+        """Groups of a report, of ``of``."""
+        if done == 0:
+            self._start = perf_counter()
+        elif of > 1:
+            left = (perf_counter() - self._start) / done * (of - done)
+            self._say(f"[report] {done} of {of} drawn" + (f", about {duration(left)} left" if left else ""))
+
     def begun(self, job: Job) -> None:
         if not self._begun:
             self._start = perf_counter()  # time left is reckoned from the first cell on, without the set-up
@@ -93,6 +101,7 @@ class Bar:
     """tqdm over evaluations; a bar of its own while a representation is made."""
 
     def __init__(self, to_do: Mapping[Job, int], stream: TextIO) -> None:
+        tqdm.monitor_interval = 0  # its thread would be in the way of processes to be copied, and sees to no bar here
         self._stream = stream
         self._to_do = dict(to_do)
         self._rounds = sum(to_do.values())
@@ -111,6 +120,10 @@ class Bar:
     def setting_up(self, name: str, what: str, done: int, of: int) -> None:
         unit = next((word for word in ("epoch", "MB") if word in what), "step")
         bar = self._show(f"set-up {name}: {what}", of, unit)
+        bar.update(done - bar.n)
+
+    def drawing(self, done: int, of: int) -> None:
+        bar = self._show("report", of, "data set")
         bar.update(done - bar.n)
 
     def _cells(self) -> tqdm:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from dgal_bench import plugins
+from dgal_bench.arrays import Progress
 from dgal_bench.config import RunConfig, restored
 from dgal_bench.data.datasets import fetch, load
 from dgal_bench.data.images import Request
@@ -32,6 +33,7 @@ from dgal_bench.lease import HeldError
 from dgal_bench.loop import run_cell
 from dgal_bench.models.nets import check_fits, initial_weights
 from dgal_bench.models.trainer import silence_lightning
+from dgal_bench.projection import parcel
 from dgal_bench.recorder import Recorder, Scribe, UnwritableError
 from dgal_bench.replay import answer
 
@@ -101,7 +103,7 @@ def handle(job: Mapping[str, Any], emit: Emit, labs: dict[str, Lab], open_record
     if job["job"] == "setup":
         # a network that does not fit the images is a mistake to find now
         check_fits(Cell.of(config, lab).new_module(0).net, lab.data.image_shape, config.net)
-        emit("ready", points=lab.data.size)
+        emit("ready", points=lab.data.size, **picture(config, lab, Path(job["cache"]), progress, emit))
         return
     if job["job"] == "replay":
         answer(job, config, lab, emit)
@@ -109,6 +111,17 @@ def handle(job: Mapping[str, Any], emit: Emit, labs: dict[str, Lab], open_record
     with open_record(Path(job["path"])) as record:
         end = run(config, lab, record, emit, job["resume_anyway"])
     emit(**end)  # the record is closed, its lease gone
+
+
+def picture(config: RunConfig, lab: Lab, cache: Path, progress: Progress, emit: Emit) -> dict[str, Any]:
+    """The projection of the latents; what goes wrong with a picture costs nothing but the picture."""
+    try:
+        return parcel(config, lab.data, lab.setup, cache, progress)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        emit("warning", text=f"no map of the latents of {lab.data.name}: {innermost(error)}")
+        return {}
 
 
 def run(config: RunConfig, lab: Lab, record: Scribe, emit: Emit, resume_anyway: bool) -> dict[str, Any]:

@@ -453,3 +453,15 @@ def test_a_small_sweep_is_run_to_its_end_and_its_own_work_is_most_of_it(tmp_path
     assert found["of_cells"] == 7
     assert 0 < found["ms"] < found["own_ms"] < 1000 * found["seconds"]
     assert found["own_ms"] + found["all_in_ms"] == pytest.approx(1000 * found["seconds"] / 8)
+
+
+@pytest.mark.slow
+def test_a_small_report_is_measured_as_the_large_one_is(tmp_path):
+    out = tmp_path / "reporting.json"
+    words = [sys.executable, "benchmarks/reporting.py", "--datasets", "1", "--seeds", "2", "--rounds", "3"]
+    done = subprocess.run([*words, "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=True)
+    results = json.loads(out.read_text())
+    assert (results["cells"], results["rows"]) == (25, 24 * 4 + 1)
+    assert results["figures"] > 10
+    assert "25 cells, 97 rows" in done.stdout
+    assert "page, MB: goal under 10: " in done.stdout

@@ -14,9 +14,10 @@ from dgal_bench.lab import Cell
 from dgal_bench.laws import practice, run_here
 from dgal_bench.models.task import fit, measure_accuracy, new_trainer
 from dgal_bench.record import read_cell, read_results
-from dgal_bench.report.figures import accuracy_against_labels, accuracy_against_query_time
-from dgal_bench.report.summary import group, summarise, summary_csv
-from dgal_bench.report.tables import summary_md
+from dgal_bench.report.curves import accuracy_labels, accuracy_query_time
+from dgal_bench.report.groups import group
+from dgal_bench.report.markdown import summary_md
+from dgal_bench.report.summary import summarise, summary_csv
 from dgal_bench.seeding import isolated
 from dgal_bench.sweep import Job, plan
 from tests.test_cli import axes, settings
@@ -100,7 +101,7 @@ def test_the_report_draws_it_as_a_line_and_counts_it_as_no_strategy(lab, tmp_pat
     assert "full_supervision" not in summary_csv([one])
     accuracy = read_cell(job.path).records[0].accuracy
     assert f"Full supervision: {100 * accuracy:.1f} % with all 200 labels (one training, 3 epochs" in summary_md([one])
-    for draw in (accuracy_against_labels, accuracy_against_query_time):
+    for draw in (accuracy_labels, accuracy_query_time):
         lines = {line.get_label(): line for line in draw(one).axes[0].get_lines()}
         assert set(lines["all 200 labels"].get_ydata()) == {accuracy}
 

@@ -12,7 +12,7 @@ from dgal_bench.identity import check_content
 from dgal_bench.lab import own_content
 from dgal_bench.laws import practice, run_here
 from dgal_bench.record import read_cell, read_results
-from dgal_bench.report.summary import group
+from dgal_bench.report.groups import group
 from tests.test_cli import finish
 
 

@@ -60,7 +60,7 @@ def test_a_wheel_runs_the_main_job_away_from_the_repository(tmp_path):
         last = {log.header["cell"].split("/")[1]: log.records[-1].accuracy for log in logs}
         assert last["random"] > 0.8
         assert (
-            elsewhere / "results/runs/paper/report/paper-digits-cpu-accuracy-query-time.png"
+            elsewhere / "results/runs/paper/report/figures/paper-digits-cpu-accuracy-query-time.png"
         ).stat().st_size > 10_000
     finally:
         shutil.rmtree(tmp_path, ignore_errors=True)  # six gigabytes

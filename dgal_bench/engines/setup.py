@@ -8,6 +8,7 @@ from dgal_bench.engines.docket import MAX_DEATHS, leave_word
 from dgal_bench.errors import UserError
 from dgal_bench.identity import check_content
 from dgal_bench.lease import HeldError
+from dgal_bench.projection import unpack
 from dgal_bench.record import CellLog
 from dgal_bench.sweep import Job
 
@@ -29,14 +30,14 @@ def compare(finished: Mapping[Job, CellLog], engine: Engine, tell: Teller) -> No
 
 
 def set_up(jobs: Sequence[Job], engine: Engine, tell: Teller) -> list[Job]:
-    """Make (or find) the representation and graph of every data set.
+    """Make (or find) the representation and graph of every data set, and file the projection of its latents.
 
     Returns:
         The cells that cannot run, which have failed: their representation collapsed, or its making crashed.
 
     Raises:
-        UserError: data missing, a wrong setting, nothing that could be set up, or a cell that asks more of the data
-            than there is.
+        UserError: data missing, a wrong setting, nothing that could be set up, a cell that asks more of the data than
+            there is, or a results folder that takes no file.
     """
     broken: dict[Job, str] = {}
     last_error = UserError("")
@@ -47,6 +48,7 @@ def set_up(jobs: Sequence[Job], engine: Engine, tell: Teller) -> list[Job]:
                 check_budget(job.config, event["points"])
                 if warning := idle_restriction(job.config, event["points"]):
                     tell("warn", warning)
+            _file(sharing, event)
             continue
         last_error = UserError(event["error"])
         last_error.exit_code = event["exit_code"]
@@ -62,6 +64,13 @@ def set_up(jobs: Sequence[Job], engine: Engine, tell: Teller) -> list[Job]:
             tell("warn", str(held))
         tell("failed", job, error)
     return list(broken)
+
+
+def _file(sharing: Sequence[Job], ready: Event) -> None:
+    """Put the projection beside the results: here, since a node that made it need not see their disk."""
+    if "projection" in ready:
+        for folder in sorted({job.path.parents[1] for job in sharing}):
+            unpack(ready["projection"], folder)
 
 
 def _by_setup(jobs: Sequence[Job]) -> list[list[Job]]:

@@ -1,25 +1,46 @@
 """What to be wary of: cells that are not counted, and what a query did beside passing points through its network."""
 
 from dgal_bench.record import CellLog
+from dgal_bench.report.groups import Group, is_reference
+from dgal_bench.report.projections import unreadable
 from dgal_bench.report.replays import unusable
-from dgal_bench.report.summary import Group, is_reference
 from dgal_bench.report.text import numbers
 
 
 def cautions(group: Group) -> list[str]:
-    begun = [*group.logs, *group.references]
-    lines = [_not_counted(log) for log in [*begun, *group.unbegun] if not log.done]
-    lines += [f"MISSING: {name} has no seed {numbers(seeds)}." for name, seeds in missing_seeds(group).items()]
-    for log in begun:
+    lines = not_counted(group)
+    for log in [*group.logs, *group.references]:
         if changed := [change for one in log.continuations for change in one["changed"]]:
             lines.append(f"Continued elsewhere: {_name(log)} ({'; '.join(changed)})")
-    lines += unusable(group)
+    lines += _lengths(group)
+    lines += [*unusable(group), *unreadable(group)]
     lines += _makeshifts(group)
     underfit = sum(record.underfit for log in group.logs for record in log.records)
     if underfit:
         total = sum(len(log.records) for log in group.logs)
         lines.append(f"Underfit: {underfit} of {total} trainings ended above half the loss of a guess.")
     return ["", *lines] if lines else []
+
+
+def _lengths(group: Group) -> list[str]:
+    """Areas and finals of curves that end elsewhere are of other numbers of labels."""
+    spans: dict[str, list[str]] = {}
+    for name in group.strategies:
+        records = next(iter(group.finished(name).values())).records
+        spans.setdefault(f"{records[0].n_labeled:,} to {records[-1].n_labeled:,}", []).append(name)
+    if len(spans) < 2:
+        return []
+    told = "; ".join(f"{span}: {', '.join(names)}" for span, names in spans.items())
+    return [
+        "Not of one length: areas and final accuracies are over different labels, and only their paired differences, "
+        f"over the labels both have, compare them ({told})."
+    ]
+
+
+def not_counted(group: Group) -> list[str]:
+    """Cells that are failed, skipped, partial or missing: nothing of them is in any number."""
+    lines = [_not_counted(log) for log in [*group.logs, *group.references, *group.unbegun] if not log.done]
+    return lines + [f"MISSING: {name} has no seed {numbers(seeds)}." for name, seeds in missing_seeds(group).items()]
 
 
 def _name(log: CellLog) -> str:
@@ -38,6 +59,8 @@ def missing_seeds(group: Group) -> dict[str, list[int]]:
     seeds: dict[str, set[int]] = {}
     for log in [*group.logs, *(log for log in group.unbegun if not is_reference(log))]:
         seeds.setdefault(log.path.parent.name, set()).add(log.header["config"]["seed"])
+    for name in seeds:
+        seeds[name] |= group.elsewhere.get(name, frozenset())
     every = set().union(*seeds.values())
     return {name: sorted(every - known) for name, known in seeds.items() if every - known}
 

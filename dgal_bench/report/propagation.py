@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from dgal_bench.record import CellLog, RoundRecord
-from dgal_bench.report.statistics import t_interval
-from dgal_bench.report.summary import Group
+from dgal_bench.report.groups import Group
+from dgal_bench.report.statistics import mean_interval
 from dgal_bench.report.text import aligned, spread
 
 _HEAD = ["strategy", "labels", "network %", "T steps %", "converged %"]
@@ -44,8 +44,8 @@ def _cells(records: Sequence[RoundRecord]) -> list[str]:
             return ""  # a directed graph has no harmonic limit to solve for
         lost = sum(fact[unreached] for fact in facts) / len(facts)
         behind = f" ({100 * lost:.1f} unreached)" if lost > 0 else ""
-        return spread(t_interval([fact[accuracy] for fact in facts]), 100, 1) + behind
+        return spread(mean_interval([fact[accuracy] for fact in facts]), 100, 1) + behind
 
-    network = spread(t_interval([record.accuracy for record in records]), 100, 1)
+    network = spread(mean_interval([record.accuracy for record in records]), 100, 1)
     graph = [told("accuracy", "unreached"), told("converged_accuracy", "converged_unreached")]
     return [str(records[0].n_labeled), network, *graph]

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from dgal_bench.record import CellLog
-from dgal_bench.report.summary import Group, SummaryRow
+from dgal_bench.report.groups import Group
+from dgal_bench.report.summary import SummaryRow
 from dgal_bench.report.text import aligned, numbers
 from dgal_bench.report.times import BUSY_CORES, REPLAY, beside, either, machine, usable
 from dgal_bench.timings import COMMON, Timing, Timings, timings_path

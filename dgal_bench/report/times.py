@@ -89,6 +89,19 @@ def machine(header: Mapping[str, Any]) -> str:
     return f"{device}, {where['machine']['cores']} cores, torch {print_['torch']}, dgal-bench {code}"
 
 
+def hardware(header: Mapping[str, Any], now: Mapping[str, Any] | None = None) -> str:
+    """``AMD EPYC, 2 cores``: the kind of machine of a header, or of the provenance ``now`` of who went on with it."""
+    facts = (now or header["provenance"])["machine"]
+    device = None if header["fingerprint"]["device"] == "cpu" else facts.get("gpu") or header["fingerprint"]["device"]
+    return f"{device or facts['cpu']}, {facts['cores']} cores"
+
+
+def made_on(log: CellLog) -> str:
+    """The kind of machine of a cell; of one that went on elsewhere all of them, in order."""
+    later = [hardware(log.header, one["provenance"]) for one in log.continuations if "provenance" in one]
+    return ", then ".join(dict.fromkeys([hardware(log.header), *later]))
+
+
 def same_code_and_machine(header: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether timings were made by the code, the torch and the machine of the provenance ``now``."""
     then = header["provenance"]

@@ -1,27 +1,58 @@
-"""Write a report: summary.csv, summary.md and the figures, from a results folder."""
+"""Write a report: the page, its figures, summary.csv and summary.md, from a results folder."""
 
+import gc
+import multiprocessing
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
+import matplotlib as mpl
 
+from dgal_bench import __version__
+from dgal_bench.config import available_cores
 from dgal_bench.errors import ResultsError
 from dgal_bench.record import read_results
-from dgal_bench.report.figures import save_figures
-from dgal_bench.report.summary import group, summary_csv
-from dgal_bench.report.tables import summary_md
+from dgal_bench.report.canvas import RC
+from dgal_bench.report.figures import Drawn, Plate, draw_all, save
+from dgal_bench.report.groups import Group, group, in_addresses
+from dgal_bench.report.inline import inlined
+from dgal_bench.report.maps import penalty_matrix
+from dgal_bench.report.markdown import summary_md
+from dgal_bench.report.page import Section, render
+from dgal_bench.report.penalty import penalties
+from dgal_bench.report.summary import summary_csv
+from dgal_bench.report.view import view
 from dgal_bench.timings import read_all_timings
+
+FIGURES = "figures"
+"""The folder of the figures' own files, in that of the report."""
+
+PENALTY = Plate(
+    "Who beats whom",
+    "In a row who beats, in a column who is beaten, by how many data sets' worth of evaluations (BADGE's penalty "
+    "matrix); the lowest line is the mean of each column: low is good.",
+    lambda group: None,
+)
+
+
+Drawing = Callable[[int, int], None]
+"""Told how many groups are drawn, of how many."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """The Markdown summary as text, and every file written."""
+    """The Markdown summary as text, and every file written, the page first."""
 
     summary: str
     files: list[Path]
 
 
-def write_report(results: Path, out: Path) -> Written:
+def write_report(results: Path, out: Path, progress: Drawing = lambda done, of: None) -> Written:
     """Read every cell under ``results`` and write the report to ``out``.
 
     Raises:
@@ -30,14 +61,84 @@ def write_report(results: Path, out: Path) -> Written:
     groups = group(read_results(results), read_all_timings(results))
     summary = summary_md(groups)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        (out / FIGURES).mkdir(parents=True, exist_ok=True)
+        sections, files = [], []
+        progress(0, len(groups))
+        for n, (section, paths) in enumerate(_sections(groups, out / FIGURES), start=1):
+            progress(n, len(groups))
+            sections.append(section)
+            files += paths
+        across, paths = _across(groups, out / FIGURES)
+        page = render("Accuracy, and what the query costs", sections, across, _facts(sections))
+        (out / "report.html").write_text(page, encoding="utf-8")
         (out / "summary.csv").write_text(summary_csv(groups), encoding="utf-8")
         (out / "summary.md").write_text(summary, encoding="utf-8")
-        files = [out / "summary.csv", out / "summary.md"]
-        with matplotlib.rc_context({"svg.hashsalt": "dgal_bench", "font.size": 10}):
-            for one in groups:
-                if one.strategies:
-                    files += save_figures(one, out)
+    except BrokenProcessPool as error:
+        raise ResultsError("a process that drew figures was killed, for want of memory perhaps: try again") from error
     except OSError as error:
         raise ResultsError(f"the report cannot be written to {out}: {error.strerror}: set --out DIR") from error
-    return Written(summary, files)
+    return Written(summary, [out / "report.html", out / "summary.csv", out / "summary.md", *files, *paths])
+
+
+def _sections(groups: Sequence[Group], folder: Path) -> Iterator[tuple[Section, list[Path]]]:
+    """Each group in turn; several at once where a process can be copied as it is, which costs no new imports."""
+    n_workers = min(available_cores(), len(groups))
+    if sys.platform != "linux" or n_workers < 2 or threading.active_count() > 1:
+        yield from (_section(one, folder) for one in groups)
+        return
+    _TO_DRAW[:] = [(one, folder) for one in groups]
+    pool = ProcessPoolExecutor(n_workers, multiprocessing.get_context("fork"), _as_a_child)
+    try:
+        yield from pool.map(_draw, range(len(groups)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        _TO_DRAW.clear()
+
+
+def _as_a_child() -> None:
+    """A stop is the parent's to handle, who then ends the pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # or every collection would look through all rows again, which doubles the time
+
+
+_TO_DRAW: list[tuple[Group, Path]] = []
+"""What a copied process finds here was not sent through a pipe."""
+
+
+def _draw(place: int) -> tuple[Section, list[Path]]:
+    return _section(*_TO_DRAW[place])
+
+
+def _section(one: Group, folder: Path) -> tuple[Section, list[Path]]:
+    found = list(draw_all(one, folder)) if one.strategies else []
+    return Section(view(one), [drawn for drawn, _ in found]), [path for _, paths in found for path in paths]
+
+
+def _across(groups: Sequence[Group], folder: Path) -> tuple[list[Drawn], list[Path]]:
+    """Who beats whom, of each suite, profile and version of which two strategies met."""
+    found, files = [], []
+    for one in penalties(groups):
+        if one.compared.any():
+            with mpl.rc_context(rc=RC):
+                made = penalty_matrix(one)
+                name = in_addresses(f"{one.suite}-{one.profile}-v{one.algorithm_version}-penalties", one.suite)
+                paths, svg = save(made, folder / name)
+            found.append(Drawn(name, PENALTY, inlined(svg, made.top, made.bottom, name)))
+            files += paths
+    return found, files
+
+
+def _facts(sections: Sequence[Section]) -> dict[str, object]:
+    """What the page says of all of them."""
+    views = [section.view for section in sections]
+    n_sets = len({one.dataset for one in views})
+    sets = f"{n_sets} data set{'' if n_sets == 1 else 's'}"
+    n_finished, n_cells = sum(one.n_finished for one in views), sum(one.n_cells for one in views)
+    return {
+        "told": f"{n_finished:,} finished cells of {n_cells:,}, {sets}. Only the query is timed; every number is "
+        "computed from the rows of finished cells, and leads back to them.",
+        "n_not_counted": f"{sum(len(one.trouble) for one in views):,}",
+        "several": len({(one.profile, one.algorithm_version) for one in views}) > 1,
+        "made": f"Made by dgal-bench {__version__} from the rows alone: the same rows give the same page.",
+    }

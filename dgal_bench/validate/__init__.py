@@ -7,6 +7,7 @@ from pathlib import Path
 from dgal_bench.record import cell_files
 from dgal_bench.validate.cells import examine
 from dgal_bench.validate.folders import check_doubles, check_initial_sets, leftovers
+from dgal_bench.validate.projections import examine_projection
 from dgal_bench.validate.replays import examine_timings
 
 AT_MOST = 5
@@ -32,15 +33,16 @@ class Verdict:
 
 
 def validate(root: Path) -> Verdict:
-    """Check every file of rows and of timings under ``root``: the root of results, a suite's or a data set's folder.
+    """Check every file of rows, of timings and of a projection under ``root``: of results, a suite or a data set.
 
     Raises:
         ResultsError: there is no such folder, or no results file in it.
     """
-    reports = [examine(path) for path in cell_files(root)]
-    check_doubles(reports)
-    check_initial_sets(reports)
-    reports += [examine_timings(path) for path in sorted(root.rglob("timings-*.jsonl"))]
+    cells = [examine(path) for path in cell_files(root)]
+    check_doubles(cells)
+    check_initial_sets(cells)
+    reports = [*cells, *(examine_timings(path) for path in sorted(root.rglob("timings-*.jsonl")))]
+    reports += [examine_projection(path, cells) for path in sorted(root.rglob("projection-*.npz"))]
     return Verdict(
         [line for report in reports for line in _said(report.path, report.problems)],
         [line for report in reports for line in _said(report.path, report.notes)]

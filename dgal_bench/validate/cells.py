@@ -144,6 +144,11 @@ def _initial(header: Line) -> Iterator[str]:
     if expected is not None and len(initial) != expected:
         yield f"{len(initial)} first labels, where initial_size={expected}"
     yield from distinct_in("first labels", initial, pool)
+    classes, n_classes = header.get("initial_classes"), protocol_of(header).n_classes
+    if classes is not None and len(classes) != len(initial):
+        yield f"{len(classes)} initial_classes of {len(initial)} first labels"
+    if wrong := [label for label in classes or [] if label < 0 or (n_classes is not None and label >= n_classes)]:
+        yield f"{wrong[0]} in initial_classes, where there are {n_classes}"
 
 
 def _check_lines(lines: Mapping[int, Line], version: int, report: Report) -> None:

@@ -50,5 +50,6 @@ def leftovers(root: Path) -> list[tuple[Path, str]]:
             found.append((path, f"{name_of(working)} is at work on it: what it writes from now on is not in here"))
         elif (said := holder(path)) is not None:
             found.append((lease, f"left behind by {name_of(said)}, which is gone: the next run takes it over"))
-    rest = sorted(path for pattern in (".seed-*.jsonl.*", ".timings-*.jsonl.*") for path in root.rglob(pattern))
+    names = (".seed-*.jsonl.*", ".timings-*.jsonl.*", ".projection-*.npz.*")
+    rest = sorted(path for pattern in names for path in root.rglob(pattern))
     return found + [(path, "left behind by a process that was killed: it may be removed") for path in rest]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -50,6 +50,7 @@ class Header(Outline):
     network: dict[str, Any]
     setup: dict[str, Any]
     initial: list[int]
+    initial_classes: list[int] = field(default_factory=list)  # files of before do not say
 
 
 @dataclass(frozen=True)

@@ -1,43 +1,13 @@
-"""summary.md: what was run, a table, the one-off ledger, and what to be wary of."""
+"""What was run and where, what it cost once, and what every label would give: lines for the page and summary.md."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from dgal_bench.report.cautions import cautions
-from dgal_bench.report.propagation import propagation_lines
-from dgal_bench.report.replays import common_lines, marked, sources
-from dgal_bench.report.summary import REFERENCE, Group, SummaryRow, summarise
-from dgal_bench.report.text import aligned, numbers, speedup, spread
+from dgal_bench.report.groups import Group
+from dgal_bench.report.text import numbers
 from dgal_bench.report.times import machine
-
-
-def summary_md(groups: Sequence[Group]) -> str:
-    """A section per group: what was run, the table, the one-off ledger, and what to be wary of."""
-    return "\n".join(_section(one) for one in groups)
-
-
-def _section(group: Group) -> str:
-    lines = [
-        f"## {group.name}, profile {group.profile}, algorithm {group.algorithm_version}",
-        "",
-        *_protocol(group),
-        "",
-    ]
-    if group.strategies:
-        rows = summarise(group)
-        lines += _table(rows)
-        lines += ["", "Mean and 95 % t interval over seeds. Area: mean accuracy over the range of labels. Query: mean"]
-        lines += [
-            f"seconds of one query, nothing else; speed-up: {REFERENCE}'s query time over the strategy's, by seed.",
-            *sources(group, rows),
-            *common_lines(group),
-            *propagation_lines(group),
-            "",
-        ]
-    lines += supervision_lines(group)
-    return "\n".join([*lines, *_ledger(group), *cautions(group)]) + "\n"
 
 
 def supervision_lines(group: Group) -> list[str]:
@@ -54,7 +24,7 @@ def supervision_lines(group: Group) -> list[str]:
     return [*lines, ""] if lines else []
 
 
-def _protocol(group: Group) -> list[str]:
+def protocol(group: Group) -> list[str]:
     configs = [log.header["config"] for log in group.logs or group.references]
     if not configs:
         return ["No cell has begun."]
@@ -102,27 +72,17 @@ def machines(group: Group) -> list[str]:
     return sorted({machine(log.header) for log in [*group.logs, *group.references]})
 
 
-def _table(rows: Sequence[SummaryRow]) -> list[str]:
-    query = marked([spread(row.query_seconds, 1000, 2) for row in rows], [row.query.beside for row in rows])
-    faster = marked([speedup(row.speedup) for row in rows], [row.speedup_beside for row in rows])
-    return aligned(
-        ["strategy", "seeds", "final accuracy %", "area under curve %", "query ms", "points scored", "speed-up"],
-        [
-            [
-                row.strategy,
-                str(row.final_accuracy.n),
-                spread(row.final_accuracy, 100, 1),
-                spread(row.area, 100, 1),
-                query_ms,
-                f"{row.n_scored:,.0f}",
-                times_faster,
-            ]
-            for row, query_ms, times_faster in zip(rows, query, faster, strict=True)
-        ],
-    )
+def _made_on(ledger: Mapping[str, Any]) -> str:
+    """``, made on AMD EPYC, 2 cores, 2 threads``: a cache may have been filled on another machine than the rows'."""
+    maker = ledger.get("made_by", {}).get("machine")
+    if not maker:
+        return ""
+    threads = f", {ledger['threads']} threads" if "threads" in ledger else ""
+    gpu = f" with {maker['gpu']}" if maker.get("gpu") else ""
+    return f", made on {maker['cpu']}, {maker['cores']} cores{gpu}{threads}"
 
 
-def _ledger(group: Group) -> list[str]:
+def ledger_lines(group: Group) -> list[str]:
     """The one-off cost and quality of each representation and graph under these rows."""
     made = {
         log.header["fingerprint"]["graph"]: (space(log.header["config"]["representation"]), log.header["setup"])
@@ -135,7 +95,7 @@ def _ledger(group: Group) -> list[str]:
         lines.append(
             f"Once, in no query time: {name} {representation['seconds']:.1f} s, "
             f"graph {graph['seconds']:.2f} s ({graph['components']} component(s), "
-            f"{'exact' if graph['exact'] else f'''recall {graph['recall']:.3f}'''}). "
+            f"{'exact' if graph['exact'] else f'''recall {graph['recall']:.3f}'''}){_made_on(representation)}. "
             f"Share of the 20 nearest neighbours with a point's label: {shares}."
         )
     rehearsed = [

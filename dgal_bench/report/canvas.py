@@ -1,0 +1,139 @@
+"""One kind of figure: a title, axes, a legend and small print below them, laid out in inches by hand.
+
+Drawn once for three readers: PNG and SVG files are the whole of it, the page takes what is between title and legend
+(report/inline.py). matplotlib's own layouts would cost more than the drawing itself.
+"""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil, log10
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+INK, FAINT, GRID, PAPER = "#1B1F24", "#5B6571", "#D9DEE4", "#FFFFFF"
+"""Text, small print, rules and ground: the page puts its scheme's own in their place."""
+
+WIDTH = 6.0  # inches
+TITLE, LEGEND, NOTE = "title", "legend", "note"
+"""Ids of what the page has of its own."""
+
+KEY = "line:key"
+
+_LEGEND_ROW, _NOTE_ROW, _TITLE_ROW = 0.2, 0.16, 0.36  # inches
+_LEGEND_CHARACTERS = 86  # beside handles and gaps, over the width
+_NOTE_WIDTH = 98  # characters
+
+RC: Any = {
+    "svg.hashsalt": "dgal_bench", "svg.fonttype": "none", "text.parse_math": False,
+    "font.size": 11, "axes.titlesize": 11,
+    "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK, "xtick.color": FAINT, "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK, "grid.color": GRID, "axes.axisbelow": True, "axes.spines.top": False,
+    "axes.spines.right": False, "image.composite_image": False,
+    "figure.facecolor": PAPER, "axes.facecolor": "none", "axes.grid": True,
+}  # fmt: skip
+"""For whoever draws or saves."""
+
+
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """A figure with its axes, left to right; ``top`` and ``bottom``: inches of what the page has of its own there."""
+
+    figure: Figure
+    axes: list[Axes]
+    top: float = field(default=0.0)
+    bottom: float = field(default=0.0)
+
+
+def canvas(
+    title: str,
+    legend: Mapping[str, Mapping[str, Any]],
+    note: str = "",
+    height: float = 3.6,
+    panels: Sequence[float] = (1.0,),
+    left: float = 0.82,
+    gap: float = 0.75,
+    headings: Sequence[str] = (),
+    own_key: bool = False,
+) -> Canvas:
+    """Axes of ``panels``' relative widths, ``height`` inches high with their labels, each under its heading if any.
+
+    Args:
+        legend: what each name's handle looks like, as keywords of a line. Of strategies, which the page shows once for
+            all figures, unless it is the figure's ``own_key``.
+        left: inches to the left of the first axes, ``gap`` between two, for the labels of their ticks.
+    """
+    columns = _columns(list(legend))
+    rows = ceil(len(legend) / columns)
+    notes = textwrap.wrap(note, _NOTE_WIDTH)
+    bottom = _LEGEND_ROW * rows + _NOTE_ROW * len(notes) + 0.22
+    total = _TITLE_ROW + height + bottom
+    figure = Figure(figsize=(WIDTH, total))
+    FigureCanvasAgg(figure)
+    figure.text(0.12 / WIDTH, 1 - 0.25 / total, title, fontsize=11.5, weight="bold", gid=TITLE)
+    axes = []
+    room = WIDTH - left - gap * (len(panels) - 1) - 0.26
+    x = left
+    for share in panels:
+        width = room * share / sum(panels)
+        room_above = 0.3 if headings else 0.08
+        frame = (x / WIDTH, (bottom + 0.58) / total, width / WIDTH, (height - 0.58 - room_above) / total)
+        axes.append(figure.add_axes(frame))
+        x += width + gap
+    for one, heading in zip(axes, headings, strict=False):
+        one.set_title(heading, loc="left", fontsize=10)
+    if legend:
+        handles = [Line2D([], [], label=name, **keywords) for name, keywords in legend.items()]
+        figure.legend(
+            handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=9,
+            bbox_to_anchor=(0.5, (_NOTE_ROW * len(notes) + 0.12) / total), borderaxespad=0, borderpad=0,
+            handlelength=2.2, columnspacing=1.2, labelspacing=(_LEGEND_ROW * 72 - 9 * 1.2) / 9,
+        ).set_gid(KEY if own_key else LEGEND)  # fmt: skip
+    if notes:
+        figure.text(0.12 / WIDTH, 0.06 / total, "\n".join(notes), fontsize=8, color=FAINT, gid=NOTE, va="bottom")
+    return Canvas(figure, axes, _TITLE_ROW, _NOTE_ROW * len(notes) + 0.05 if own_key else bottom)
+
+
+def _columns(names: Sequence[str]) -> int:
+    """As many as the longest name leaves room for."""
+    longest = max(map(len, names), default=1)
+    return max(1, min(len(names), 5, _LEGEND_CHARACTERS // (longest + 7)))
+
+
+def log_axis(axis: Axis, values: Iterable[float], dense: float = 2.2) -> None:
+    """A log scale with plain numbers (0.01, 1, 100), more of them where the values span under ``dense`` decades."""
+    positive = [value for value in values if value > 0] or [1.0]
+    decades = log10(max(positive) / min(positive))
+    (axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale)("log")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < dense else (1.0,), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def plain(value: float) -> str:
+    """``0.001``, ``20``, ``5,000``, ``2M``."""
+    if value >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value:,.0f}" if value >= 1 and value == round(value) else f"{value:g}"
+
+
+def count_axis(axis: Axis) -> None:
+    """Of labels: ``2,000``."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def percent_axis(axis: Axis) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
+
+
+def of_strategy(strategy: str, part: str) -> str:
+    """The id of what is drawn of a strategy."""
+    return f"strategy:{strategy}:{part}"

@@ -1,0 +1,144 @@
+"""One strategy against another, paired over the seeds that both have; a family of such tests corrected by Holm."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, sqrt
+
+import numpy as np
+from scipy.stats import t as student
+
+from dgal_bench.record import RoundRecord
+from dgal_bench.report.groups import REFERENCE, Group
+from dgal_bench.report.statistics import MANY, TIE, Estimate, Floats, area_under_curve, mean_interval
+from dgal_bench.seeding import rng_for
+
+OPPONENTS = (REFERENCE, "random")
+"""What every strategy is held against."""
+
+EXACT = 17
+"""Seeds up to which all flips of signs are counted: half of 2^17 is fewer than there would be drawn."""
+
+FLIPS = 99_999
+
+Records = Sequence[RoundRecord]
+Measure = Callable[[Records, Records], tuple[float, float] | None]
+"""A number of each of two cells, ours first; None where the two have nothing in common to be measured on."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Ours minus theirs over the n seeds of both, and the two-sided test of no difference.
+
+    ``p`` is None with one seed. ``smallest_p`` is the least that flipping the signs of n differences can give, which is
+    what so few seeds can show without a normal distribution: a t test's p may be below it.
+    """
+
+    difference: Estimate
+    p: float | None
+    smallest_p: float
+    method: str
+    n: int
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A strategy against ``opponent``; ``holm_p`` is corrected for all that were held against it."""
+
+    opponent: str
+    paired: Paired
+    holm_p: float | None
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Paired | None:
+    """Over the seeds in both: Student's interval and test under 10, BCa's interval and sign flips from 10."""
+    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    n = len(differences)
+    if n == 0:
+        return None
+    many = n >= MANY
+    p = None if n == 1 else flip_test(differences) if many else t_test(differences)
+    method = "BCa, permutation" if many else "paired t"
+    return Paired(mean_interval(differences), p, smallest_p(n), method, n)
+
+
+def smallest_p(n: int) -> float:
+    """Of n differences with all signs equal: 2 of 2^n flips are as far from 0; where they are drawn, 1 of 100,000."""
+    return max(2.0 ** (1 - n), 1 / (FLIPS + 1))
+
+
+def t_test(differences: Sequence[float]) -> float:
+    """Student's two-sided test of mean 0; differences that are all the same leave no doubt."""
+    n, mean = len(differences), sum(differences) / len(differences)
+    error = sqrt(sum((one - mean) ** 2 for one in differences) / (n - 1) / n)
+    t = abs(mean) / error if error else inf if mean else 0.0
+    return float(2 * student.sf(t, n - 1))
+
+
+def flip_test(differences: Sequence[float]) -> float:
+    """The share of flips of signs whose mean is as far from 0 as that of the differences.
+
+    All of them up to 17 seeds; beyond, 99,999 drawn ones and the differences themselves (Phipson and Smyth 2010).
+    """
+    sizes_S = np.sort(np.abs(differences))  # their signs and order are nothing that flips depend on
+    n, largest = len(sizes_S), float(sizes_S.sum())
+    reached = abs(sum(differences)) - TIE * largest
+    sums = np.abs(_all_flips(sizes_S) if n <= EXACT else _drawn_flips(sizes_S))
+    as_far = int((sums >= reached).sum())
+    return as_far / len(sums) if n <= EXACT else (as_far + 1) / (len(sums) + 1)
+
+
+def _all_flips(sizes_S: Floats) -> Floats:
+    """The sums under every choice of signs but the last: the others mirror them."""
+    sums = sizes_S[-1:]
+    for size in sizes_S[:-1]:
+        sums = np.concatenate([sums + size, sums - size])
+    return sums
+
+
+def _drawn_flips(sizes_S: Floats) -> Floats:
+    """One seed after the other, so that no matrix of signs is held."""
+    rng, sums = rng_for(0, "flips", len(sizes_S)), np.zeros(FLIPS)
+    for size in sizes_S:
+        sums += np.where(rng.integers(0, 2, FLIPS, dtype=np.int8), size, -size)
+    return sums
+
+
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down correction for as many tests as were made; None, where none was, stays None."""
+    tests = sorted((p, at) for at, p in enumerate(ps) if p is not None)
+    adjusted: list[float | None] = [None] * len(ps)
+    least = 0.0
+    for rank, (p, at) in enumerate(tests):
+        adjusted[at] = least = max(least, min(1.0, (len(tests) - rank) * p))
+    return adjusted
+
+
+def common_area(ours: Records, theirs: Records) -> tuple[float, float] | None:
+    """Both areas under the curve over the numbers of labels that both were evaluated at; None with fewer than two."""
+    shared = {one.n_labeled for one in ours} & {one.n_labeled for one in theirs}
+    if len(shared) < 2:
+        return None
+    areas = [area_under_curve([one for one in records if one.n_labeled in shared]) for records in (ours, theirs)]
+    return areas[0], areas[1]
+
+
+def counterpart(strategy: str, opponent: str, group: Group) -> str:
+    """The opponent under the same varied settings (``random+graph.graph_k=10``) where there is one."""
+    same = "+".join([opponent, *strategy.split("+")[1:]])
+    return same if same in group.cells else opponent
+
+
+def against(group: Group, opponent: str, measure: Measure = common_area) -> dict[str, Compared]:
+    """Every other strategy that shares a finished seed with the opponent, corrected by Holm over all of them."""
+    met = [(strategy, counterpart(strategy, opponent, group)) for strategy in group.strategies]
+    found = {ours: (theirs, _meeting(group, ours, theirs, measure)) for ours, theirs in met if ours != theirs}
+    kept = {strategy: (theirs, pair) for strategy, (theirs, pair) in found.items() if pair is not None}
+    corrected = zip(kept.items(), holm([pair.p for _, pair in kept.values()]), strict=True)
+    return {strategy: Compared(theirs, pair, p) for (strategy, (theirs, pair)), p in corrected}
+
+
+def _meeting(group: Group, ours: str, theirs: str, measure: Measure) -> Paired | None:
+    cells, others = group.finished(ours), group.finished(theirs)
+    measured = {seed: measure(cells[seed].records, others[seed].records) for seed in cells.keys() & others.keys()}
+    known = {seed: both for seed, both in measured.items() if both is not None}
+    return paired(*({seed: both[side] for seed, both in known.items()} for side in (0, 1)))

@@ -1,0 +1,259 @@
+"""Figures of curves: what changes with labels, seconds or rounds; mean over seeds with a 95 % band."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import nan
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from dgal_bench.record import CellLog, RoundRecord
+from dgal_bench.report.canvas import FAINT, Canvas, canvas, count_axis, log_axis, of_strategy, percent_axis
+from dgal_bench.report.groups import Group
+from dgal_bench.report.looks import Look, looks
+from dgal_bench.report.measures import batch_balance, classes_seen
+from dgal_bench.report.spending import paid, spent, sums_note, times_note
+from dgal_bench.report.statistics import Estimate, mean_intervals
+
+MARKER = 4.0
+SECONDS = "seconds of all queries so far (log)"
+_DOTS = (0, (1, 2))
+
+Of = Callable[[str], Sequence[float]]
+
+
+def legend(group: Group) -> dict[str, Mapping[str, Any]]:
+    """A handle for every strategy, and for full supervision."""
+    handles: dict[str, Mapping[str, Any]] = {}
+    for one in looks(group).values():
+        handles[one.name] = {**one.line, "markersize": MARKER}
+    done = [log for log in group.references if log.done]
+    return handles | {supervised_label(log): {"color": FAINT, "linestyle": _DOTS, "linewidth": 1.2} for log in done}
+
+
+def supervised_label(log: CellLog) -> str:
+    varied = "".join(f" {part.rpartition('.')[2]}" for part in log.path.parent.name.split("+")[1:])
+    return f"all {log.records[-1].n_labeled:,} labels{varied}"
+
+
+def seeds_note(group: Group, *more: str) -> str:
+    """Over how many seeds the means are, and under which profile."""
+    numbers = sorted({len(group.finished(strategy)) for strategy in group.strategies})
+    seeds = f"mean and 95 % band (cut at the frame) over {'/'.join(map(str, numbers))} seeds"
+    return "; ".join(
+        ["one seed, no band" if numbers == [1] else seeds, f"profile {group.profile}", *filter(None, more)]
+    )
+
+
+def over_seeds(group: Group, strategy: str, value: Callable[[RoundRecord], float]) -> list[Estimate]:
+    """Of each row, over finished seeds as far as all of them go."""
+    logs = list(group.finished(strategy).values())
+    n_rows = min(len(log.records) for log in logs)
+    return mean_intervals([[value(record) for record in log.records[:n_rows]] for log in logs])
+
+
+def accuracies(group: Group, strategy: str) -> list[Estimate]:
+    return over_seeds(group, strategy, lambda record: record.accuracy)
+
+
+def labels(group: Group, strategy: str) -> list[float]:
+    """Of each row; strategies of one group may differ in it."""
+    return [one.mean for one in over_seeds(group, strategy, lambda record: float(record.n_labeled))]
+
+
+def _line(axes: Axes, strategy: str, own: Look, x: Sequence[float], y: Sequence[float]) -> None:
+    axes.plot(x, y, markersize=MARKER, label=own.name, gid=of_strategy(strategy, "line"), **own.line)
+
+
+def _band(axes: Axes, strategy: str, own: Look, x: Sequence[float], estimates: Sequence[Estimate]) -> None:
+    if estimates and estimates[0].n > 1:
+        low, high = [one.low for one in estimates], [one.high for one in estimates]
+        axes.fill_between(
+            x, low, high, color=own.color, alpha=0.08, linewidth=0, gid=of_strategy(strategy, "band")
+        )  # fmt: skip
+
+
+def _accuracy(group: Group, title: str, xlabel: str, x_of: Of, first_row: int, note: str, extremes: bool) -> Canvas:
+    """Accuracy over whatever ``x_of`` a strategy is, from its row ``first_row`` on."""
+    made = canvas(f"{title}: {group.told}", legend(group), seeds_note(group, note))
+    (axes,) = made.axes
+    means: list[float] = []
+    for strategy, own in looks(group).items():
+        estimates, x = accuracies(group, strategy)[first_row:], list(x_of(strategy))[first_row:]
+        _band(axes, strategy, own, x, estimates)
+        _line(axes, strategy, own, x, [one.mean for one in estimates])
+        means += [one.mean for one in estimates]
+    full = {supervised_label(log): log.records[-1].accuracy for log in group.references if log.done}
+    for label, accuracy in full.items():
+        axes.axhline(accuracy, color=FAINT, linewidth=1.2, linestyle=_DOTS, gid="line:full supervision", label=label)
+    if extremes and means:
+        finals = [accuracies(group, strategy)[-1].mean for strategy in group.strategies]
+        for height, which in ((max(finals), "best"), (min(finals), "worst")):
+            axes.axhline(height, color=FAINT, linewidth=0.8, gid=f"line:{which}", zorder=1)
+    # The frame follows the means: with few seeds a band is wider than accuracies can be.
+    every = [*means, *full.values()]
+    axes.set_ylim(max(0.0, min(every, default=0.0) - 0.06), min(1.0, max(every, default=1.0) + 0.04))
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("test accuracy")
+    percent_axis(axes.yaxis)
+    return made
+
+
+def accuracy_labels(group: Group) -> Canvas:
+    """Figs. 6, 9 and 11 of the paper."""
+    made = _accuracy(group, "Accuracy against labels", "labels", partial(labels, group), 0, "", extremes=False)
+    count_axis(made.axes[0].xaxis)
+    return made
+
+
+def accuracy_query_time(group: Group) -> Canvas:
+    """Figs. 5 and 8 of the paper: each row against the query seconds of the rows before it, on a log axis."""
+    told = "grey lines: best and worst final accuracy"
+    note = "; ".join(filter(None, [told, times_note(group)]))
+    made = _accuracy(group, "Accuracy against query time", SECONDS, partial(paid, group), 1, note, extremes=True)
+    _log_x(made, [x for strategy in group.strategies for x in paid(group, strategy)])
+    return made
+
+
+def accuracy_total_time(group: Group) -> Canvas:
+    """Table 2 of the paper as curves: with the set-up that the queries rest on."""
+
+    label = "seconds of set-up and all queries so far (log)"
+    x_of = partial(spent, group)
+    made = _accuracy(group, "Accuracy against total time", label, x_of, 1, sums_note(group), extremes=True)
+    _log_x(made, [x for strategy in group.strategies for x in x_of(strategy)])
+    return made
+
+
+def _log_x(made: Canvas, values: Sequence[float]) -> None:
+    log_axis(made.axes[0].xaxis, values)
+
+
+def seconds_spent(group: Group) -> Canvas:
+    """What each strategy has cost after so many queries, its set-up included: who is cheaper from when on."""
+    made = canvas(f"Set-up and queries, seconds so far: {group.told}", legend(group), sums_note(group))
+    (axes,) = made.axes
+    every: list[float] = []
+    for strategy, own in looks(group).items():
+        seconds = spent(group, strategy)[1:]
+        _line(axes, strategy, own, range(1, len(seconds) + 1), seconds)
+        every += seconds
+    axes.set_xlabel("queries made")
+    axes.set_ylabel("seconds (log)")
+    log_axis(axes.yaxis, every)
+    return made
+
+
+def _pair(
+    group: Group, title: str, headings: Sequence[str], values: Sequence[Callable[[CellLog], Sequence[float] | None]],
+    xlabel: str = "round", note: str = "",
+) -> Canvas:  # fmt: skip
+    """Two panels of means over seeds, one value a row; a strategy of which a cell does not tell is left out."""
+    made = canvas(f"{title}: {group.told}", legend(group), note, panels=(1.0, 1.0), height=3.4, headings=headings)
+    for axes, value in zip(made.axes, values, strict=True):
+        for strategy, own in looks(group).items():
+            columns = [value(log) for log in group.finished(strategy).values()]
+            if told := [column for column in columns if column]:
+                means = [sum(at) / len(at) for at in zip(*told, strict=False)]
+                _line(axes, strategy, own, range(len(means)), means)
+        axes.set_xlabel(xlabel)
+    return made
+
+
+def points_per_round(group: Group) -> Canvas:
+    """What a restriction leaves and what the network is asked, round by round."""
+
+    def candidates(log: CellLog) -> list[float]:
+        return _positive([record.n_candidates for record in log.records[:-1]])
+
+    def scored(log: CellLog) -> list[float]:
+        return _positive([record.n_scored for record in log.records[:-1]])
+
+    headings = ("candidates (log)", "points scored (log)")
+    note = "strategies that score no point are not in the right panel"
+    made = _pair(group, "Candidates and points scored per query", headings, (candidates, scored), note=note)
+    for axes in made.axes:
+        log_axis(axes.yaxis, [float(y) for line in axes.lines for y in np.asarray(line.get_ydata())])
+    return made
+
+
+def _positive(values: Sequence[int | None]) -> list[float]:
+    """For a log axis: a gap where there is none or nothing, and no line where that is everywhere."""
+    return [float(value) if value else nan for value in values] if any(values) else []
+
+
+def classes(group: Group) -> Canvas:
+    """Whether batches are of one class, and how soon every class has been seen."""
+
+    def seen(log: CellLog) -> Sequence[float] | None:
+        found = classes_seen(log.records, log.header.get("initial_classes"))
+        return None if found is None else [float(n) for n in found]
+
+    def balance(log: CellLog) -> list[float]:
+        n_classes = int(log.header.get("data", {}).get("n_classes") or 0)
+        return [batch_balance(record.classes, n_classes) for record in log.records if record.classes and n_classes]
+
+    note = "balance: entropy of a batch's classes, 1 where they are as even as the batch's size allows"
+    made = _pair(
+        group, "Classes seen, and their balance", ("classes seen", "batch balance"), (seen, balance), note=note
+    )
+    made.axes[1].set_ylim(-0.03, 1.03)
+    return made
+
+
+def exploration(group: Group) -> Canvas:
+    """Exploring clusters first, refining boundaries later (paper, Figs. 3 and 4, section 4.2), as numbers."""
+
+    def boundary(log: CellLog) -> list[float]:
+        return [record.boundary_share for record in log.records if record.boundary_share is not None]
+
+    headings = ("boundary share of the batch", "reach of the labels")
+    note = "boundary share: of a pick's graph neighbours those with another label; reach: of the pool what a label "
+    note += "diffuses to within T steps"
+    made = _pair(
+        group, "Exploration to refinement", headings, (boundary, lambda log: [r.reach for r in log.records]), note=note
+    )  # fmt: skip
+    for axes in made.axes:
+        percent_axis(axes.yaxis)
+    return made
+
+
+def propagated(group: Group) -> Canvas | None:
+    """What the graph alone knows of the test images, beside the network; None where no row was asked."""
+
+    def network(record: RoundRecord) -> float:
+        return record.accuracy
+
+    def graph(record: RoundRecord) -> float:
+        return float((record.propagated or {})["accuracy"])
+
+    rows = {strategy: _looked_at(group, strategy) for strategy in looks(group)}
+    if not any(rows.values()):
+        return None
+    made = canvas(
+        f"What the graph knows: {group.told}", legend(group),
+        "at the rounds where rows have both; labels propagated by the diffusion's T steps", panels=(1.0, 1.0),
+        height=3.4, headings=("network, test accuracy", "graph alone, test accuracy"),
+    )  # fmt: skip
+    for axes, value in zip(made.axes, (network, graph), strict=True):
+        for strategy, own in looks(group).items():
+            at = rows[strategy]
+            points = [[value(record) for record in seeds] for seeds in at]
+            x = [seeds[0].n_labeled for seeds in at]
+            _line(axes, strategy, own, x, [sum(each) / len(each) for each in points])
+        axes.set_xlabel("labels")
+        count_axis(axes.xaxis)
+        percent_axis(axes.yaxis)
+    low = min(axes.get_ylim()[0] for axes in made.axes)
+    high = max(axes.get_ylim()[1] for axes in made.axes)
+    for axes in made.axes:
+        axes.set_ylim(max(0.0, low), min(1.02, high))
+    return made
+
+
+def _looked_at(group: Group, strategy: str) -> list[list[RoundRecord]]:
+    """The records of all seeds at the rounds where each has propagated labels."""
+    logs = list(group.finished(strategy).values())
+    rounds = zip(*(log.records for log in logs), strict=False)
+    return [list(records) for records in rounds if all(record.propagated for record in records)]

@@ -1,0 +1,86 @@
+"""report.html: one file with everything in it, which opens from a disk without any network."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from dgal_bench.report.canvas import FAINT, GRID, INK, PAPER
+from dgal_bench.report.figures import Drawn
+from dgal_bench.report.inline import used_colours, variable
+from dgal_bench.report.looks import DASHES, Look, short_name
+from dgal_bench.report.view import View
+
+_HERE = Path(__file__).parent
+
+LIGHT = {"ink": INK, "faint": FAINT, "grid": GRID, "paper": PAPER}
+DARK = {"ink": "#E8ECF0", "faint": "#A2ADB8", "grid": "#39424C", "paper": "#14181D"}
+
+_SHAPES: Mapping[str, str] = {
+    "o": '<circle cx="16" cy="7" r="4"/>',
+    "s": '<rect x="12.3" y="3.3" width="7.4" height="7.4"/>',
+    "^": '<path d="M16 2.5 20.5 11h-9z"/>',
+    "v": '<path d="M16 11.5 20.5 3h-9z"/>',
+    "<": '<path d="M11.5 7 20 2.5v9z"/>',
+    ">": '<path d="M20.5 7 12 2.5v9z"/>',
+    "D": '<path d="M16 2.5 20.5 7 16 11.5 11.5 7z"/>',
+    "P": '<path d="M14.3 2.5h3.4v2.8h2.8v3.4h-2.8v2.8h-3.4V8.7h-2.8V5.3h2.8z"/>',
+    "X": '<path transform="rotate(45 16 7)" d="M14.3 2.5h3.4v2.8h2.8v3.4h-2.8v2.8h-3.4V8.7h-2.8V5.3h2.8z"/>',
+    "*": '<path d="M16 1.8 17.3 5.3 21 5.4 18.1 7.7 19.1 11.3 16 9.2 12.9 11.3 13.9 7.7 11 5.4 14.7 5.3z"/>',
+    "": "",
+}
+"""matplotlib's markers, in a box of 32 by 14."""
+_STROKES: Sequence[str] = ("", "6 3", "2 2", "6 2 2 2", "5 1 1 1")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A group as the page shows it."""
+
+    view: View
+    figures: Sequence[Drawn]
+
+    @property
+    def chips(self) -> list[tuple[str, str, Markup]]:
+        """Of every strategy its name, its short name and its look."""
+        return [(name, short_name(name), swatch(one)) for name, one in self.view.looks.items()]
+
+
+def swatch(look: Look) -> Markup:
+    """A legend's handle."""
+    dash = _STROKES[DASHES.index(look.linestyle)] if look.linestyle in DASHES else ""
+    colour = f"var(--{variable(look.color)})"
+    line = (
+        f'<path d="M1 7h30" stroke="{colour}" stroke-width="{look.linewidth}" stroke-dasharray="{dash}" fill="none"/>'
+    )
+    shape = f'<g fill="{colour}">{_SHAPES.get(look.marker, "")}</g>'
+    return Markup(f'<svg class="swatch" viewBox="0 0 32 14" aria-hidden="true">{line}{shape}</svg>')  # noqa: S704
+
+
+def render(title: str, sections: Sequence[Section], across: Sequence[Drawn], facts: Mapping[str, Any]) -> str:
+    """The page; whatever comes from a file is escaped, but for the figures, which were drawn here."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["pretty"] = lambda config: json.dumps(config, indent=1)
+    environment.filters["code"] = _code
+    drawn = [one.svg for section in sections for one in section.figures] + [one.svg for one in across]
+    swatches = [str(picture) for section in sections for *_, picture in section.chips]
+    colours = used_colours([*drawn, *swatches])
+    return environment.get_template("page.html").render(
+        title=title, sections=sections, across=across, facts=facts, markup=Markup,
+        light={**LIGHT, **{name: tones[0] for name, tones in colours.items()}},
+        dark={**DARK, **{name: tones[1] for name, tones in colours.items()}},
+        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - our own files
+        script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704
+    )  # fmt: skip
+
+
+def _code(text: str) -> Markup:
+    """What stands between backticks as code, all of it escaped."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704

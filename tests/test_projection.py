@@ -1,0 +1,366 @@
+"""The projection of the latents: made for any latents, the same each time, carried whole, and read or refused."""
+
+import base64
+import io
+import json
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dgal_bench import cache, projection
+from dgal_bench.engines.base import Teller, message
+from dgal_bench.engines.setup import set_up
+from dgal_bench.errors import ResultsError
+from dgal_bench.features import principal_components
+from dgal_bench.graph.knn import new_index
+from dgal_bench.laws import practice, run_here
+from dgal_bench.projection import LEVELS, among, file_name, packed, principal_plane, project, projected, unpack
+from dgal_bench.record import read_cell
+from dgal_bench.report.projections import read_file, read_projection
+from dgal_bench.sweep import Job
+from dgal_bench.validate import validate
+from dgal_bench.worker import handle
+from tests.sweeping import command, finish
+from tests.test_cli import settings
+from tests.test_engines import Diary
+
+SHA = "0123456789abcdef" * 4
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """t-SNE from 100 points on, of 150 at most, in as few steps as scikit-learn takes."""
+    for name, value in {"_FEW": 99, "_SAMPLE": 150, "_STEPS": 250}.items():
+        monkeypatch.setattr(projection, name, value)
+
+
+def cloud(size, width=5, seed=0):
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(size, width)).astype(np.float32))
+
+
+def outlier(size):
+    points = torch.ones(size, 4)
+    points[size // 2] = 7
+    return points
+
+
+KINDS = {
+    "a cloud": cloud,
+    "one dimension": partial(cloud, width=1),
+    "two dimensions": partial(cloud, width=2),
+    "more dimensions than points": partial(cloud, width=500),
+    "constant": lambda size: torch.full((size, 4), 3.5),
+    "on a line": lambda size: cloud(size, 1) * torch.arange(5),
+    "three places": lambda size: cloud(3)[torch.arange(size) % 3],
+    "one outlier": outlier,
+    "huge": lambda size: 1e30 * cloud(size),
+    "tiny": lambda size: 1e-30 * cloud(size),
+    "far from 0": lambda size: 1000 + cloud(size),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [1, 2, 40, *(pytest.param(size, marks=pytest.mark.slow) for size in (120, 300))])
+def test_any_latents_have_finite_positions(soon, size, kind):
+    """By components, by t-SNE, and by t-SNE of a sample; a warning is an error here."""
+    points = KINDS[kind](size)
+    positions = project(points, seed=0)
+    assert (positions.shape, positions.dtype) == ((size, 2), torch.float32)
+    assert torch.isfinite(positions).all()
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_latents_that_a_sheet_can_hold_are_their_own_projection(width):
+    points = cloud(2000, width)
+    assert torch.equal(project(points, seed=0)[:, :width], points)
+    assert not project(points, seed=0)[:, width:].any()
+
+
+def test_the_same_bits_on_any_number_of_threads_and_others_with_another_seed(soon):
+    points, before = cloud(400), np.random.get_state()[1].copy()
+    torch.set_num_threads(2)
+    two = project(points, seed=0)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert torch.equal(project(points, seed=0), two)
+    assert not torch.equal(project(points, seed=1), two)
+    assert (np.random.get_state()[1] == before).all()
+
+
+def test_components_are_those_of_the_representation():
+    points = cloud(80, 7) * torch.arange(1, 8)
+    expected = principal_components(points, 2)(points)
+    torch.testing.assert_close(principal_plane(points).abs(), expected.abs(), rtol=1e-3, atol=1e-3)
+
+
+def test_neighbours_in_the_latent_space_are_neighbours_in_the_picture(lab):
+    """Six of a point's ten nearest, of 180 points; by chance it would be one in two."""
+    points = lab.setup.latents[:180]
+    projection_of = projection.tsne(points, seed=0)
+    apart, seen = torch.cdist(points, points), torch.cdist(projection_of, projection_of)
+    near, near_seen = (distances.argsort(dim=1)[:, 1:11] for distances in (apart, seen))
+    shared = [len(set(a) & set(b)) for a, b in zip(near.tolist(), near_seen.tolist(), strict=True)]
+    assert sum(shared) / len(shared) > 6
+
+
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+def test_a_point_beside_the_sample_is_between_its_nearest_and_two_of_its_five_nearest(backend):
+    base, positions, points = cloud(60), cloud(60, 2, seed=1), cloud(25, seed=2)
+    found = among(base, positions, points, new_index(base, backend))
+    for point, place in zip(points.double().numpy(), found.numpy(), strict=True):
+        distances = np.sqrt(((base.double().numpy() - point) ** 2).sum(1))
+        five = np.argsort(distances)[:5]
+        seen = positions.double().numpy()[five]
+        three = np.argsort(((seen - seen[0]) ** 2).sum(1))[:3]
+        expected = np.average(seen[three], axis=0, weights=distances[five][three] ** -2)
+        np.testing.assert_allclose(place, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_twins_of_the_sample_are_where_it_is():
+    base, positions = cloud(60), cloud(60, 2, seed=1)
+    twins = torch.tensor([3, 59, 3, 0])
+    torch.testing.assert_close(among(base, positions, base[twins], new_index(base)), positions[twins])
+
+
+def test_blocks_are_no_part_of_the_picture(soon, monkeypatch):
+    points = cloud(400)
+    whole = project(points, seed=0)
+    monkeypatch.setattr(projection, "_BLOCK", 14 * 5 * 7)  # seven points at a time
+    torch.testing.assert_close(project(points, seed=0), whole)
+    some = torch.arange(0, 400, 3)
+    assert project(points, seed=0, points=some).shape == (134, 2)
+
+
+def arrays_of(lab, ids=None):
+    size = lab.data.size if ids is None else len(ids)
+    arrays = {"positions": cloud(size, 2).numpy() * [3, 1]}
+    return arrays if ids is None else arrays | {"ids": np.array(ids)}
+
+
+def written(folder, lab, ids=None):
+    content = packed(arrays_of(lab, ids), lab.data, SHA)
+    (folder / file_name(SHA)).write_bytes(content)
+    return folder / file_name(SHA)
+
+
+@pytest.mark.parametrize("ids", [None, [0, 7, 9, 199]])
+def test_what_is_packed_is_read_back(tmp_path, lab, ids):
+    written(tmp_path, lab, ids)
+    found, positions = read_projection(tmp_path, SHA), arrays_of(lab, ids)["positions"]
+    kept = range(lab.data.size) if ids is None else ids
+    assert found.labels.tolist() == [int(lab.data.labels[i]) for i in kept]
+    assert found.classes == [str(number) for number in range(10)]
+    side = (positions.max(0) - positions.min(0)).max()
+    middle = (positions.max(0) + positions.min(0)) / 2
+    np.testing.assert_allclose(found.positions, 2 * (positions - middle) / side, atol=2 / LEVELS)
+    assert (found.positions.dtype, float(np.abs(found.positions).max())) == (np.float32, 1)
+
+
+def test_points_are_found_by_their_place_in_the_pool(tmp_path, lab):
+    written(tmp_path, lab, [2, 7, 9, 199])
+    some = read_projection(tmp_path, SHA)
+    positions, found = some.of([199, 8, 2, 2, 1000, 0])
+    assert found.tolist() == [True, False, True, True, False, False]
+    assert np.array_equal(positions, some.positions[[3, 0, 0]])
+    written(tmp_path, lab)
+    whole = read_projection(tmp_path, SHA)
+    positions, found = whole.of([199, 200, 5])
+    assert (found.tolist(), len(positions)) == ([True, False, True], 2)
+    assert np.array_equal(positions, whole.positions[[199, 5]])
+    assert whole.of([])[0].shape == (0, 2)
+
+
+def test_no_file_is_no_projection(tmp_path):
+    assert read_projection(tmp_path, SHA) is None
+
+
+def changed(content, **arrays):
+    with np.load(io.BytesIO(content)) as file:
+        kept = {name: file[name] for name in file.files} | arrays
+    made = io.BytesIO()
+    np.savez(made, **{name: array for name, array in kept.items() if array is not None})
+    return made.getvalue()
+
+
+DAMAGED = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[:-30],
+    "half": lambda content: content[: len(content) // 2],
+    "no archive": lambda content: b"a note to myself",
+    "one array": lambda content: content[:2] + bytes(len(content) - 2),
+    "bits turned": lambda content: content[:200] + bytes(b ^ 255 for b in content[200:260]) + content[260:],
+    "objects": partial(changed, classes=np.array([{"a": 1}], dtype=object)),
+    "no version": partial(changed, version=None),
+    "another version": partial(changed, version=np.array(99)),
+    "no labels": partial(changed, labels=None),
+    "fewer labels": partial(changed, labels=np.zeros(3, np.uint8)),
+    "other labels": partial(changed, n_classes=np.array(2)),
+    "floats": partial(changed, positions=np.zeros((200, 2))),
+    "fewer ids": partial(changed, ids=np.arange(3)),
+    "ids twice": partial(changed, ids=np.zeros(200)),
+    "other latents": partial(changed, latents=np.array("f" * 64)),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_a_damaged_file_is_refused_in_a_line_that_names_it(tmp_path, lab, how):
+    path = written(tmp_path, lab)
+    path.write_bytes(DAMAGED[how](path.read_bytes()))
+    with pytest.raises(ResultsError) as refused:
+        read_projection(tmp_path, SHA)
+    assert str(refused.value).startswith(f"{path} is ")
+    assert "remove it" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def told(content, name="projection-01234567.npz"):
+    return {"name": name, "content": base64.b64encode(content).decode()}
+
+
+def test_a_file_is_written_whole_once_and_again_where_it_differs(tmp_path):
+    path = tmp_path / "suite" / "digits" / "projection-01234567.npz"
+    unpack(told(b"one"), path.parent)
+    first = path.stat()
+    unpack(told(b"one"), path.parent)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
+    unpack(told(b"two"), path.parent)
+    assert path.read_bytes() == b"two"
+    assert [found.name for found in path.parent.iterdir()] == [path.name]
+
+
+def test_a_name_from_elsewhere_leads_nowhere_else(tmp_path):
+    unpack(told(b"one", "../../projection-0.npz"), tmp_path / "suite" / "digits")
+    assert (tmp_path / "suite" / "digits" / "projection-0.npz").read_bytes() == b"one"
+
+
+def test_a_folder_that_takes_no_file_is_said_in_a_line_and_nothing_is_left(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultsError, match=r"file/digits/projection-01234567.npz cannot be written: .*results=DIR"):
+        unpack(told(b"one"), tmp_path / "file" / "digits")
+
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(ResultsError, match="No space left on device: make room"):
+        unpack(told(b"one"), tmp_path / "digits")
+    assert list((tmp_path / "digits").iterdir()) == []
+
+
+def job_of(tmp_path, strategy="dgmg"):
+    config = practice(strategy)
+    return Job(config, tmp_path / "r" / "suite" / "digits" / strategy / "seed-0.jsonl")
+
+
+def events_of(job, where):
+    events = []
+    handle(message("setup", job, where), lambda event, **facts: events.append({"event": event, **facts}), {})
+    return events
+
+
+def test_a_set_up_makes_the_projection_once_and_always_tells_of_it(tmp_path):
+    job, where = job_of(tmp_path), settings(tmp_path)
+    with cache.noting() as keys:
+        first = events_of(job, where)
+    assert [event["what"] for event in first if event["event"] == "progress"].count("projection") == 1
+    again = events_of(job, where)
+    assert "projection" not in [event.get("what") for event in again if event["event"] == "progress"]
+    assert again[-1] == first[-1]
+    assert json.loads(json.dumps(first[-1])) == first[-1]
+    assert len(keys) == 3  # latents, shares, graph: what cells rest on, and Ray sends to other nodes
+    assert len(list(tmp_path.glob("*/manifest.json"))) == 4
+
+
+def test_full_supervision_has_no_latents_to_project(tmp_path):
+    job = job_of(tmp_path, "random")
+    whole = replace(job.config, rounds=0, initial_size=None, propagation="none")
+    *_, ready = events_of(Job(whole, job.path), settings(tmp_path))
+    assert ready == {"event": "ready", "points": 200}
+
+
+class Told:
+    """An engine whose set-up ends with this event."""
+
+    def __init__(self, ready):
+        self.ready = ready
+
+    def ask(self, kind, job):
+        yield self.ready
+
+
+def test_set_up_files_it_in_the_folder_of_the_data_set(tmp_path, lab):
+    job = job_of(tmp_path)
+    *_, ready = events_of(job, settings(tmp_path))
+    other = Job(job.config, tmp_path / "r" / "other" / "digits" / "dgmg" / "seed-0.jsonl")
+    assert set_up([job, other], Told(ready), Teller(Diary())) == []
+    for one in (job, other):
+        found = read_projection(one.path.parents[1], lab.setup.latents_sha256)
+        assert found.labels.tolist() == lab.data.labels.tolist()
+        assert found.latents_sha256 == lab.setup.latents_sha256
+
+
+def test_of_very_many_points_a_sample_has_positions(tmp_path, lab, monkeypatch):
+    monkeypatch.setattr(projection, "_ALL_UP_TO", 199)
+    monkeypatch.setattr(projection, "_KEPT", 50)
+    arrays = projected(practice("dgmg"), lab.setup, tmp_path, lambda what, done, of: None)
+    unpack(told(packed(arrays, lab.data, SHA), file_name(SHA)), tmp_path)
+    found = read_projection(tmp_path, SHA)
+    assert (len(found.ids), len(found.positions), len(set(found.ids))) == (50, 50, 50)
+    assert found.labels.tolist() == lab.data.labels[found.ids].tolist()
+    assert found.of(list(range(200)))[1].sum() == 50
+
+
+def test_a_header_says_the_classes_of_the_first_labels(tmp_path, lab):
+    path = job_of(tmp_path).path
+    run_here(lab, path, practice("dgmg"))
+    header = read_cell(path).header
+    assert header["initial_classes"] == lab.data.labels[header["initial"]].tolist()
+
+
+def test_validate_reads_projections_and_first_classes(tmp_path, lab):
+    path = job_of(tmp_path).path
+    run_here(lab, path, practice("dgmg"))
+    sha = lab.setup.latents_sha256
+    unpack(told(packed(arrays_of(lab), lab.data, sha), file_name(sha)), path.parents[1])
+    verdict = validate(tmp_path)
+    assert (verdict.problems, verdict.notes, verdict.n_files) == ([], [], 2)
+    foreign = written(path.parents[1], lab)
+    assert [note.partition(": ")[0] for note in validate(tmp_path).notes] == [str(foreign)]
+    foreign.write_bytes(b"")
+    assert [line.startswith(f"{foreign}: is damaged") for line in validate(tmp_path).problems] == [True]
+    foreign.rename(foreign.with_name(f".{foreign.name}.{os.getpid()}"))
+    assert "killed" in validate(tmp_path).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [([1] * 9, "9 initial_classes of 10"), ([1] * 9 + [10], "10 in initial_classes"), (None, "not list")],
+)
+def test_validate_finds_wrong_first_classes(tmp_path, lab, classes, said):
+    path = job_of(tmp_path).path
+    run_here(lab, path, practice("dgmg"))
+    header, *rows = path.read_text().splitlines(keepends=True)
+    path.write_text(json.dumps(json.loads(header) | {"initial_classes": classes}) + "\n" + "".join(rows))
+    (problem,) = validate(tmp_path).problems
+    assert said in problem
+    assert problem.startswith(f"{path}, line 1: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [["engine=local"], ["engine=ray"], ["engine=slurm", "slurm.cluster=local"]])
+def test_every_engine_carries_a_large_one_home(tmp_path, engine):
+    """t-SNE of 1,000 digits, over pipes, a relay's file and Ray."""
+    words = command(tmp_path / "r", tmp_path / "cache", "strategy=rsmg", "seed=0", "jobs=1", *engine)
+    done = finish([word.replace("pool_size=200", "pool_size=1000") for word in words])
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "r").rglob("projection-*.npz")
+    found, (log,) = read_file(path), [read_cell(cell) for cell in (tmp_path / "r").rglob("seed-*.jsonl")]
+    assert found.latents_sha256 == log.header["fingerprint"]["latents"]
+    assert len(found.positions) == 1000
+    assert found.of(log.header["initial"])[1].all()
+    assert found.labels[log.header["initial"]].tolist() == log.header["initial_classes"]
