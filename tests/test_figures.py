@@ -13,13 +13,14 @@ from benchmarks.generated import LATENTS, generate
 from dgal_bench.record import read_results
 from dgal_bench.report.bars import labels_to_target, pareto_front, query_time
 from dgal_bench.report.canvas import RC
-from dgal_bench.report.curves import accuracy_total_time, classes, exploration, propagated, seconds_spent
+from dgal_bench.report.curves import accuracy_total_time, seconds_spent
 from dgal_bench.report.figures import save
 from dgal_bench.report.groups import group
 from dgal_bench.report.inline import inlined, used_colours
 from dgal_bench.report.looks import looks
 from dgal_bench.report.maps import picks_on_latents
 from dgal_bench.report.projections import read_projection
+from dgal_bench.report.rounds import classes, exploration, propagated
 from dgal_bench.report.spending import alike, one_off, paid, phase_seconds, sources_note, spent, sums_note
 from dgal_bench.report.summary import summarise
 from dgal_bench.report.targets import targets

@@ -9,19 +9,11 @@ import matplotlib as mpl
 
 from dgal_bench.report.bars import areas, labels_to_target, pareto_front, query_time
 from dgal_bench.report.canvas import RC, Canvas
-from dgal_bench.report.curves import (
-    accuracy_labels,
-    accuracy_query_time,
-    accuracy_total_time,
-    classes,
-    exploration,
-    points_per_round,
-    propagated,
-    seconds_spent,
-)
+from dgal_bench.report.curves import accuracy_labels, accuracy_query_time, accuracy_total_time, seconds_spent
 from dgal_bench.report.groups import Group
 from dgal_bench.report.inline import inlined
 from dgal_bench.report.maps import picks_on_latents
+from dgal_bench.report.rounds import classes, exploration, points_per_round, propagated
 
 DPI = 130
 

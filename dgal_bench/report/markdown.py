@@ -8,8 +8,8 @@ from dgal_bench.report.propagation import propagation_lines
 from dgal_bench.report.protocol import ledger_lines, protocol, supervision_lines
 from dgal_bench.report.replays import common_lines, marked, sources
 from dgal_bench.report.summary import SummaryRow, summarise
+from dgal_bench.report.tables import comparison_table, method
 from dgal_bench.report.text import aligned, harmless, speedup, spread
-from dgal_bench.report.view import comparison_table, method
 
 
 def summary_md(groups: Sequence[Group]) -> str:

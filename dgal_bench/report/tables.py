@@ -1,0 +1,215 @@
+"""The tables of a report: text for the eye, and under it the number that it was rounded from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dgal_bench.report.comparisons import OPPONENTS, Compared, against
+from dgal_bench.report.groups import Group
+from dgal_bench.report.ledger import ledger, told
+from dgal_bench.report.looks import short_name
+from dgal_bench.report.replays import marked, sources
+from dgal_bench.report.spending import sums_note
+from dgal_bench.report.statistics import MANY, Estimate
+from dgal_bench.report.summary import SummaryRow, summarise
+from dgal_bench.report.targets import at_budget, budgets, reached, targets
+from dgal_bench.report.text import difference, numbers, p_value, speedup, spread, three_digits
+from dgal_bench.report.times import machine
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text, and the number it was rounded from; ``measure`` names it."""
+
+    text: str
+    value: float | None = None
+    measure: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """``rows``: a strategy and its cells; a heading's own remark stands under the table."""
+
+    name: str
+    title: str
+    head: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+    notes: Sequence[str] = ()
+
+
+def _estimate(measure: str, one: Estimate, factor: float, digits: int, mark: str = "") -> Cell:
+    return Cell(spread(one, factor, digits) + mark, one.mean, measure)
+
+
+def main_table(group: Group, rows: Sequence[SummaryRow]) -> Table:
+    query = marked([spread(row.query_seconds, 1000, 2) for row in rows], [row.query.beside for row in rows])
+    faster = marked([speedup(row.speedup) for row in rows], [row.speedup_beside for row in rows])
+    lines = [
+        (
+            row.strategy,
+            [
+                Cell(str(row.final_accuracy.n), row.final_accuracy.n, "n_seeds"),
+                _estimate("final_accuracy", row.final_accuracy, 100, 1),
+                _estimate("area", row.area, 100, 1),
+                Cell(milliseconds.strip(), row.query_seconds.mean, "query_seconds"),
+                Cell(f"{row.n_scored:,.0f}", row.n_scored, "n_scored"),
+                Cell(times.strip(), row.speedup.mean if row.speedup else None, "speedup"),
+                Cell(f"{row.setup_seconds:.1f}" if row.setup_seconds else "", row.setup_seconds, "setup_seconds"),
+            ],
+        )
+        for row, milliseconds, times in zip(rows, query, faster, strict=True)
+    ]
+    head = ("strategy", "seeds", "final accuracy %", "area %", "query ms", "points scored", "speed-up", "set-up s")
+    notes = [
+        f"Mean and 95 % interval over seeds ({method(group)}). Area: mean accuracy over the range of labels. Query: "
+        "mean seconds of one query and nothing else. Speed-up: margin's query time over the strategy's, by seed. "
+        "Set-up: what the queries rest on, once. A strategy's name leads to its cells.",
+        *[line for line in sources(group, rows) if line],
+    ]
+    return Table("main", "", head, lines, notes)
+
+
+def method(group: Group) -> str:
+    """How intervals are made: by how many seeds there are."""
+    numbers_ = {len(group.finished(strategy)) for strategy in group.strategies}
+    names = {"Student's t" if n < MANY else "BCa bootstrap" for n in numbers_ if n > 1}
+    return " / ".join(sorted(names)) or "one seed: none"
+
+
+def comparison_table(group: Group) -> Table | None:
+    """Every strategy against margin and random, paired over seeds."""
+    found = {opponent: against(group, opponent) for opponent in OPPONENTS}
+    found = {opponent: compared for opponent, compared in found.items() if compared}
+    if not found:
+        return None
+    rows = [
+        (row.strategy, [cell for opponent, by in found.items() for cell in _compared(opponent, by.get(row.strategy))])
+        for row in summarise(group)
+    ]
+    head = ["strategy"]
+    for opponent in found:
+        head += [f"n, with {opponent}", f"area minus {opponent}'s, points", "p", "p (Holm)"]
+    every = [one.paired for by in found.values() for one in by.values()]
+    return Table("comparisons", "Against margin and random", head, rows, comparison_notes(every))
+
+
+def _compared(opponent: str, one: Compared | None) -> list[Cell]:
+    if one is None:
+        return [Cell("")] * 4
+    gap = one.paired.difference
+    return [
+        Cell(str(one.paired.n), one.paired.n, f"area_vs_{opponent}_n"),
+        Cell(difference(gap, 100, 1), gap.mean, f"area_vs_{opponent}"),
+        Cell(p_value(one.paired.p), one.paired.p, f"area_vs_{opponent}_p"),
+        Cell(p_value(one.holm_p), one.holm_p, f"area_vs_{opponent}_p_holm"),
+    ]
+
+
+def comparison_notes(every: Sequence[Any]) -> list[str]:
+    """How the differences were tested, and what so few seeds can show at all."""
+    few = sorted({one.n for one in every})
+    least = "; ".join(f"{max(one.smallest_p for one in every if one.n == n):.3g} with {n}" for n in few)
+    methods = " / ".join(sorted({one.method for one in every}))
+    return [
+        f"Differences of areas over the labels both have, paired over n seeds ({methods}); intervals and p for 95 %. "
+        "Under 10 seeds Student's t, which takes differences to be normally distributed; from 10 BCa's bootstrap and "
+        f"flips of signs, which give no p below 2 in 2^n: {least} seeds. Holm's correction is for all tests of a "
+        "column."
+    ]
+
+
+def budget_table(group: Group) -> Table | None:
+    """Strategies at equal total time, set-up included."""
+    found = budgets(group)
+    if not found:
+        return None
+    rows = []
+    for row in summarise(group):
+        cells = []
+        for name, seconds in found:
+            one = at_budget(group, row.strategy, seconds)
+            measure = f"accuracy_at_{name}"
+            cells.append(Cell("", None, measure) if one is None else _estimate(measure, one, 100, 1))
+        rows.append((row.strategy, cells))
+    head = ["strategy", *(f"{three_digits(seconds)} s ({short_name(name)}'s total)" for name, seconds in found)]
+    note = (
+        "Test accuracy in % when so many seconds of set-up and queries have been spent; empty: not even set up by then."
+    )
+    return Table("budgets", "At equal total time, set-up included", head, rows, _costs(group, note))
+
+
+def target_table(group: Group) -> Table:
+    goals = targets(group)
+    rows = []
+    for row in summarise(group):
+        cells = []
+        for goal in goals:
+            one = reached(group, row.strategy, goal)
+            few = "" if one.n_reached in (0, one.n) else f" ({one.n_reached} of {one.n})"
+            cells.append(
+                Cell("" if one.labels is None else f"{one.labels:,.0f}{few}", one.labels, f"labels_to_{goal:.2f}")
+            )
+        rows.append((row.strategy, cells))
+    note = "Mean labels of the first evaluation at or above the accuracy; in brackets how many seeds reach it at all."
+    return Table("targets", "Labels needed", ["strategy", *(f"{goal:.0%}" for goal in goals)], rows, [note])
+
+
+def ledger_table(group: Group) -> Table | None:
+    found = ledger(group)
+    if found is None:
+        return None
+    rows = [
+        (
+            one.strategy,
+            [
+                Cell(f"{one.seconds:,.1f}", one.seconds, "setup_seconds"),
+                *(
+                    Cell(told(paid), paid.queries, f"paid_against_{rival}")
+                    for rival, paid in zip(found.rivals, one.paid, strict=True)
+                ),
+            ],
+        )
+        for one in found.investments
+    ]
+    note = (
+        "After how many queries the set-up and the strategy's own queries have cost less than the rival's queries, and "
+        f"stay so; in brackets: beyond the {found.n_queries} that were made, at their mean seconds."
+    )
+    head = ["strategy", "set-up s", *map(short_name, found.rivals)]
+    return Table("ledger", "When representation and graph have paid", head, rows, _costs(group, note))
+
+
+def _costs(group: Group, note: str) -> list[str]:
+    """What sums of seconds rest on, and what they leave out."""
+    source = sums_note(group)
+    index = any("graph_neighbors" in str(log.header["config"]["strategy"]) for log in group.logs)
+    left_out = "An index over the latents that a strategy searches is built before its first clock, and is in no sum."
+    return [note, *([source.capitalize() + "."] if source else []), *([left_out] if index else [])]
+
+
+def machine_table(group: Group) -> Table:
+    """The machine facts behind every timing."""
+    rows = []
+    for row in summarise(group):
+        logs = group.finished(row.strategy).values()
+        records = [record for log in logs for record in log.records]
+        replayed = group.replayed(row.strategy)
+        where = sorted({machine(one.header) for one in (replayed or group.finished(row.strategy)).values()})
+        busy = [record.busy_elsewhere for record in records if record.busy_elsewhere is not None]
+        alone = {True: "no", False: "yes", None: "not known"}[row.query.beside]
+        rows.append(
+            (
+                row.strategy,
+                [
+                    Cell(row.query.source),
+                    Cell(alone),
+                    Cell("; ".join(where)),
+                    Cell(numbers(sorted({record.threads for record in records}))),
+                    Cell(numbers(sorted({record.jobs for record in records}))),
+                    Cell(f"{max(busy):.2f}" if busy else "not known"),
+                ],
+            )
+        )
+    head = ["strategy", "times of", "alone", "machine", "threads", "cells side by side", "cores busy elsewhere, most"]
+    note = "Threads, cells side by side and busy cores are of the rows; a replay's are in its file of timings."
+    return Table("machines", "The machine under every timing", head, rows, [note])
