@@ -120,7 +120,7 @@ def pareto_front(group: Group) -> Canvas:
     percent_axis(axes.yaxis)
     means = [y for _, y in points.values()]
     axes.set_ylim(max(0.0, min(means) - 0.05), min(1.0, max(means) + 0.04))
-    log_axis(axes.xaxis, [x for x, _ in points.values()], dense=1.8)
+    log_axis(axes.xaxis, [x for x, _ in points.values()], dense=1.2)
     return made
 
 

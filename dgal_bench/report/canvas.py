@@ -112,7 +112,9 @@ def log_axis(axis: Axis, values: Iterable[float], dense: float = 2.2) -> None:
     positive = [value for value in values if value > 0] or [1.0]
     decades = log10(max(positive) / min(positive))
     (axis.axes.set_xscale if axis is axis.axes.xaxis else axis.axes.set_yscale)("log")
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < dense else (1.0,), numticks=12))
+    box = axis.axes.get_position()
+    inches = box.width * WIDTH if axis is axis.axes.xaxis else 8.0  # a label is wide, and not high
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < dense else (1.0,), numticks=int(2 * inches)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())

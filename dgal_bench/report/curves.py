@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from dgal_bench.record import CellLog, RoundRecord
 from dgal_bench.report.canvas import FAINT, Canvas, canvas, count_axis, log_axis, of_strategy, percent_axis
@@ -137,6 +138,7 @@ def seconds_spent(group: Group) -> Canvas:
         line(axes, strategy, own, range(1, len(seconds) + 1), seconds)
         every += seconds
     axes.set_xlabel("queries made")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("seconds (log)")
     log_axis(axes.yaxis, every)
     return made

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from math import nan
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from dgal_bench.record import CellLog, RoundRecord
 from dgal_bench.report.canvas import Canvas, canvas, count_axis, log_axis, percent_axis
@@ -26,6 +27,10 @@ def _pair(
                 means = [sum(at) / len(at) for at in zip(*told, strict=False)]
                 line(axes, strategy, own, range(len(means)), means)
         axes.set_xlabel(xlabel)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if not axes.lines:
+            axes.text(0.5, 0.5, "not in these rows", ha="center", va="center", transform=axes.transAxes)
+            axes.set(xticks=[], yticks=[])
     return made
 
 
@@ -59,14 +64,16 @@ def classes(group: Group) -> Canvas:
         return None if found is None else [float(n) for n in found]
 
     def balance(log: CellLog) -> list[float]:
-        n_classes = int(log.header.get("data", {}).get("n_classes") or 0)
+        known = log.header.get("data", {}).get("n_classes") or log.header["config"]["dataset"].get("n_classes")
+        n_classes = int(known or 0)
         return [batch_balance(record.classes, n_classes) for record in log.records if record.classes and n_classes]
 
     note = "balance: entropy of a batch's classes, 1 where they are as even as the batch's size allows"
     made = _pair(
         group, "Classes seen, and their balance", ("classes seen", "batch balance"), (seen, balance), note=note
     )
-    made.axes[1].set_ylim(-0.03, 1.03)
+    if made.axes[1].lines:
+        made.axes[1].set_ylim(-0.03, 1.03)
     return made
 
 
