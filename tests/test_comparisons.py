@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dgal_bench.record import read_results
+from dgal_bench.report.areas import area_under_curve
 from dgal_bench.report.comparisons import (
     EXACT,
     FLIPS,
@@ -24,7 +25,7 @@ from dgal_bench.report.comparisons import (
     t_test,
 )
 from dgal_bench.report.groups import group
-from dgal_bench.report.statistics import area_under_curve, bca_interval, t_interval
+from dgal_bench.report.statistics import bca_interval, t_interval
 from tests.test_report import cell, row
 
 RNG = np.random.default_rng(5)

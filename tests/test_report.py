@@ -14,6 +14,13 @@ from scipy import stats
 from dgal_bench.errors import ResultsError
 from dgal_bench.record import RoundRecord, read_cell, read_results
 from dgal_bench.recorder import Recorder
+from dgal_bench.report.areas import (
+    area_under_curve,
+    cumulative,
+    cumulative_query_seconds,
+    mean_query_seconds,
+    mean_scored,
+)
 from dgal_bench.report.curves import accuracy_labels, accuracy_query_time
 from dgal_bench.report.figures import FIGURES
 from dgal_bench.report.groups import group
@@ -21,16 +28,7 @@ from dgal_bench.report.looks import looks
 from dgal_bench.report.markdown import summary_md
 from dgal_bench.report.needs import CONTENT, IDENTITY, MADE_BY, SET_UP
 from dgal_bench.report.protocol import space
-from dgal_bench.report.statistics import (
-    area_under_curve,
-    cumulative,
-    cumulative_query_seconds,
-    interpolated,
-    mean_query_seconds,
-    mean_scored,
-    ratio_interval,
-    t_interval,
-)
+from dgal_bench.report.statistics import interpolated, ratio_interval, t_interval
 from dgal_bench.report.summary import summarise, summary_csv
 from dgal_bench.report.write import write_report
 from dgal_bench.timings import COMMON, Timing, digest, read_all_timings, timings_path, write_timings

@@ -8,8 +8,9 @@ import numpy as np
 from scipy.stats import t as student
 
 from dgal_bench.record import RoundRecord
+from dgal_bench.report.areas import area_under_curve
 from dgal_bench.report.groups import REFERENCE, Group
-from dgal_bench.report.statistics import MANY, TIE, Estimate, Floats, area_under_curve, mean_interval
+from dgal_bench.report.statistics import MANY, TIE, Estimate, Floats, mean_interval
 from dgal_bench.seeding import rng_for
 
 OPPONENTS = (REFERENCE, "random")

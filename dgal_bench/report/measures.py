@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil, log
 
 from dgal_bench.record import RoundRecord
-from dgal_bench.report.statistics import cumulative
+from dgal_bench.report.areas import cumulative
 
 
 def labels_to(records: Sequence[RoundRecord], target: float) -> int | None:

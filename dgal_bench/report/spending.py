@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from dgal_bench.record import PHASES, CellLog
+from dgal_bench.report.areas import cumulative
 from dgal_bench.report.groups import Group
 from dgal_bench.report.looks import short_name
-from dgal_bench.report.statistics import cumulative, interpolated
+from dgal_bench.report.statistics import interpolated
 from dgal_bench.report.times import hardware
 from dgal_bench.timings import Timings
 

@@ -1,9 +1,8 @@
-"""What rows mean: means with intervals, areas under curves, cumulative query time. Pure functions."""
+"""Means over seeds with their intervals. Pure functions."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, pairwise
 from math import exp, inf, log, sqrt
 
 import numpy as np
@@ -11,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from dgal_bench.record import RoundRecord
 from dgal_bench.seeding import rng_for
 
 MANY = 10
@@ -141,39 +139,6 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -
     on_logs = mean_interval([log(a / b) for a, b in zip(numerators, denominators, strict=True)])
     high = inf if on_logs.high == inf else exp(on_logs.high)
     return Estimate(exp(on_logs.mean), exp(on_logs.low), high, on_logs.n)
-
-
-def area_under_curve(records: Sequence[RoundRecord]) -> float:
-    """Mean accuracy over the range of labels: the trapezoidal area divided by its width."""
-    pairs = list(pairwise(records))
-    area = sum((b.n_labeled - a.n_labeled) * (a.accuracy + b.accuracy) / 2 for a, b in pairs)
-    return area / (records[-1].n_labeled - records[0].n_labeled)
-
-
-def query_seconds(records: Sequence[RoundRecord]) -> list[float]:
-    """Seconds of each query made."""
-    return [r.query_seconds for r in records if r.query_seconds is not None]
-
-
-def mean_query_seconds(records: Sequence[RoundRecord]) -> float:
-    seconds = query_seconds(records)
-    return sum(seconds) / len(seconds)
-
-
-def mean_scored(records: Sequence[RoundRecord]) -> float:
-    """Points passed through the task network per query: the cost that no machine changes."""
-    scored = [r.n_scored for r in records if r.n_scored is not None]
-    return sum(scored) / len(scored)
-
-
-def cumulative_query_seconds(records: Sequence[RoundRecord]) -> list[float]:
-    """For each row the query seconds of the rows before it: what its accuracy has cost (paper, Fig. 5)."""
-    return cumulative([record.query_seconds or 0.0 for record in records[:-1]])
-
-
-def cumulative(seconds: Sequence[float]) -> list[float]:
-    """0, s0, s0 + s1, ...: one more than there are."""
-    return [0.0, *accumulate(seconds)]
 
 
 def interpolated(known: Mapping[int, float], n_rounds: int) -> list[float]:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from dgal_bench.report.areas import area_under_curve, mean_scored
 from dgal_bench.report.comparisons import OPPONENTS, Compared, against, counterpart
 from dgal_bench.report.groups import REFERENCE, Group
 from dgal_bench.report.spending import one_off
-from dgal_bench.report.statistics import Estimate, area_under_curve, mean_interval, mean_scored, ratio_interval
+from dgal_bench.report.statistics import Estimate, mean_interval, ratio_interval
 from dgal_bench.report.times import Times, comparable, either, from_replay, from_rows, hardware
 
 _SOURCES = ("query_source", "query_beside", "speedup_source", "speedup_beside")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from dgal_bench.provenance import revision
 from dgal_bench.record import CellLog
-from dgal_bench.report.statistics import mean_query_seconds
+from dgal_bench.report.areas import mean_query_seconds
 from dgal_bench.timings import Timings, timings_path
 
 BUSY_CORES = 0.1
