@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 from dgal_bench.errors import ConfigError, did_you_mean
 
-FLAGS = ("--print-config", "--dry-run", "--out", "--common", "--again", "--version", "--help")
+FLAGS = ("--print-config", "--dry-run", "--out", "--common", "--again", "--push", "--version", "--help")
 
 WITH_VALUE = {"--out": "a folder: --out DIR", "--common": "a cell: --common digits/margin/seed-0"}
+
+OF_VERB = {"dashboard": {"--dry-run": "a file: --dry-run spec.json"}}
+"""Flags that have a value with this verb alone."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ def split_values(text: str) -> list[str]:
     return [value for value in values if value]
 
 
-def parse(arguments: Sequence[str]) -> Command:
-    """Split a command line; a flag that is not one of FLAGS is an error."""
+def parse(arguments: Sequence[str], verb: str = "") -> Command:
+    """Split what follows a verb; a flag that is not one of FLAGS is an error."""
+    with_value = WITH_VALUE | OF_VERB.get(verb, {})
     values: dict[str, list[str]] = {}
     words: list[str] = []
     flags: dict[str, str] = {}
@@ -56,11 +60,11 @@ def parse(arguments: Sequence[str]) -> Command:
             name, _, value = argument.partition("=")
             if name not in FLAGS:
                 raise ConfigError(f"unknown flag '{name}'{did_you_mean(name, FLAGS)}")
-            if value and name not in WITH_VALUE:
+            if value and name not in with_value:
                 raise ConfigError(f"{name} takes no value")
-            flags[name] = value or (next(rest, "") if name in WITH_VALUE else "")
-            if name in WITH_VALUE and not flags[name]:
-                raise ConfigError(f"{name} needs {WITH_VALUE[name]}")
+            flags[name] = value or (next(rest, "") if name in with_value else "")
+            if name in with_value and not flags[name]:
+                raise ConfigError(f"{name} needs {with_value[name]}")
         elif "=" in argument:
             key, _, text = argument.partition("=")
             if key in values:

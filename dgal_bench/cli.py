@@ -1,28 +1,24 @@
-"""The console script: ``dgal-bench VERB key=value ... [--flag]``, one function per verb."""
+"""The console script: ``dgal-bench VERB key=value ... [--flag]``, what it says of itself, and how it ends."""
 
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 from textwrap import dedent
 from types import FrameType
-from typing import TYPE_CHECKING
-
-from omegaconf import OmegaConf
 
 from dgal_bench import __version__
 from dgal_bench.arguments import Command, parse
-from dgal_bench.compose import GROUPS, group_names, read_group
-from dgal_bench.config import to_dict
-from dgal_bench.errors import ConfigError, UserError, choose, did_you_mean
-
-if TYPE_CHECKING:
-    from dgal_bench.record import CellLog
-    from dgal_bench.sweep import Job, Settings
+from dgal_bench.compose import GROUPS, group_names
+from dgal_bench.errors import UserError, choose
+from dgal_bench.verbs.machine import check, data, doctor
+from dgal_bench.verbs.mirroring import dashboard, push
+from dgal_bench.verbs.reading import report, status, validate
+from dgal_bench.verbs.saying import say
+from dgal_bench.verbs.sweeping import bench, run
+from dgal_bench.verbs.timing import replay
 
 USAGE = """\
     dgal-bench VERB key=value ... [--flag]
@@ -33,7 +29,9 @@ USAGE = """\
       report    tables and figures of a results folder: dgal-bench report RESULTS --out DIR
       status    what is done, at work, failed or missing, as a grid: dgal-bench status RESULTS
       validate  check every line of a results folder: dgal-bench validate RESULTS
+      push      make the W&B runs of a results folder whole, also without a network: dgal-bench push RESULTS
       replay    time the queries of finished cells again, alone: dgal-bench replay RESULTS seed=0 rounds=0,7,14
+      dashboard a W&B workspace, as a file or on the server: dgal-bench dashboard RESULTS --dry-run spec.json
       data      find, download and check data sets: dgal-bench data mnist (none named: say what is there)
       check     put your own strategies to the law tests: dgal-bench check my_strategies.py
       doctor    is this machine fit to run, and if not, what mends it
@@ -51,6 +49,9 @@ USAGE = """\
       retry=failed    try failed cells again (or retry=skipped)
       resume=anyway   go on with rows begun by another git revision, torch or CPU
       offline=true    never touch the network ($DGAL_OFFLINE)
+      report=false    bench: rows only; 'dgal-bench report' makes the tables and figures of them
+      tracking=wandb  mirror every round to W&B: wandb.project=dgal_bench wandb.entity= ($WANDB_PROJECT, $WANDB_ENTITY),
+                      wandb.mode=online|offline (online where there is a key), wandb.images=0,7 (rounds to show picks)
       past=DIR,...    dry run: where the rows are that it reckons by (the results folder)
       plugins=FILE    your own strategies: .py files, or entry points of the group dgal_bench.plugins
       full_supervision=true|false   one training on the whole labeled pool, too (the suite's choice)
@@ -61,6 +62,7 @@ USAGE = """\
       --print-config  show the resolved configuration of the first cell, and stop
       --dry-run       show the cells that would run and those already done, and stop
       --out DIR       report: where to write (RESULTS/report)
+      --dry-run FILE  dashboard: write the workspace as JSON, offline; --push saves it on the server
       --common CELL   replay: every strategy's query on the states of one cell, as in digits/margin/seed-0
       --again         replay: also what has been timed already
       --version, --help
@@ -69,192 +71,6 @@ USAGE = """\
     could not be timed, or picked otherwise), 2 a mistake in a command or file, 3 data missing or damaged,
     130 interrupted, 143 terminated
 """
-
-
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def bench(command: Command) -> int:
-    from dgal_bench.request import axes_of, only_settings, settings_of
-
-    only_settings(command)
-    content = OmegaConf.to_container(read_group("suite", command.one("suite", "paper")))
-    assert isinstance(content, dict)
-    suite = {str(key): value for key, value in content.items()}
-    return _sweep(command, axes_of(command, suite), settings_of(command, "paper", suite), report=True)
-
-
-def run(command: Command) -> int:
-    from dgal_bench.request import axes_of, only_settings, settings_of
-
-    only_settings(command)
-    settings = settings_of(command, "single")
-    axes = axes_of(command, {})
-    if "strategy" not in axes:
-        raise ConfigError(f"run needs a strategy{did_you_mean('', group_names('strategy'))}: strategy=NAME")
-    for key in axes:
-        command.one(key, "")
-    return _sweep(command, axes, settings, report=False)
-
-
-def _sweep(command: Command, axes: Mapping[str, Sequence[str]], settings: "Settings", report: bool) -> int:
-    from dgal_bench import engines, sweep
-    from dgal_bench.progress import new_progress
-    from dgal_bench.request import check_writable
-
-    jobs = sweep.plan(axes, settings)
-    if "--print-config" in command.flags:
-        say(OmegaConf.to_yaml(OmegaConf.create(to_dict(jobs[0].config))).rstrip())
-        return 0
-    logs = sweep.scan(jobs, settings)
-    todo = sweep.to_run(jobs, logs, settings)
-    if "--dry-run" in command.flags:
-        for job in jobs:
-            log = logs[job.path]
-            say(f"{log.status if log else 'to run':8} {job.name}" + (f" ({len(log.records)} rows)" if log else ""))
-        for line in _estimate(jobs, todo, logs, settings):
-            say(line)
-        return 0
-    check_writable(settings.results)
-    failed = []
-    finished = {job: log for job in jobs if (log := logs[job.path]) is not None and log.done and job.config.own_files}
-    if todo or finished:
-        progress = new_progress({job: sweep.evaluations_left(job, logs[job.path]) for job in todo})
-        try:
-            failed = engines.execute(todo, settings, progress, finished)
-        finally:
-            progress.close()
-    before = ((job, logs[job.path]) for job in jobs if job not in todo)
-    failed += [job for job, log in before if log is not None and log.status == "failed"]
-    if failed:
-        again = "retry=failed tries them again"
-        sys.stderr.write(f"{len(failed)} of {len(jobs)} cells failed; {again}\n")
-    folder = settings.results / settings.suite
-    if report and any(folder.rglob("seed-*.jsonl")):
-        _report(folder, folder / "report")
-    elif not failed:
-        say(f"{jobs[0].name}: {jobs[0].path}")
-    return 1 if failed else 0
-
-
-def _estimate(
-    jobs: "Sequence[Job]", todo: "Sequence[Job]", logs: "Mapping[Path, CellLog | None]", settings: "Settings"
-) -> list[str]:
-    from dgal_bench.engines import side_by_side
-    from dgal_bench.estimate import estimated, lines
-    from dgal_bench.past import read_past
-
-    return lines(jobs, logs, estimated(todo, logs, read_past(settings), *side_by_side(jobs, settings)))
-
-
-def report(command: Command) -> int:
-    from dgal_bench.request import only_flags
-
-    if len(command.words) != 1 or command.values:
-        raise ConfigError("report takes one results folder: dgal-bench report RESULTS --out DIR")
-    only_flags(command, "--out")
-    results = Path(command.words[0])
-    _report(results, Path(command.flags.get("--out", results / "report")))
-    return 0
-
-
-def _report(results: Path, out: Path) -> None:
-    from dgal_bench.report.write import write_report
-
-    written = write_report(results, out)
-    say(written.summary)
-    say("Written: " + ", ".join(str(path) for path in written.files if path.suffix != ".svg"))
-
-
-def status(command: Command) -> int:
-    from dgal_bench.status import any_damaged, survey, table
-
-    standings = survey(_results_folder(command, "status"))
-    say(table(standings))
-    return 2 if any_damaged(standings) else 0
-
-
-def validate(command: Command) -> int:
-    from dgal_bench.validate import validate as examined
-
-    verdict = examined(_results_folder(command, "validate"))
-    say(verdict.text)
-    return 1 if verdict.n_problems else 0
-
-
-def _results_folder(command: Command, verb: str) -> Path:
-    from dgal_bench.request import only_flags
-
-    if len(command.words) != 1 or command.values:
-        raise ConfigError(f"{verb} takes one results folder: dgal-bench {verb} RESULTS")
-    only_flags(command)
-    return Path(command.words[0])
-
-
-def replay(command: Command) -> int:
-    from dgal_bench.progress import new_progress
-    from dgal_bench.request import replay_of
-    from dgal_bench.retiming import plan, work
-
-    wanted = replay_of(command)
-    todo = plan.plan(wanted)
-    progress = new_progress({item.job: len(item.rounds) for item in todo.items})
-    try:
-        outcome = work.execute(todo, wanted, progress)
-    finally:
-        progress.close()
-    if outcome.timings:
-        say(work.told(outcome, todo))
-    return 1 if outcome.trouble else 0
-
-
-def data(command: Command) -> int:
-    from dgal_bench.data.datasets import DATASETS, fetch, whereabouts
-    from dgal_bench.progress import new_progress
-    from dgal_bench.request import data_root, offline, only_flags, only_places
-
-    only_flags(command)
-    only_places(command, "data", "offline")
-    root, alone = data_root(command), offline(command)
-    for name in command.words:
-        choose(DATASETS, name, "data set")
-    progress = new_progress({})
-    try:
-        for name in command.words:
-            fetch(name, root, partial(progress.setting_up, name), alone)
-    finally:
-        progress.close()
-    for name in command.words or DATASETS:
-        say(f"{name:15} {whereabouts(name, root)}")
-    return 0
-
-
-def check(command: Command) -> int:
-    from dgal_bench.judge import check_plugins, table
-    from dgal_bench.request import only_flags, only_places
-
-    only_flags(command)
-    only_places(command)
-    if not command.words:
-        raise ConfigError("check takes plugin files: dgal-bench check my_strategies.py")
-    verdicts = check_plugins(command.words)
-    say(table(verdicts))
-    return 1 if any(verdict.broken for verdict in verdicts) else 0
-
-
-def doctor(command: Command) -> int:
-    from dgal_bench.doctor import examine, table
-    from dgal_bench.request import cache_root, data_root, only_flags, only_places
-
-    if command.words:
-        raise ConfigError(f"doctor takes no '{command.words[0]}', only data=DIR, cache=DIR and results=DIR")
-    only_flags(command)
-    only_places(command, "data", "cache", "results")
-    findings = examine(data_root(command), cache_root(command), Path(command.one("results", "results/runs")))
-    say(table(findings))
-    return 1 if any(finding.state == "trouble" for finding in findings) else 0
 
 
 class Terminated(KeyboardInterrupt):
@@ -268,8 +84,8 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
 
 
 VERBS: dict[str, Callable[[Command], int]] = {
-    "bench": bench, "run": run, "report": report, "status": status, "validate": validate, "replay": replay,
-    "data": data, "check": check, "doctor": doctor,
+    "bench": bench, "run": run, "report": report, "status": status, "validate": validate, "push": push,
+    "replay": replay, "dashboard": dashboard, "data": data, "check": check, "doctor": doctor,
 }  # fmt: skip
 
 
@@ -302,7 +118,7 @@ def _obey(words: Sequence[str]) -> int:
     if "--version" in words:
         say(f"dgal-bench {__version__}")
         return 0
-    return choose(VERBS, words[0], "verb")(parse(words[1:]))
+    return choose(VERBS, words[0], "verb")(parse(words[1:], words[0]))
 
 
 @contextmanager

@@ -1,6 +1,9 @@
 """One small lab on real digits for all tests; nothing is downloaded."""
 
 import os
+
+os.environ["WANDB_ERROR_REPORTING"] = "false"  # before wandb is imported, by whichever test comes first
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -14,7 +14,7 @@ HERE = Path(__file__).parent.parent
 
 def command(root, cache, *words):
     base = ["bench", "representation=pca", "profile=smoke", f"results={root}", f"cache={cache}", *PRACTICE]
-    base.append("full_supervision=false")
+    base += ["full_supervision=false", "report=false"]
     return [sys.executable, "-m", "dgal_bench.cli", *base, *words]
 
 

@@ -58,13 +58,11 @@ def test_three_kills_and_the_bits_of_a_sweep_left_alone(lab, tmp_path, cache_roo
     """One in training, one in a query, one with half a line written; twenty-one in the slow tests."""
     root = tmp_path / "swept"
     environment = chaos(tmp_path / "tokens", 0.6, ("training", "query", "half"))
-    done = until_done(command(root, cache_root, "strategy=margin,dgmg", "seed=0,1", "jobs=2"), environment)
+    until_done(command(root, cache_root, "strategy=margin,dgmg", "seed=0,1", "jobs=2"), environment)
     alone(lab, tmp_path / "alone", ("margin", "dgmg"), (0, 1))
     assert texts_of(root) == texts_of(tmp_path / "alone")
     check_no_cell_lost_or_doubled(root, 4, rounds=2)
     assert not list(root.rglob("*.lease"))
-    assert "| dgmg " in done.stdout
-    assert (root / "paper" / "report" / "summary.csv").is_file()
 
 
 KINDS = [*["training", "query"] * 5, *["half", "whole"] * 3, "cache", "lease", "upgrade"]

@@ -203,7 +203,8 @@ def test_a_failed_cell_is_recorded_the_others_go_on_and_a_second_try_runs_only_i
     assert bad.status == "failed"
     assert "lower training.lr" in bad.failure["error"]
     assert "Traceback" in bad.failure["traceback"]
-    assert "FAILED, not counted: random+training.lr=1e25/seed-0" in done.stdout
+    assert main(["report", str(root)]) == 0
+    assert "FAILED, not counted: random+training.lr=1e25/seed-0" in capsys.readouterr().out
     before, bad_before = (log.path.read_bytes() for log in (good, bad))
     assert main([*words[3:], "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("failed ")
@@ -218,7 +219,7 @@ def test_a_failed_cell_is_recorded_the_others_go_on_and_a_second_try_runs_only_i
 @pytest.mark.slow
 def test_a_collapsed_representation_costs_its_own_cells_only(tmp_path, cache_root):
     words = ["representation=pca,vae", "representation.recon_weight=1e-5", "strategy=random", "seed=0"]
-    base = [word for word in command(tmp_path, cache_root) if word != "representation=pca"]
+    base = [word for word in command(tmp_path, cache_root) if word not in ("representation=pca", "report=false")]
     done = finish([*base, *words])
     assert done.returncode == 1
     assert "random+representation=vae/seed-0: FAILED: the VAE says too little of these images" in done.stderr

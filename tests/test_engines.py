@@ -17,7 +17,7 @@ from dgal_bench.laws import practice, run_here
 from dgal_bench.process import environment
 from dgal_bench.record import choice, read_cell
 from dgal_bench.recorder import Recorder
-from dgal_bench.request import ENGINES as ENGINES_TO_ASK_FOR
+from dgal_bench.request.sweeps import ENGINES as ENGINES_TO_ASK_FOR
 from dgal_bench.sweep import Job, plan, scan, to_run
 from dgal_bench.worker import ending
 from tests.test_cli import axes, settings

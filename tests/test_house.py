@@ -11,11 +11,10 @@ PACKAGE = Path(__file__).parent.parent / "dgal_bench"
 # fmt: off
 LAYERS = (
     "errors", "arrays", "config", "checks", "compose", "seeding", "threads", "clock", "lease", "beside", "cache",
-    "data", "graph", "models", "strategies", "plugins", "provenance", "features", "representation",
-    "projection", "doctor", "schema",
-    "record", "recorder", "identity", "timings", "lab", "loop", "replay", "laws", "judge", "worker", "sweep", "process",
-    "engines", "progress", "past", "estimate", "report", "retiming", "status", "validate", "arguments", "request",
-    "cli",
+    "data", "graph", "models", "strategies", "plugins", "provenance", "features", "representation", "projection",
+    "doctor", "schema", "record", "recorder", "identity", "timings", "lab", "loop", "replay", "laws", "judge",
+    "worker", "sweep", "process", "engines", "progress", "past", "estimate", "report", "tracking", "retiming",
+    "status", "validate", "arguments", "request", "verbs", "cli",
 )
 # fmt: on
 

@@ -119,14 +119,14 @@ def _whole(manifest: Path) -> bool:
 
 def wandb(site: Site) -> Lines:
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
-    if where := _key_place(host):
+    if where := key_place(host):
         yield "ok", f"{version('wandb')}, a key for {host} in {where}"
     else:
         text = f"{version('wandb')}, no key for {host}: runs can be kept offline"
         yield "note", text, f"{quote(sys.executable)} -m wandb login"
 
 
-def _key_place(host: str) -> str | None:
+def key_place(host: str) -> str | None:
     """Where a key is, looked for as wandb does but without its import."""
     if os.environ.get("WANDB_API_KEY"):
         return "WANDB_API_KEY"
