@@ -13,10 +13,10 @@ ARGS = $(if $(SUITE),suite=$(SUITE)) $(if $(DATASET),dataset=$(DATASET)) $(if $(
        $(if $(PLUGINS),plugins=$(PLUGINS)) $(OVERRIDES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench smoke report status validate replay benchmarks data doctor test test-all lint type clean
+.PHONY: help setup setup-browser bench smoke report dashboard status validate replay benchmarks data doctor test test-all lint type clean
 
 help:  ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  bench takes DATASET= DATA_PATH= STRATEGIES= SEEDS= ROUNDS= PROFILE= SUITE= RESULTS= ENGINE= JOBS= PLUGINS= OVERRIDES='key=value ...'"
 
 setup: $(INSTALLED)  ## make .venv and install everything into it (a few minutes, once)
@@ -26,8 +26,19 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/.installed-*
 	@$(BIN)/python -m pip uninstall --quiet --yes faiss-cpu faiss-gpu faiss-gpu-cuvs 2>/dev/null || true
-	$(BIN)/python -m pip install --disable-pip-version-check --no-input -e '.[$(FAISS),ray,slurm,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input -e '.[$(FAISS),ray,slurm,dashboard,dev]'
 	@touch $@
+
+# For the tests alone, which look at report.html as its reader does; they are skipped where there is no browser.
+BROWSERS = chromium google-chrome
+AS_ROOT = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+APT = $(AS_ROOT) env DEBIAN_FRONTEND=noninteractive apt-get -qq
+setup-browser:  ## install Debian's Chromium, unless a browser is there: tests look at reports with it
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
+	for tool in apt-get $(AS_ROOT); do command -v $$tool >/dev/null || { \
+	  echo "setup-browser needs $$tool, which is not here: install Chromium by hand, as 'chromium' on the path" >&2; exit 1; }; done; \
+	echo "Set-up, once: Chromium and a font, by apt-get."; \
+	$(APT) update && $(APT) install --yes --no-install-recommends chromium fonts-dejavu-core >/dev/null
 
 bench: setup  ## run a suite (default: digits, the strategies of the paper, 5 seeds), then report
 	@$(BIN)/dgal-bench bench $(strip $(ARGS))
@@ -39,6 +50,10 @@ ON_RESULTS = @$(BIN)/dgal-bench $@ $(or $(RESULTS),results/runs)
 report: setup  ## tables and figures of RESULTS (default results/runs)
 	$(ON_RESULTS)
 
+dashboard: setup  ## the W&B workspace of RESULTS, as JSON in RESULTS/dashboard.json
+	$(ON_RESULTS) --dry-run $(or $(RESULTS),results/runs)/dashboard.json
+	@echo "To push it: $(BIN)/dgal-bench dashboard $(or $(RESULTS),results/runs) --push wandb.entity=NAME"
+
 status: setup  ## what is done, at work, failed or missing in RESULTS
 	$(ON_RESULTS)
 
@@ -48,7 +63,7 @@ validate: setup  ## every row of RESULTS checked
 replay: setup  ## queries of RESULTS timed again, alone
 	$(ON_RESULTS)
 
-benchmarks: setup  ## measure acquisitions, forward pass, training, memory and scheduling; half an hour on a quiet machine
+benchmarks: setup  ## measure acquisitions, forward pass, training, memory, scheduling and reports; half an hour on a quiet machine
 	@$(BIN)/python benchmarks/acquisition.py
 	@$(BIN)/python benchmarks/inference.py
 	@$(BIN)/python benchmarks/training.py
