@@ -6,7 +6,7 @@ from math import inf
 from matplotlib.axes import Axes
 
 from dgal_bench.report.canvas import FAINT, PAPER, Canvas, canvas, count_axis, log_axis, of_strategy, percent_axis
-from dgal_bench.report.curves import legend, seeds_note
+from dgal_bench.report.curves import legend, n_seeds, seeds_note
 from dgal_bench.report.groups import Group
 from dgal_bench.report.looks import looks, short_name
 from dgal_bench.report.measures import pareto
@@ -154,7 +154,7 @@ def labels_to_target(group: Group) -> Canvas:
     names = sorted(
         found, key=lambda name: [one.labels if one.labels is not None else inf for one in reversed(found[name])]
     )
-    note = "mean over the seeds that reach it; hollow: not all of them do; missing: none does"
+    note = f"mean over those of {n_seeds(group)} that reach it; hollow: not all of them do; missing: none does"
     made = _rows(group, "Labels needed to reach an accuracy", names, key, note)
     (axes,) = made.axes
     own = looks(group)

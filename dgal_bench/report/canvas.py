@@ -6,7 +6,7 @@ Drawn once for three readers: PNG and SVG files are the whole of it, the page ta
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil, log10
 from typing import Any
 
@@ -44,12 +44,16 @@ RC: Any = {
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """A figure with its axes, left to right; ``top`` and ``bottom``: inches of what the page has of its own there."""
+    """A figure with its axes, left to right; ``top`` and ``bottom``: inches of what the page has of its own there.
+
+    ``note`` is the small print.
+    """
 
     figure: Figure
     axes: list[Axes]
-    top: float = field(default=0.0)
-    bottom: float = field(default=0.0)
+    top: float
+    bottom: float
+    note: str
 
 
 def canvas(
@@ -98,7 +102,7 @@ def canvas(
         ).set_gid(KEY if own_key else LEGEND)  # fmt: skip
     if notes:
         figure.text(0.12 / WIDTH, 0.06 / total, "\n".join(notes), fontsize=8, color=FAINT, gid=NOTE, va="bottom")
-    return Canvas(figure, axes, _TITLE_ROW, _NOTE_ROW * len(notes) + 0.05 if own_key else bottom)
+    return Canvas(figure, axes, _TITLE_ROW, _NOTE_ROW * len(notes) + 0.05 if own_key else bottom, note)
 
 
 def _columns(names: Sequence[str]) -> int:

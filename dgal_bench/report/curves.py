@@ -36,12 +36,21 @@ def supervised_label(log: CellLog) -> str:
 
 
 def seeds_note(group: Group, *more: str) -> str:
-    """Over how many seeds the means are, and under which profile."""
+    """Over how many seeds means and bands are, and under which profile."""
+    told = f"mean and 95 % band (cut at the frame) over {n_seeds(group)}"
+    plain = "one seed, no band" if n_seeds(group) == "1 seed" else told
+    return "; ".join([plain, f"profile {group.profile}", *filter(None, more)])
+
+
+def means_note(group: Group, *more: str) -> str:
+    """The same of a figure without bands."""
+    return "; ".join([f"mean over {n_seeds(group)}", *filter(None, more)])
+
+
+def n_seeds(group: Group) -> str:
+    """``5 seeds``; ``3/5 seeds`` where strategies differ."""
     numbers = sorted({len(group.finished(strategy)) for strategy in group.strategies})
-    seeds = f"mean and 95 % band (cut at the frame) over {'/'.join(map(str, numbers))} seeds"
-    return "; ".join(
-        ["one seed, no band" if numbers == [1] else seeds, f"profile {group.profile}", *filter(None, more)]
-    )
+    return f"{'/'.join(map(str, numbers))} seed{'' if numbers == [1] else 's'}"
 
 
 def over_seeds(group: Group, strategy: str, value: Callable[[RoundRecord], float]) -> list[Estimate]:
@@ -130,7 +139,9 @@ def _log_x(made: Canvas, values: Sequence[float]) -> None:
 
 def seconds_spent(group: Group) -> Canvas:
     """What each strategy has cost after so many queries, its set-up included: who is cheaper from when on."""
-    made = canvas(f"Set-up and queries, seconds so far: {group.told}", legend(group), sums_note(group))
+    made = canvas(
+        f"Set-up and queries, seconds so far: {group.told}", legend(group), means_note(group, sums_note(group))
+    )
     (axes,) = made.axes
     every: list[float] = []
     for strategy, own in looks(group).items():

@@ -91,6 +91,7 @@ class Drawn:
     name: str
     plate: Plate
     svg: str
+    note: str
 
 
 def draw_all(group: Group, folder: Path) -> Iterator[tuple[Drawn, list[Path]]]:
@@ -100,7 +101,7 @@ def draw_all(group: Group, folder: Path) -> Iterator[tuple[Drawn, list[Path]]]:
             made = plate.draw(group)
             if made is not None:
                 paths, svg = save(made, folder / f"{group.slug}-{name}")
-                yield Drawn(name, plate, inlined(svg, made.top, made.bottom, f"{group.slug}-{name}")), paths
+                yield Drawn(name, plate, inlined(svg, made.top, made.bottom, f"{group.slug}-{name}"), made.note), paths
 
 
 def save(made: Canvas, stem: Path) -> tuple[list[Path], str]:

@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dgal_bench.record import CellLog, RoundRecord
 from dgal_bench.report.canvas import Canvas, canvas, count_axis, log_axis, percent_axis
-from dgal_bench.report.curves import legend, line
+from dgal_bench.report.curves import legend, line, means_note
 from dgal_bench.report.groups import Group
 from dgal_bench.report.looks import looks
 from dgal_bench.report.measures import batch_balance, classes_seen
@@ -19,7 +19,14 @@ def _pair(
     xlabel: str = "round", note: str = "",
 ) -> Canvas:  # fmt: skip
     """Two panels of means over seeds, one value a row; a strategy of which a cell does not tell is left out."""
-    made = canvas(f"{title}: {group.told}", legend(group), note, panels=(1.0, 1.0), height=3.4, headings=headings)
+    made = canvas(
+        f"{title}: {group.told}",
+        legend(group),
+        means_note(group, note),
+        panels=(1.0, 1.0),
+        height=3.4,
+        headings=headings,
+    )
     for axes, value in zip(made.axes, values, strict=True):
         for strategy, own in looks(group).items():
             columns = [value(log) for log in group.finished(strategy).values()]
@@ -108,8 +115,8 @@ def propagated(group: Group) -> Canvas | None:
         return None
     made = canvas(
         f"What the graph knows: {group.told}", legend(group),
-        "at the rounds where rows have both; labels propagated by the diffusion's T steps", panels=(1.0, 1.0),
-        height=3.4, headings=("network, test accuracy", "graph alone, test accuracy"),
+        means_note(group, "at the rounds where rows have both; labels propagated by the diffusion's T steps"),
+        panels=(1.0, 1.0), height=3.4, headings=("network, test accuracy", "graph alone, test accuracy"),
     )  # fmt: skip
     for axes, value in zip(made.axes, (network, graph), strict=True):
         for strategy, own in looks(group).items():

@@ -133,7 +133,8 @@ def budget_table(group: Group) -> Table | None:
         rows.append((row.strategy, cells))
     head = ["strategy", *(f"{three_digits(seconds)} s ({short_name(name)}'s total)" for name, seconds in found)]
     note = (
-        "Test accuracy in % when so many seconds of set-up and queries have been spent; empty: not even set up by then."
+        "Test accuracy in % when so many seconds of set-up and queries have been spent, over the seeds of the first "
+        "table; empty: not set up by then."
     )
     return Table("budgets", "At equal total time, set-up included", head, rows, _costs(group, note))
 
@@ -150,7 +151,10 @@ def target_table(group: Group) -> Table:
                 Cell("" if one.labels is None else f"{one.labels:,.0f}{few}", one.labels, f"labels_to_{goal:.2f}")
             )
         rows.append((row.strategy, cells))
-    note = "Mean labels of the first evaluation at or above the accuracy; in brackets how many seeds reach it at all."
+    note = (
+        "Mean labels of the first evaluation at or above the accuracy, over the seeds that reach it: all of the first "
+        "table's, or so many as are said in brackets."
+    )
     return Table("targets", "Labels needed", ["strategy", *(f"{goal:.0%}" for goal in goals)], rows, [note])
 
 

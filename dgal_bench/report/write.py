@@ -124,7 +124,7 @@ def _across(groups: Sequence[Group], folder: Path) -> tuple[list[Drawn], list[Pa
                 made = penalty_matrix(one)
                 name = in_addresses(f"{one.suite}-{one.profile}-v{one.algorithm_version}-penalties", one.suite)
                 paths, svg = save(made, folder / name)
-            found.append(Drawn(name, PENALTY, inlined(svg, made.top, made.bottom, name)))
+            found.append(Drawn(name, PENALTY, inlined(svg, made.top, made.bottom, name), made.note))
             files += paths
     return found, files
 
