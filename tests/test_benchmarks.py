@@ -177,6 +177,7 @@ def run_inference(out, repeats):
     return inference.main(["--images", "300", "--repeats", repeats, "--workers", "0", "--out", str(out)])
 
 
+@pytest.mark.slow
 def test_passes_are_compared_on_all_images(tmp_path, capsys):
     out = tmp_path / "inference.json"
     assert run_inference(out, "2") == 0
@@ -249,6 +250,7 @@ def run_training(out, epochs, repeats, *sizes):
     return training.main(["--sizes", *sizes, "--epochs", epochs, "--repeats", repeats, "--out", str(out)])
 
 
+@pytest.mark.slow
 def test_lightning_ends_with_the_weights_of_the_bare_loop(tmp_path, capsys):
     out = tmp_path / "training.json"
     assert run_training(out, "3", "2", "10", "70") == 0

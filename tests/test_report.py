@@ -196,6 +196,7 @@ def test_without_the_reference_there_is_no_speedup(tmp_path):
     assert summarise(one)[0].speedup is None
 
 
+@pytest.mark.slow
 def test_the_report_is_written_and_the_same_rows_give_the_same_svg(results, tmp_path):
     first, second = (write_report(results, tmp_path / name) for name in ("a", "b"))
     names = [str(path.relative_to(tmp_path / "a")) for path in first.files]
