@@ -12,9 +12,9 @@ from dgal_bench.record import choice, read_results
 HERE = Path(__file__).parent.parent
 
 
-def command(root, cache, *words):
+def command(root, cache, *words, report=False):
     base = ["bench", "representation=pca", "profile=smoke", f"results={root}", f"cache={cache}", *PRACTICE]
-    base += ["full_supervision=false", "report=false"]
+    base += ["full_supervision=false", f"report={str(report).lower()}"]
     return [sys.executable, "-m", "dgal_bench.cli", *base, *words]
 
 

@@ -219,7 +219,7 @@ def test_a_failed_cell_is_recorded_the_others_go_on_and_a_second_try_runs_only_i
 @pytest.mark.slow
 def test_a_collapsed_representation_costs_its_own_cells_only(tmp_path, cache_root):
     words = ["representation=pca,vae", "representation.recon_weight=1e-5", "strategy=random", "seed=0"]
-    base = [word for word in command(tmp_path, cache_root) if word not in ("representation=pca", "report=false")]
+    base = [word for word in command(tmp_path, cache_root, report=True) if word != "representation=pca"]
     done = finish([*base, *words])
     assert done.returncode == 1
     assert "random+representation=vae/seed-0: FAILED: the VAE says too little of these images" in done.stderr
@@ -231,7 +231,7 @@ def test_a_collapsed_representation_costs_its_own_cells_only(tmp_path, cache_roo
 
 @pytest.mark.slow
 def test_a_run_alone_does_not_say_that_others_ran_beside(tmp_path, cache_root):
-    base = command(tmp_path, cache_root, "strategy=random", "seed=0", "jobs=2")
+    base = command(tmp_path, cache_root, "strategy=random", "seed=0", "jobs=2", report=True)
     done = finish(base)
     assert done.returncode == 0, done.stderr
     assert {record.jobs for log in read_results(tmp_path) for record in log.records} == {1}
