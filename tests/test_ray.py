@@ -416,7 +416,7 @@ def test_a_node_with_an_empty_cache_is_sent_what_the_set_up_made(lab, tmp_path, 
         try:
             time.sleep(5)
             words = command(root, cache, "strategy=random,dgmg", "seed=0,1", *LONG, "engine=ray")
-            done = finish([*words, f"ray.address=127.0.0.1:{port}"])
+            done = finish([*words, f"ray.address=127.0.0.1:{port}"], limit=600)
             assert done.returncode == 0, done.stderr
         finally:
             node.terminate()
