@@ -245,6 +245,7 @@ def test_a_legend_of_many_strategies_stays_in_the_figure(tmp_path):
         box, page = legend.get_window_extent(), figure.bbox
         assert page.y0 <= box.y0 < box.y1 <= page.y1
         assert page.x0 <= box.x0 < box.x1 <= page.x1
+        assert sum(axes.get_window_extent().width for axes in figure.axes) > 0.4 * page.width
         assert box.y1 <= min(axes.get_tightbbox().y0 for axes in figure.axes)
         assert box.y0 >= max(text.get_window_extent().y1 for text in figure.texts if text.get_gid() == "note")
 

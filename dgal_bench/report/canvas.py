@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -75,34 +76,45 @@ def canvas(
         left: inches to the left of the first axes, ``gap`` between two, for the labels of their ticks.
     """
     columns = _columns(list(legend))
-    rows = ceil(len(legend) / columns)
     notes = textwrap.wrap(note, _NOTE_WIDTH)
-    bottom = _LEGEND_ROW * rows + _NOTE_ROW * len(notes) + 0.22
+    foot = _NOTE_ROW * len(notes)
+    bottom = _LEGEND_ROW * ceil(len(legend) / columns) + foot + 0.22
     total = _TITLE_ROW + height + bottom
     figure = Figure(figsize=(WIDTH, total))
     FigureCanvasAgg(figure)
     figure.text(0.12 / WIDTH, 1 - 0.25 / total, title, fontsize=11.5, weight="bold", gid=TITLE)
-    axes = []
-    room = WIDTH - left - gap * (len(panels) - 1) - 0.26
-    x = left
-    for share in panels:
-        width = room * share / sum(panels)
-        room_above = 0.3 if headings else 0.08
-        frame = (x / WIDTH, (bottom + 0.58) / total, width / WIDTH, (height - 0.58 - room_above) / total)
-        axes.append(figure.add_axes(frame))
-        x += width + gap
+    room_above = 0.3 if headings else 0.08
+    axes = _side_by_side(figure, panels, left, gap, bottom + 0.58, height - 0.58 - room_above)
     for one, heading in zip(axes, headings, strict=False):
         one.set_title(heading, loc="left", fontsize=10)
     if legend:
-        handles = [Line2D([], [], label=name, **keywords) for name, keywords in legend.items()]
-        figure.legend(
-            handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=9,
-            bbox_to_anchor=(0.5, (_NOTE_ROW * len(notes) + 0.12) / total), borderaxespad=0, borderpad=0,
-            handlelength=2.2, columnspacing=1.2, labelspacing=(_LEGEND_ROW * 72 - 9 * 1.2) / 9,
-        ).set_gid(KEY if own_key else LEGEND)  # fmt: skip
+        _below(figure, legend, columns, (foot + 0.12) / total).set_gid(KEY if own_key else LEGEND)
     if notes:
         figure.text(0.12 / WIDTH, 0.06 / total, "\n".join(notes), fontsize=8, color=FAINT, gid=NOTE, va="bottom")
-    return Canvas(figure, axes, _TITLE_ROW, _NOTE_ROW * len(notes) + 0.05 if own_key else bottom, note)
+    return Canvas(figure, axes, _TITLE_ROW, foot + 0.05 if own_key else bottom, note)
+
+
+def _side_by_side(
+    figure: Figure, panels: Sequence[float], left: float, gap: float, bottom: float, height: float
+) -> list[Axes]:
+    """Axes of these relative widths; all else in inches."""
+    total = figure.get_size_inches()[1]
+    room, x, axes = WIDTH - left - gap * (len(panels) - 1) - 0.26, left, []
+    for share in panels:
+        width = room * share / sum(panels)
+        axes.append(figure.add_axes((x / WIDTH, bottom / total, width / WIDTH, height / total)))
+        x += width + gap
+    return axes
+
+
+def _below(figure: Figure, legend: Mapping[str, Mapping[str, Any]], columns: int, y: float) -> Legend:
+    """A legend whose lower edge is at ``y`` of the figure."""
+    handles = [Line2D([], [], label=name, **keywords) for name, keywords in legend.items()]
+    return figure.legend(
+        handles=handles, loc="lower center", ncols=columns, frameon=False, fontsize=9, bbox_to_anchor=(0.5, y),
+        borderaxespad=0, borderpad=0, handlelength=2.2, columnspacing=1.2,
+        labelspacing=(_LEGEND_ROW * 72 - 9 * 1.2) / 9,
+    )  # fmt: skip
 
 
 def _columns(names: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from dgal_bench.record import PHASES, CellLog
+from dgal_bench.report import measures
 from dgal_bench.report.areas import cumulative
 from dgal_bench.report.groups import Group
 from dgal_bench.report.looks import short_name
@@ -67,7 +68,7 @@ def query_seconds(group: Group, strategy: str) -> list[float]:
 
 def spent(group: Group, strategy: str) -> list[float]:
     """Set-up and query seconds that each row has cost so far, mean over seeds; one source for all strategies."""
-    return [one_off(group, strategy) + seconds for seconds in cumulative(query_seconds(group, strategy))]
+    return measures.spent(one_off(group, strategy), query_seconds(group, strategy))
 
 
 def _seconds(group: Group, strategy: str, replayed: Mapping[int, Timings]) -> list[float]:

@@ -35,7 +35,7 @@ FIGURES = "figures"
 PENALTY = Plate(
     "Who beats whom",
     "In a row who beats, in a column who is beaten, by how many data sets' worth of evaluations (BADGE's penalty "
-    "matrix); the lowest line is the mean of each column: low is good.",
+    "matrix); the lowest line is the share of its evaluations that a strategy lost: low is good.",
     lambda group: None,
 )
 
