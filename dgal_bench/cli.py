@@ -73,16 +73,6 @@ USAGE = """\
 """
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does."""
-
-
-def _on_signal(signum: int, frame: FrameType | None) -> None:
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, signal.SIG_IGN)  # to stop takes a moment, and is over soon: nothing may cut it short
-    raise Terminated if signum == signal.SIGTERM else KeyboardInterrupt
-
-
 VERBS: dict[str, Callable[[Command], int]] = {
     "bench": bench, "run": run, "report": report, "status": status, "validate": validate, "push": push,
     "replay": replay, "dashboard": dashboard, "data": data, "check": check, "doctor": doctor,
@@ -97,8 +87,9 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; a user's mistake is one line on stderr and its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    came: list[int] = []
     try:
-        with _stoppable(for_good=arguments is None):
+        with _stoppable(came, for_good=arguments is None):
             return _obey(words)
     except UserError as error:
         sys.stderr.write(f"dgal-bench: {error}\n")
@@ -106,9 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # | head: who was told has heard enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         sys.stderr.write("dgal-bench: stopped; what was finished is kept, and the same command goes on from there\n")
-        return 143 if isinstance(stop, Terminated) else 130
+        return 143 if signal.SIGTERM in came else 130
 
 
 def _obey(words: Sequence[str]) -> int:
@@ -122,15 +113,23 @@ def _obey(words: Sequence[str]) -> int:
 
 
 @contextmanager
-def _stoppable(for_good: bool) -> Iterator[None]:
+def _stoppable(came: list[int], for_good: bool) -> Iterator[None]:
     """Ctrl-C and SIGTERM end what goes on in here, once; whoever called has his own handlers back afterwards.
 
+    ``came`` is told which it was. The exception cannot tell: Ray swallows it and raises one of its own.
     ``for_good``: the process ends with it, and a second Ctrl-C does not change its exit code on the way out.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before, stopped = {one: signal.signal(one, _on_signal) for one in (signal.SIGINT, signal.SIGTERM)}, False
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        came.append(signum)
+        for one in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(one, signal.SIG_IGN)  # to stop takes a moment, and is over soon: nothing may cut it short
+        raise KeyboardInterrupt
+
+    before, stopped = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}, False
     try:
         yield
     except KeyboardInterrupt:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import signal
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -107,6 +109,22 @@ def test_version_and_short_help(capsys):
     assert main(["bench", "--version"]) == 0
     assert capsys.readouterr().out.startswith("dgal-bench 0.")
     assert main(["bench", "-h"]) == 0
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_exit_code_tells_which_signal_came_though_a_library_raises_its_own(monkeypatch, capsys, sent, code):
+    """As Ray does while it waits: what the handler has raised is swallowed, and a plain KeyboardInterrupt raised."""
+
+    def wait(_):
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(sent)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(sent)
+    monkeypatch.setitem(cli.VERBS, "doctor", wait)
+    assert main(["doctor"]) == code
+    assert "stopped; what was finished is kept" in capsys.readouterr().err
+    assert signal.getsignal(sent) == before
 
 
 def test_print_config_is_the_resolved_yaml(capsys, tmp_path):
