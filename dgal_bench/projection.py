@@ -5,7 +5,6 @@ It is for looking only: no number of a report rests on it, and no strategy sees 
 
 import base64
 import io
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from dgal_bench import cache
 from dgal_bench.arrays import Features, Index, Progress
 from dgal_bench.config import RunConfig
 from dgal_bench.data.images import ImageData
-from dgal_bench.errors import ResultsError
+from dgal_bench.disk import write_whole
 from dgal_bench.graph.knn import Search, new_index, pick_backend, ranked, wanted
 from dgal_bench.provenance import provenance
 from dgal_bench.seeding import seed_for
@@ -185,17 +184,7 @@ def unpack(told: Mapping[str, str], folder: Path) -> None:
         ResultsError: the folder takes no file.
     """
     path, content = folder / Path(told["name"]).name, base64.b64decode(told["content"])
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if path.is_file() and path.read_bytes() == content:
+    with suppress(OSError):
+        if path.read_bytes() == content:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        with new.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(path)
-    except OSError as error:
-        with suppress(OSError):
-            new.unlink(missing_ok=True)
-        raise ResultsError(f"{path} cannot be written: {error.strerror}: make room, or set results=DIR") from error
+    write_whole(path, content, "make room, or set results=DIR")

@@ -7,14 +7,13 @@ state of one cell.
 
 import hashlib
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dgal_bench.disk import write_whole
 from dgal_bench.errors import ResultsError
 from dgal_bench.record import CellLog, picks
 
@@ -97,17 +96,8 @@ def write_timings(path: Path, header: Mapping[str, Any], timings: Sequence[Timin
     """
     first = {"kind": "timings", "schema_version": TIMINGS_VERSION, **header}
     lines = [first, *({"kind": "timing", **asdict(timing)} for timing in timings)]
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with new.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(path)
-    except OSError as error:
-        with suppress(OSError):
-            new.unlink(missing_ok=True)
-        raise ResultsError(f"{path} cannot be written: {error.strerror}: make room, or allow it") from error
+    text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    write_whole(path, text.encode(), "make room, or allow it")
 
 
 def read_timings(path: Path) -> Timings | None:

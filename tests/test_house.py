@@ -10,11 +10,11 @@ PACKAGE = Path(__file__).parent.parent / "dgal_bench"
 # A room imports only from rooms above it in this list, and from its own folder.
 # fmt: off
 LAYERS = (
-    "errors", "arrays", "config", "checks", "compose", "seeding", "threads", "clock", "lease", "beside", "cache",
-    "data", "graph", "models", "strategies", "plugins", "provenance", "features", "representation", "projection",
-    "doctor", "schema", "record", "recorder", "identity", "timings", "lab", "loop", "replay", "laws", "judge",
-    "worker", "sweep", "process", "engines", "progress", "past", "estimate", "report", "tracking", "retiming",
-    "status", "validate", "arguments", "request", "verbs", "cli",
+    "errors", "disk", "arrays", "config", "checks", "compose", "seeding", "threads", "clock", "lease", "beside",
+    "cache", "data", "graph", "models", "strategies", "plugins", "provenance", "features", "representation",
+    "projection", "doctor", "schema", "record", "recorder", "identity", "timings", "lab", "loop", "replay", "laws",
+    "judge", "worker", "sweep", "process", "engines", "progress", "past", "estimate", "report", "tracking",
+    "retiming", "status", "validate", "arguments", "request", "verbs", "cli",
 )
 # fmt: on
 

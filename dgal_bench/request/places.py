@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dgal_bench import plugins
 from dgal_bench.arguments import Command
+from dgal_bench.disk import make_writable
 from dgal_bench.errors import ConfigError, ResultsError
 from dgal_bench.request.words import truth
 
@@ -20,12 +21,7 @@ def results_root(command: Command) -> Path:
 
 def check_writable(results: Path) -> None:
     """Say so before hours of work, not after."""
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResultsError(f"results={results} cannot be written: {error.strerror}: set results=DIR") from error
-    if not os.access(results, os.W_OK):
-        raise ResultsError(f"results={results} cannot be written: set results=DIR")
+    make_writable(results, f"results={results}", "set results=DIR")
 
 
 def data_root(command: Command) -> Path:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dgal_bench.errors import ResultsError
+from dgal_bench.disk import make_writable
 from dgal_bench.record import CellLog
 from dgal_bench.tracking import facts
 from dgal_bench.tracking.settings import runs_folder
@@ -50,12 +50,7 @@ class Folders:
             ResultsError: they cannot.
         """
         folder = self.of(log)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ResultsError(f"{folder} cannot be written ({error.strerror}): set WANDB_DIR=DIR") from error
-        if not os.access(folder, os.W_OK):
-            raise ResultsError(f"{folder} cannot be written: set WANDB_DIR=DIR")
+        make_writable(folder, str(folder), "set WANDB_DIR=DIR")
         os.environ.setdefault("WANDB_DATA_DIR", str(folder))  # else pictures wait in the home for their upload
 
     def has(self, log: CellLog) -> bool:
