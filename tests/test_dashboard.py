@@ -160,6 +160,8 @@ def test_a_dry_run_writes_what_wandb_reads_back(log, tmp_path, capsys, monkeypat
         (["--push", "wandb.team=us"], "wandb.project, wandb.entity"),
         (["--push", "wandb.entity="], "wandb.entity"),
         (["--dry-run", "/dev/null/spec.json"], "cannot be written"),
+        (["--dry-run", "/dev/null/spec.json", "wandb.project=a/b"], "W&B takes no / in a name"),
+        (["--dry-run", "/dev/null/spec.json", "wandb.project="], "wandb.project= is empty: leave it out"),
     ],
 )
 def test_a_mistake_is_one_line(words, says, keyed, capsys):

@@ -6,7 +6,7 @@ from dgal_bench.arguments import Command
 from dgal_bench.errors import ConfigError, choose
 from dgal_bench.request.places import cache_root, data_root, offline
 from dgal_bench.request.words import whole
-from dgal_bench.tracking.settings import WANDB, Tracking, decided
+from dgal_bench.tracking.settings import WANDB, Tracking, check_project, decided
 
 
 def tracking_of(command: Command) -> Tracking | None:
@@ -22,16 +22,24 @@ def tracking_of(command: Command) -> Tracking | None:
 
 def wandb_of(command: Command) -> Tracking:
     """The project and how to reach it, with wandb.mode=auto decided."""
-    if empty := [key for key in WANDB if command.values.get(key) == []]:
-        raise ConfigError(f"{empty[0]}= is empty: leave it out")
+    project, entity = project_of(command)
     return decided(
         Tracking(
             mode=command.one("wandb.mode", "auto"),
-            project=command.one("wandb.project", os.environ.get("WANDB_PROJECT") or "dgal_bench"),
-            entity=command.one("wandb.entity", os.environ.get("WANDB_ENTITY") or "") or None,
+            project=project,
+            entity=entity or None,
             images=tuple(whole("wandb.images", text) for text in command.values.get("wandb.images", [])),
             data=str(data_root(command).absolute()),
             cache=str(cache_root(command).absolute()),
         ),
         offline(command),
     )
+
+
+def project_of(command: Command) -> tuple[str, str]:
+    """The project, and whose it is: an empty name is W&B's own default of whoever has the key."""
+    if empty := [key for key in WANDB if command.values.get(key) == []]:
+        raise ConfigError(f"{empty[0]}= is empty: leave it out")
+    project = command.one("wandb.project", os.environ.get("WANDB_PROJECT") or "dgal_bench")
+    check_project(project)
+    return project, command.one("wandb.entity", os.environ.get("WANDB_ENTITY") or "")

@@ -51,7 +51,7 @@ def decided(tracking: Tracking, offline: bool) -> Tracking:
             itself would refuse, offline too.
     """
     choose(dict.fromkeys(MODES), tracking.mode, "wandb.mode")
-    _check(tracking.project)
+    _check_server()
     if offline and tracking.mode == "online":
         raise ConfigError("wandb.mode=online contradicts offline=true (also in $DGAL_OFFLINE): leave one of them out")
     if tracking.mode == "online" and not has_key():
@@ -66,12 +66,16 @@ def decided(tracking: Tracking, offline: bool) -> Tracking:
     return replace(tracking, mode="offline" if offline else _SAID[said])
 
 
-def _check(project: str) -> None:
-    server, key = os.environ.get("WANDB_BASE_URL") or SERVER, os.environ.get("WANDB_API_KEY", "")
+def check_project(project: str) -> None:
+    """Raises ConfigError for a name that W&B would refuse."""
     if found := set(project) & set("/\\#?%:"):
         raise ConfigError(f"wandb.project={project}: W&B takes no {''.join(sorted(found))} in a name: use another one")
     if len(project) > 128:
         raise ConfigError(f"wandb.project= is a name of {len(project)} characters: W&B takes at most 128")
+
+
+def _check_server() -> None:
+    server, key = os.environ.get("WANDB_BASE_URL") or SERVER, os.environ.get("WANDB_API_KEY", "")
     if not re.match(r"https?://[^/]", server):
         raise ConfigError(f"WANDB_BASE_URL={server}: begin it with https:// or http://")
     if re.search(r"wandb\.ai[^.]*$", server) and not re.match(r"https://.*api\.", server):

@@ -1,6 +1,5 @@
 """Verbs that bring a results folder to W&B: ``push`` its runs, and a ``dashboard`` to look at them."""
 
-import os
 from pathlib import Path
 
 from dgal_bench.arguments import Command
@@ -25,7 +24,7 @@ def push(command: Command) -> int:
 
 def dashboard(command: Command) -> int:
     from dgal_bench.record import read_results
-    from dgal_bench.request import offline, only_flags, only_places
+    from dgal_bench.request import offline, only_flags, only_places, project_of
 
     only_flags(command, "--dry-run", "--push")
     only_places(command, "wandb.project", "wandb.entity", "offline")
@@ -40,8 +39,7 @@ def dashboard(command: Command) -> int:
         if "wandb_workspaces" not in (error.name or ""):
             raise
         raise ConfigError("dashboard needs wandb-workspaces: pip install 'dgal-bench[dashboard]'") from error
-    project = command.one("wandb.project", os.environ.get("WANDB_PROJECT") or "dgal_bench")
-    entity = command.one("wandb.entity", os.environ.get("WANDB_ENTITY") or "")
+    project, entity = project_of(command)
     found = [shelf for results in command.words for shelf in shelves(read_results(Path(results)))]
     if "--push" in command.flags:
         say("Saved: " + ", ".join(saving.push(project, entity, found)))
