@@ -65,6 +65,7 @@ def canvas(
     panels: Sequence[float] = (1.0,),
     left: float = 0.82,
     gap: float = 0.75,
+    below: float = 0.58,
     headings: Sequence[str] = (),
     own_key: bool = False,
 ) -> Canvas:
@@ -73,7 +74,7 @@ def canvas(
     Args:
         legend: what each name's handle looks like, as keywords of a line. Of strategies, which the page shows once for
             all figures, unless it is the figure's ``own_key``.
-        left: inches to the left of the first axes, ``gap`` between two, for the labels of their ticks.
+        left: inches to the left of the first axes, ``gap`` between two, ``below`` them, for the labels of their ticks.
     """
     columns = _columns(list(legend))
     notes = textwrap.wrap(note, _NOTE_WIDTH)
@@ -84,7 +85,7 @@ def canvas(
     FigureCanvasAgg(figure)
     figure.text(0.12 / WIDTH, 1 - 0.25 / total, title, fontsize=11.5, weight="bold", gid=TITLE)
     room_above = 0.3 if headings else 0.08
-    axes = _side_by_side(figure, panels, left, gap, bottom + 0.58, height - 0.58 - room_above)
+    axes = _side_by_side(figure, panels, left, gap, bottom + below, height - below - room_above)
     for one, heading in zip(axes, headings, strict=False):
         one.set_title(heading, loc="left", fontsize=10)
     if legend:

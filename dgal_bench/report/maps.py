@@ -50,7 +50,7 @@ def picks_on_latents(group: Group) -> Canvas | None:
         dict(zip(("first third of the queries", "last third"), _DOTS, strict=True)),
         f"one panel a strategy, its first seed; colours are classes; of many picks every n-th, at most {_SHOWN} of a "
         "third; the projection keeps neighbourhoods, not distances",
-        height=0.66 + rows * _ROW / _COLUMN * _WIDE / _COLUMNS, left=0.12, own_key=True,
+        height=0.14 + rows * _ROW / _COLUMN * _WIDE / _COLUMNS, left=0.12, below=0.06, own_key=True,
     )  # fmt: skip
     (axes,) = made.axes
     pictures = {latents: density(one) for latents, one in known.items() if one is not None}
@@ -65,7 +65,8 @@ def picks_on_latents(group: Group) -> Canvas | None:
     for batch, dots in zip(batches, _DOTS, strict=True):
         points = np.concatenate(batch)
         axes.plot(points[:, 0], points[:, 1], gid="line:picks", **dots)
-    axes.set(xlim=(-_EDGE - 0.02, (_COLUMNS - 1) * _COLUMN + _EDGE + 0.02), ylim=(_EDGE - rows * _ROW, _ROW - _EDGE))
+    rim = _EDGE + 0.02
+    axes.set(xlim=(-rim, (_COLUMNS - 1) * _COLUMN + rim), ylim=((1 - rows) * _ROW - rim, _ROW - _EDGE))
     axes.set_axis_off()
     return made
 
@@ -123,12 +124,8 @@ def penalty_matrix(penalties: Penalties) -> Canvas:
     side = min(0.5, 4.4 / n)
     title = f"Who beats whom: suite {penalties.suite}, profile {penalties.profile}"
     longest = max(map(len, names))
-    below = 0.16 + 0.075 * longest  # inches that slanted names need
-    made = canvas(title, {}, penalty_note(penalties), height=0.1 + side * (n + 1) + max(0.58, below), left=1.55)
-    total = made.figure.get_size_inches()[1]
-    frame = made.axes[0].get_position()
-    lift = max(0.58, below) - 0.58
-    made.axes[0].set_position((frame.x0, frame.y0 + lift / total, frame.width, frame.height - lift / total))
+    below = max(0.58, 0.16 + 0.075 * longest)  # inches that slanted names need
+    made = canvas(title, {}, penalty_note(penalties), height=0.1 + side * (n + 1) + below, left=1.55, below=below)
     (axes,) = made.axes
     beaten = [np.nan if share is None else share for share in penalties.beaten]
     cells = np.vstack([penalties.matrix, beaten])
