@@ -41,12 +41,14 @@ def key_of(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def get_or_make(root: Path, key: str, make: Callable[[Path], tuple[Arrays, Mapping[str, Any]]]) -> Entry:
+def get_or_make(
+    root: Path, key: str, make: Callable[[Path], tuple[Arrays, Mapping[str, Any]]], mapped: bool = False
+) -> Entry:
     """The entry under ``root/key``, made by ``make`` where it is missing or does not check out.
 
     ``make(folder) -> (arrays, facts)``: an array that would not fit in memory is written as it is made, as a
     ``np.lib.format.open_memmap`` of ``folder/NAME.npy``. An entry of more than half of the free memory is
-    memory-mapped when it is read.
+    memory-mapped when it is read, any if ``mapped``.
 
     Raises:
         CacheError: the folder cannot be written.
@@ -56,18 +58,28 @@ def get_or_make(root: Path, key: str, make: Callable[[Path], tuple[Arrays, Mappi
         noted.add(key)
     with suppress(OSError, ValueError):  # of one that is being made again; what does not pass is said below
         if holds(root, key) and not _damaged(folder):
-            return _opened(folder)  # it has its name since it is whole: whoever reads waits for nobody
+            shutil.rmtree(workshop(folder), ignore_errors=True)  # of a maker that was killed before it did so
+            return opened(folder, mapped)  # it has its name since it is whole: whoever reads waits for nobody
     with _locked(root, key):
-        with _usable(root):
-            entry = _load(folder)
+        with usable(root):
+            entry = _load(folder, mapped)
         if entry is None:
             with _beside(root, folder) as beside:
                 made = make(beside)
-                with _usable(root):
+                with usable(root):
                     _store(beside, folder, *made)
-                    entry = _load(folder)
+                    entry = _load(folder, mapped)
+                shutil.rmtree(workshop(beside), ignore_errors=True)
     assert entry is not None
     return entry
+
+
+def workshop(folder: Path) -> Path:
+    """Where the maker of an entry can leave what a later try goes on from: it is removed when the entry is whole.
+
+    ``folder``: the one that the maker was given, or the entry's.
+    """
+    return folder.with_name(f"{folder.name.removesuffix('.part')}.blocks")
 
 
 @contextmanager
@@ -96,19 +108,19 @@ def adopt(root: Path, key: str, fill: Callable[[Path], None]) -> None:
     with _locked(root, key):
         if holds(root, key):
             return
-        with _beside(root, folder) as beside, _usable(root):
+        with _beside(root, folder) as beside, usable(root):
             fill(beside)
             if damaged := _damaged(beside):
                 raise CacheError(f"cache entry {key} came damaged ({damaged}): start the command again")
             for file in beside.iterdir():
                 with file.open("rb+") as written:
-                    _sync(written)
+                    sync(written)
             _take_place(beside, folder)
 
 
 @contextmanager
 def _locked(root: Path, key: str) -> Iterator[None]:
-    with _usable(root):
+    with usable(root):
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / f"{key}.lock").open("w")
     with lock, _alone(root, root / key, lock.fileno()):
@@ -119,7 +131,7 @@ def _locked(root: Path, key: str) -> Iterator[None]:
 def _beside(root: Path, folder: Path) -> Iterator[Path]:
     """An empty folder where an entry is written before it has its name."""
     beside = folder.with_name(f"{folder.name}.part")
-    with _usable(root):
+    with usable(root):
         shutil.rmtree(beside, ignore_errors=True)  # of a maker that was killed: the lock is ours now
         beside.mkdir()
     try:
@@ -140,7 +152,7 @@ def _alone(root: Path, folder: Path, lock: int) -> Iterator[None]:
     with ExitStack() as held:
         while True:
             try:
-                with _usable(root):
+                with usable(root):
                     held.enter_context(Lease(folder))
                 break
             except HeldError as error:
@@ -152,7 +164,7 @@ def _alone(root: Path, folder: Path, lock: int) -> Iterator[None]:
 
 
 @contextmanager
-def _usable(root: Path) -> Iterator[None]:
+def usable(root: Path) -> Iterator[None]:
     """A file system's refusal, with the knob to turn; errors of the making itself are not touched."""
     try:
         yield
@@ -160,22 +172,24 @@ def _usable(root: Path) -> Iterator[None]:
         raise CacheError(f"the cache at {root} cannot be used: {error}; set cache=DIR or DGAL_CACHE") from error
 
 
-def _load(folder: Path) -> Entry | None:
+def _load(folder: Path, mapped: bool) -> Entry | None:
     if not folder.is_dir():
         return None
     if damaged := _damaged(folder):
         log.warning("cache entry %s is damaged (%s): made again", folder, damaged)
         return None
-    return _opened(folder)
+    return opened(folder, mapped)
 
 
-def _opened(folder: Path) -> Entry:
+def opened(folder: Path, mapped: bool = False) -> Entry:
+    """An entry that is known to be whole, whatever its hashes; raises OSError and ValueError."""
     manifest = json.loads((folder / _MANIFEST).read_text())
     files = {name: folder / f"{name}.npy" for name in manifest["sha256"]}
     # copy-on-write: torch takes only arrays that could be written to
-    mode: Literal["c"] | None = "c" if sum(map(_bytes, files.values())) > free_memory() / 2 else None
+    mapped = mapped or sum(map(_bytes, files.values())) > free_memory() / 2
+    mode: Literal["c"] | None = "c" if mapped else None
     arrays = {name: np.load(file, mmap_mode=mode, allow_pickle=False) for name, file in files.items()}
-    return Entry(arrays, manifest["facts"], key_of(manifest["sha256"]), mapped=mode is not None)
+    return Entry(arrays, manifest["facts"], key_of(manifest["sha256"]), mapped)
 
 
 def _bytes(file: Path) -> int:
@@ -210,11 +224,11 @@ def _store(beside: Path, folder: Path, arrays: Arrays, facts: Mapping[str, Any])
             continue
         with path.open("wb") as file:
             np.save(file, array, allow_pickle=False)
-            _sync(file)
+            sync(file)
     hashes = {name: file_sha256(beside / f"{name}.npy") for name in arrays}
     with (beside / _MANIFEST).open("w") as text:
         json.dump({"sha256": hashes, "facts": dict(facts)}, text, indent=1)
-        _sync(text)
+        sync(text)
     _take_place(beside, folder)
 
 
@@ -223,7 +237,8 @@ def _take_place(beside: Path, folder: Path) -> None:
     beside.rename(folder)
 
 
-def _sync(file: Any) -> None:
+def sync(file: Any) -> None:
+    """What was written is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 

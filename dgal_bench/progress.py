@@ -36,10 +36,19 @@ class Lines:
         self._start = perf_counter()
         self._begun = False
         self._accuracy: dict[str, float] = {}
+        self._step = "", "", 0, self._start  # of the set-up: whose, what, how much was done when it began, and when
 
     def setting_up(self, name: str, what: str, done: int, of: int) -> None:
-        if done == 0 or of <= 1 or done % max(1, of // 5) == 0:
-            self._say(f"[set-up] {name}: {what}" + (f" {done}/{of}" if of > 1 else ""))
+        if (name, what) != self._step[:2] or done < self._step[2]:
+            self._step = name, what, done, perf_counter()
+        if done == self._step[2] or of <= 1 or done % max(1, of // 5) == 0:
+            self._say(f"[set-up] {name}: {what}" + (f" {done}/{of}{self._step_left(done, of)}" if of > 1 else ""))
+
+    def _step_left(self, done: int, of: int) -> str:
+        """Reckoned from what the step began with: some of it may have been done by an earlier command."""
+        _, _, first, start = self._step
+        left = (perf_counter() - start) / (done - first) * (of - done) if done > first else 0
+        return f", about {duration(left)} left" if left >= 1 else ""
 
     def drawing(self, done: int, of: int) -> None:
         """Groups of a report, of ``of``."""
@@ -108,18 +117,18 @@ class Bar:
         self._bar: tqdm | None = None
         self._what = ""
 
-    def _show(self, what: str, total: int, unit: str) -> tqdm:
+    def _show(self, what: str, total: int, unit: str, done: int = 0) -> tqdm:
+        """``done``: how much was, before anything was shown of it."""
         if self._bar is None or self._what != what:
             self.close()
-            self._bar = tqdm(
-                total=total, unit=unit, file=self._stream, dynamic_ncols=True, desc=what, leave=False, mininterval=0
-            )
+            look = {"dynamic_ncols": True, "leave": False, "mininterval": 0}
+            self._bar = tqdm(total=total, unit=unit, file=self._stream, desc=what, initial=done, **look)
             self._what = what
         return self._bar
 
     def setting_up(self, name: str, what: str, done: int, of: int) -> None:
         unit = next((word for word in ("epoch", "MB") if word in what), "step")
-        bar = self._show(f"set-up {name}: {what}", of, unit)
+        bar = self._show(f"set-up {name}: {what}", of, unit, done)
         bar.update(done - bar.n)
 
     def drawing(self, done: int, of: int) -> None:
