@@ -33,16 +33,39 @@ class Classifier(nn.Module):
         return self.classify(features), features
 
 
+class MaxPool(nn.MaxPool2d):
+    """2x2 max-pooling of (b, c, h, w), a last odd row or column left out; the same bits with and without gradients.
+
+    Without them two maxima of slices do on a CPU: torch's own also finds where each maximum was, and takes 1.4 to 6
+    times as long in channels-last layout and 4 to 11 in the default one (6 to 32 channels, one thread).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or images.device.type != "cpu":
+            return super().forward(images)  # type: ignore[no-any-return]
+        height, width = images.shape[2] // 2 * 2, images.shape[3] // 2 * 2
+        rows = torch.maximum(images[:, :, 0:height:2, :width], images[:, :, 1:height:2, :width])
+        return torch.maximum(rows[..., ::2], rows[..., 1::2])
+
+
 def cnn(image_shape: ImageShape, config: NetConfig) -> tuple[nn.Module, int]:
-    """LeNet (paper, App. A): convolutions with ReLU and optional 2x2 max-pooling; the body and its output's width."""
+    """LeNet (paper, App. A): convolutions with ReLU and optional 2x2 max-pooling; the body and its output's width.
+
+    The ReLU comes after the pooling, where it has a quarter of the work: both are monotone, so that values and
+    gradients are those of the other order, to the bit.
+    """
     channels, height, width = image_shape
     layers: list[nn.Module] = []
     for out, kernel, pool in zip(config.channels, config.kernels, config.pools, strict=True):
-        layers += [nn.Conv2d(channels, out, kernel), nn.ReLU()]
+        layers.append(nn.Conv2d(channels, out, kernel))
         height, width, channels = height - kernel + 1, width - kernel + 1, out
         if pool:
-            layers.append(nn.MaxPool2d(2))
+            layers.append(MaxPool())
             height, width = height // 2, width // 2
+        layers.append(nn.ReLU())
     if min(height, width) < 1:
         raise ConfigError(
             f"net.kernels={list(config.kernels)} with net.pools={list(config.pools)} leave nothing of a "
