@@ -103,6 +103,10 @@ def check_values(config: RunConfig) -> None:
             "initial_size=null labels the whole pool, and nothing is left to query: give a number, and "
             "full_supervision=true for a training on all labels"
         )
+    if not 0 < config.graph.recall_target <= 1:
+        raise ConfigError(
+            f"graph.recall_target={config.graph.recall_target:g} is no share: use more than 0 and at most 1"
+        )
     if config.restricted_size < config.batch_size:
         raise ConfigError(
             f"restricted_size={config.restricted_size} is below batch_size={config.batch_size}: "

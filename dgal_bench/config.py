@@ -15,6 +15,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from dgal_bench.errors import ResultsError
+
 
 def available_cores() -> int:
     """The cores that this process may use, where the system can tell; else all."""
@@ -102,6 +104,7 @@ class GraphConfig:
     symmetrize: str
     backend: str
     exact_limit: int
+    recall_target: float
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class RunConfig:
 
     @property
     def hash(self) -> str:
-        """sha256 of the canonical JSON, less WHEREABOUTS: the fingerprint has the hashes of what lies there.
+        """sha256 of the canonical JSON, less WHEREABOUTS, whose content is in the fingerprint, and less ALLOWANCES.
 
         Of full supervision, which asks neither strategy nor graph, TRAINING_SETTINGS alone.
         """
@@ -215,9 +218,29 @@ def without_paths(section: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value is not None if key in WHEREABOUTS else value for key, value in section.items()}
 
 
+ALLOWANCES: Mapping[str, frozenset[str]] = {"diffusion": frozenset({"memory_limit"})}
+"""By a part's kind its settings that allow it to be faster, and change no pick."""
+
+
+def without_allowances(strategy: Mapping[str, Any]) -> dict[str, Any]:
+    """A strategy's configuration with its parts less ALLOWANCES."""
+    return {role: _less_allowances(part) if isinstance(part, Mapping) else part for role, part in strategy.items()}
+
+
+def _less_allowances(part: Mapping[str, Any]) -> dict[str, Any]:
+    allowances = ALLOWANCES.get(str(part.get("kind")), frozenset())
+    return {key: value for key, value in part.items() if key not in allowances}
+
+
+def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration changes a result: less where a user's files lie, and less ALLOWANCES."""
+    reduce = dict.fromkeys(SECTIONS, without_paths) | {"strategy": without_allowances}
+    return {name: reduce[name](value) if name in reduce else value for name, value in config.items()}
+
+
 def hash_of(config: Mapping[str, Any]) -> str:
     """``RunConfig.hash``, of a configuration as it stands in a header, be it of an older version."""
-    parts = {**config, **{name: without_paths(config[name]) for name in SECTIONS if name in config}}
+    parts = comparable(config)
     if config["initial_size"] is None:
         parts = {name: parts.get(name) for name in TRAINING_SETTINGS}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -249,6 +272,18 @@ _PARTS: Mapping[str, Callable[..., Any]] = {
 def restored(values: Mapping[str, Any]) -> RunConfig:
     """The inverse of ``to_dict``, for values that were checked when they were composed: in 0.1 ms, not 14."""
     return RunConfig(**{**values, **{name: part(**values[name]) for name, part in _PARTS.items()}})
+
+
+def dataset_of(values: Mapping[str, Any]) -> DatasetConfig:
+    """The data set of a header's configuration, whose other sections may be of an older version.
+
+    Raises:
+        ResultsError: so is this one.
+    """
+    try:
+        return DatasetConfig(**values["dataset"])
+    except TypeError:
+        raise ResultsError("the data set is configured as by another version of dgal-bench") from None
 
 
 def from_dict(values: Any) -> RunConfig:

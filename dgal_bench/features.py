@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dgal_bench.arrays import Features, Progress
-from dgal_bench.cache import file_sha256
+from dgal_bench.cache import file_sha256, free_memory
 from dgal_bench.config import RepresentationConfig, RunConfig
 from dgal_bench.data.images import ImageData, Subset
 from dgal_bench.errors import ConfigError, DataError
@@ -65,9 +65,13 @@ def _npy(data: ImageData, config: RunConfig, device: torch.device, progress: Pro
 
 
 def _embeddings(key: str, path: str, size: int, kept: Subset | None) -> Features:
-    """(size, d) float32 out of a .npy file with a row for each image, or for each of the whole set of a subset."""
+    """(size, d) float32 out of a .npy file with a row for each image, or for each of the whole set of a subset.
+
+    Memory-mapped where the file is float32, wanted whole, and larger than half of the free memory.
+    """
     try:
-        found = np.load(Path(path).expanduser(), mmap_mode="r", allow_pickle=False)
+        # copy-on-write: torch takes only arrays that could be written to
+        found = np.load(Path(path).expanduser(), mmap_mode="c", allow_pickle=False)
     except FileNotFoundError as error:
         raise DataError(f"representation.{key}={path} is not there: name a .npy file of shape (N, d)") from error
     except (OSError, ValueError, EOFError) as error:
@@ -83,8 +87,10 @@ def _embeddings(key: str, path: str, size: int, kept: Subset | None) -> Features
                 + ": a row for each, in order"
             )
         found = found[kept.positions.numpy()]
-    features = torch.from_numpy(np.array(found, dtype=np.float32))
-    if bad := int((~torch.isfinite(features).all(dim=1)).sum()):
+    stays = isinstance(found, np.memmap) and found.dtype == np.float32 and found.flags.c_contiguous
+    stays = stays and found.nbytes > free_memory() / 2
+    features = torch.from_numpy(found if stays else np.array(found, dtype=np.float32))
+    if bad := sum(int((~torch.isfinite(block).all(dim=1)).sum()) for block in blocks(features)):
         raise ConfigError(f"representation.{key}={path}: {bad:,} of {size:,} rows hold NaN or infinity")
     return features
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dgal_bench.config import SECTIONS, RunConfig, differences, to_dict, without_paths
+from dgal_bench.config import RunConfig, comparable, differences, to_dict
 from dgal_bench.errors import ResultsError
 from dgal_bench.provenance import provenance
 from dgal_bench.record import CellLog
@@ -27,11 +27,6 @@ IDENTITY = ("algorithm_version", "config", "data", "latents", "graph", "weights"
 """What a result is about: another one is another result. The rest of a fingerprint is where it was made."""
 
 
-def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a hash is of: where a user's files lie is no difference."""
-    return {key: without_paths(value) if key in SECTIONS else value for key, value in config.items()}
-
-
 def check_content(log: CellLog, content: Mapping[str, Any]) -> None:
     """Refuse a finished cell that was made from other content; raises ResultsError."""
     known = {name: value for name, value in content.items() if name in log.header["fingerprint"]}
@@ -44,7 +39,7 @@ def check_resumable(log: CellLog, header: Mapping[str, Any], anyway: bool) -> li
     old, new = log.header["fingerprint"], header["fingerprint"]
     wrong = [name for name in IDENTITY if old.get(name) != new.get(name)]
     if "config" in wrong:
-        before, now = (_comparable(config) for config in (log.header["config"], header["config"]))
+        before, now = (comparable(config) for config in (log.header["config"], header["config"]))
         changes = "; ".join(differences(before, now)[:3])
         raise ResultsError(f"{log.path} holds results of another configuration ({changes}): use another results=DIR")
     if wrong:

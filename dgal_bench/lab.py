@@ -20,7 +20,8 @@ from dgal_bench.data.images import ImageData, Request
 from dgal_bench.data.pool import Pool
 from dgal_bench.errors import ConfigError
 from dgal_bench.features import content_key
-from dgal_bench.graph import knn
+from dgal_bench.graph import backends
+from dgal_bench.graph.blocks import Spread, one_by_one
 from dgal_bench.graph.transition import Graph
 from dgal_bench.identity import outline
 from dgal_bench.models.nets import build_net, cost, initial_weights
@@ -54,8 +55,10 @@ def own_content(config: RunConfig, data: ImageData, weights: Weights | None) -> 
     }
 
 
-def open_lab(config: RunConfig, data_root: Path, cache_root: Path, progress: Progress) -> Lab:
-    """Load the data and prepare (or find) its representation and graph.
+def open_lab(
+    config: RunConfig, data_root: Path, cache_root: Path, progress: Progress, spread: Spread = one_by_one
+) -> Lab:
+    """Load the data and prepare (or find) its representation and graph; ``spread``: who else works on a large one.
 
     Raises:
         UserError: data missing, the configuration does not fit it, or the representation collapsed.
@@ -68,7 +71,7 @@ def open_lab(config: RunConfig, data_root: Path, cache_root: Path, progress: Pro
     weights = initial_weights(data.image_shape, config.net)
     transform = Standardise.of_pool(data, config.net.channels_last)
     with_graph = not config.full_supervision
-    setup = prepare(config, data, cache_root, device, progress) if with_graph else without_graph(data.size)
+    setup = prepare(config, data, cache_root, device, progress, spread) if with_graph else without_graph(data.size)
     return Lab(data, transform, setup, device, weights)
 
 
@@ -92,7 +95,7 @@ class Cell:
     def of(cls, config: RunConfig, lab: Lab) -> "Cell":
         graph = lab.setup.graph.to(lab.device)
         spec = config.graph
-        new_index = partial(knn.new_index, backend=spec.backend, exact_limit=spec.exact_limit, device=lab.device)
+        new_index = partial(backends.new_index, backend=spec.backend, exact_limit=spec.exact_limit, device=lab.device)
         return cls(config, lab, build(config.strategy, Resources(graph, lab.setup.latents, new_index)), graph)
 
     def datamodule(self, pool: Pool, round_: int) -> PoolDataModule:

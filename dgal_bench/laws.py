@@ -21,6 +21,7 @@ from dgal_bench.compose import compose
 from dgal_bench.config import RunConfig
 from dgal_bench.data.pool import Pool, initial_set
 from dgal_bench.errors import StrategyError
+from dgal_bench.graph.transition import GRAPH_ARRAYS
 from dgal_bench.lab import Cell, Lab, open_lab
 from dgal_bench.loop import run_cell
 from dgal_bench.models.predict import Predictor
@@ -132,7 +133,7 @@ def what_it_sees_is_unchanged(lab: Lab, strategy: str) -> None:
         "query.pool.labels": asked.pool.labels,
         "query.images": asked.query.images,
         "the latents": lab.setup.latents,
-        **{f"the graph's {part}": getattr(graph, part) for part in ("indptr", "indices", "weights", "degrees")},
+        **{f"the graph's {part}": getattr(graph, part) for part in GRAPH_ARRAYS},
     }
     before = {name: tensor.clone() for name, tensor in shown.items()}
     asked.select()

@@ -19,7 +19,8 @@ from dgal_bench.arrays import Features, Index, Progress
 from dgal_bench.config import RunConfig
 from dgal_bench.data.images import ImageData
 from dgal_bench.disk import write_whole
-from dgal_bench.graph.knn import Search, new_index, pick_backend, ranked, wanted
+from dgal_bench.graph.backends import Search, new_index, pick_backend
+from dgal_bench.graph.rerank import ranked, wanted
 from dgal_bench.provenance import provenance
 from dgal_bench.seeding import seed_for
 from dgal_bench.threads import on_threads

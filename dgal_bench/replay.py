@@ -109,20 +109,32 @@ def time_query(
     """The same query ``repeats`` times, each as the first of its round: nothing is kept."""
     memory, _ = warm_up(cell, pool, round_)
     beside.look()
-    asked = [ask(cell, pool, round_, model, memory) for _ in range(repeats)]
-    picked = [one.selection.indices.tolist() for one in asked]
-    middle = sorted(asked, key=_total)[(repeats - 1) // 2]
+    answers = [_answer(ask(cell, pool, round_, model, memory)) for _ in range(repeats)]
+    middle = sorted(answers, key=lambda one: one.total)[(repeats - 1) // 2]
     return Timing(
         strategy=label,
         round=round_,
-        query_seconds=[_total(one) for one in asked],
-        seconds=dict(middle.query.clock.seconds),
-        n_candidates=len(middle.selection.candidates),
+        query_seconds=[one.total for one in answers],
+        seconds=middle.seconds,
+        n_candidates=middle.n_candidates,
         n_scored=middle.n_scored,
-        picks_equal=None if expected is None else all(one == list(expected) for one in picked),
+        picks_equal=None if expected is None else all(one.picks == list(expected) for one in answers),
         **beside.facts(),
     )
 
 
-def _total(asked: Asked) -> float:
-    return asked.query.clock.total
+@dataclass(frozen=True)
+class _Answer:
+    """What a Timing needs of one repeat, without the query, which holds what it would leave for the next round."""
+
+    total: float
+    seconds: dict[str, float]
+    n_candidates: int
+    n_scored: int
+    picks: list[int]
+
+
+def _answer(asked: Asked) -> _Answer:
+    clock, chosen = asked.query.clock, asked.selection
+    n_candidates = len(chosen.candidates)
+    return _Answer(clock.total, dict(clock.seconds), n_candidates, asked.n_scored, chosen.indices.tolist())

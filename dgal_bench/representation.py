@@ -21,19 +21,19 @@ from dgal_bench.config import GraphConfig, RunConfig, to_dict, without_paths
 from dgal_bench.data.images import ImageData
 from dgal_bench.errors import ConfigError
 from dgal_bench.features import REPRESENTATIONS, blocks, content_key, flat_pixels, principal_components
-from dgal_bench.graph.knn import knn, pick_backend
-from dgal_bench.graph.transition import Attachment, Graph, attach, diagnostics, transition
+from dgal_bench.graph.backends import pick_backend
+from dgal_bench.graph.blocks import Spread, neighbors_of, one_by_one
+from dgal_bench.graph.transition import GRAPH_ARRAYS, Attachment, Graph, attach, diagnostics, transition
 from dgal_bench.provenance import provenance
 from dgal_bench.seeding import rng_for
 from dgal_bench.threads import on_threads
 
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 """Raised with any change of the numbers that set-up makes; tests/test_golden.py fails otherwise."""
 
 # Points whose 20 nearest neighbours are looked up to judge a space, and how many neighbours.
 _QUALITY_SAMPLE = 2000
 _QUALITY_NEIGHBORS = 20
-_GRAPH_ARRAYS = ("indptr", "indices", "weights", "degrees")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +55,23 @@ class Setup:
 def without_graph(size: int) -> Setup:
     """For full supervision: no features, and a graph of ``size`` points without an edge."""
     empty = torch.zeros(0)
-    graph = Graph(torch.zeros(size + 1, dtype=torch.int64), empty.int(), empty, empty.double(), 1, symmetric=True)
+    pointers = torch.zeros(size + 1, dtype=torch.int64)
+    graph = Graph(pointers, empty.int(), empty, torch.zeros(size).double(), torch.arange(size), 1, symmetric=True)
     return Setup(torch.zeros(size, 0), graph, None, "none", "none", {})
 
 
-def prepare(config: RunConfig, data: ImageData, root: Path, device: torch.device, progress: Progress) -> Setup:
+def prepare(
+    config: RunConfig,
+    data: ImageData,
+    root: Path,
+    device: torch.device,
+    progress: Progress,
+    spread: Spread = one_by_one,
+) -> Setup:
     """The features and the graph of a data set from the cache under ``root``, or made and put there.
 
     Made on ``representation.threads`` threads, whatever the process uses otherwise: a VAE's bits depend on them.
+    ``spread`` says who else answers the blocks of a large graph's search.
 
     Raises:
         UserError: the representation has collapsed, or graph_k does not fit the pool.
@@ -79,10 +88,12 @@ def prepare(config: RunConfig, data: ImageData, root: Path, device: torch.device
         {"latents": latents.sha256, "recipe": RECIPE_VERSION, "device": device.type, **_graph_key(config.graph)}
     )
     graph = cache.get_or_make(
-        root, graph_key, lambda folder: _make_graph(config, features, test_features, device, progress)
+        root,
+        graph_key,
+        lambda folder: _make_graph(config, features, test_features, device, progress, cache.workshop(folder), spread),
     )
     arrays = {name: torch.from_numpy(array) for name, array in graph.arrays.items()}
-    parts = {name: arrays[name] for name in _GRAPH_ARRAYS}
+    parts = {name: arrays[name] for name in GRAPH_ARRAYS}
     return Setup(
         features,
         Graph(**parts, graph_k=config.graph.graph_k, symmetric=graph.facts["symmetric"]),
@@ -158,9 +169,15 @@ def _make_latents(
 
 
 def _make_graph(
-    config: RunConfig, features: Features, test_features: Features | None, device: torch.device, progress: Progress
+    config: RunConfig,
+    features: Features,
+    test_features: Features | None,
+    device: torch.device,
+    progress: Progress,
+    workshop: Path,
+    spread: Spread,
 ) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
-    if bool((features == features[0]).all()):
+    if all(bool((block == features[0]).all()) for block in blocks(features)):
         raise ConfigError(
             f"all {len(features):,} images have the same representation: there is no graph to build on it; "
             "choose another representation="
@@ -169,10 +186,10 @@ def _make_graph(
     start = perf_counter()
     spec = config.graph
     with on_threads(config.setup_threads):
-        neighbors = knn(features, spec.graph_k, spec.backend, spec.exact_limit, device)
+        neighbors, search_facts = neighbors_of(features, spec, device, workshop, progress, spread)
         graph = transition(neighbors, spec.kernel, spec.symmetrize)
         seconds = perf_counter() - start
-        arrays = {name: getattr(graph, name) for name in _GRAPH_ARRAYS}
+        arrays = {name: getattr(graph, name) for name in GRAPH_ARRAYS}
         if test_features is not None:
             attachment = attach(neighbors, features, test_features, spec.kernel, spec.backend)
             arrays |= {"attached_ids": attachment.ids, "attached_weights": attachment.weights}
@@ -181,6 +198,7 @@ def _make_graph(
         "seconds": seconds,
         "test_seconds": test_seconds,
         **diagnostics(neighbors, graph),
+        **search_facts,
         "made_by": provenance(),
     }
     return {name: tensor.numpy() for name, tensor in arrays.items()}, facts

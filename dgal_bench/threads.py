@@ -1,9 +1,15 @@
 """How many threads torch works on: part of a cell's identity, since they change the bits of a training."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -15,3 +21,24 @@ def on_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class Workers:
+    """A map over items, each done on one thread: the same bits however many threads there are."""
+
+    pool: ThreadPoolExecutor
+
+    def __call__(self, work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        return list(self.pool.map(work, items))
+
+
+@contextmanager
+def workers() -> Iterator[Workers]:
+    """As many as torch has threads.
+
+    The calling thread is left one of its own: OpenMP's would spin in the workers' way after whatever it does itself.
+    """
+    count = torch.get_num_threads()
+    with on_threads(1), ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield Workers(pool)

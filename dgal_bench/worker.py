@@ -27,6 +27,7 @@ from dgal_bench.config import RunConfig, restored
 from dgal_bench.data.datasets import fetch, load
 from dgal_bench.data.images import Request
 from dgal_bench.errors import CacheError, ConfigError, DataError, NotApplicableError, ResultsError, UserError, innermost
+from dgal_bench.graph.blocks import Spread, one_by_one
 from dgal_bench.identity import ALGORITHM_VERSION, outline
 from dgal_bench.lab import Cell, Lab, open_lab, own_content
 from dgal_bench.lease import HeldError
@@ -73,8 +74,17 @@ class Emitter(logging.Handler):
         self._emit_event("warning", text=record.getMessage())
 
 
-def handle(job: Mapping[str, Any], emit: Emit, labs: dict[str, Lab], open_record: Open = Recorder) -> None:
-    """Do a job and tell of it; ``labs`` is what this process keeps from one job to the next."""
+def handle(
+    job: Mapping[str, Any],
+    emit: Emit,
+    labs: dict[str, Lab],
+    open_record: Open = Recorder,
+    spread: Spread = one_by_one,
+) -> None:
+    """Do a job and tell of it; ``labs`` is what this process keeps from one job to the next.
+
+    ``spread``: who else works on a large graph.
+    """
     if job["algorithm_version"] != ALGORITHM_VERSION:
         raise ConfigError(
             f"{platform.node()} has a dgal-bench of algorithm {ALGORITHM_VERSION}, the command's is "
@@ -98,7 +108,7 @@ def handle(job: Mapping[str, Any], emit: Emit, labs: dict[str, Lab], open_record
         fetch(config.dataset.kind, Path(job["data"]), progress, job["offline"], Path(job["cache"]))
     if key not in labs:
         labs.clear()  # one data set in memory at a time
-        labs[key] = open_lab(config, Path(job["data"]), Path(job["cache"]), progress)
+        labs[key] = open_lab(config, Path(job["data"]), Path(job["cache"]), progress, spread)
     lab = labs[key]
     if job["job"] == "setup":
         # a network that does not fit the images is a mistake to find now

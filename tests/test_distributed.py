@@ -183,9 +183,14 @@ def test_a_crash_is_one_line_with_its_place():
 
 @pytest.mark.slow
 def test_two_processes_end_where_one_does_on_digits():
-    """Hundreds of steps let rounding grow, but the VAE is as good: ELBO within 1 %, the same latents in use."""
+    """110 steps let rounding grow, but the VAE is as good: ELBO within 1 %, the same latents in use.
+
+    One process whose first weights are off by 1e-7 is off by 0.06 % then (one standard deviation). After 440 steps that
+    is 0.7 %, and a latent more or less is in use: so would be one process on another CPU, and 1 % would be luck.
+    """
     data = load("digits", Path("unused"))
-    settings = {"latent_dim": 16, "train_batch_size": 128, "lr": 2e-3, "max_epochs": 40}
+    settings = {"latent_dim": 16, "train_batch_size": 128, "lr": 2e-3, "max_epochs": 10}
+    weight = config(**settings).recon_weight
     found = []
     for devices in (1, 2):
         module, facts = train(data, devices, **settings)
@@ -193,6 +198,8 @@ def test_two_processes_end_where_one_does_on_digits():
     one, two = found
     assert two["holdout_loss"] == pytest.approx(one["holdout_loss"], rel=0.01)
     assert two["squared_error"] + two["kl"] == pytest.approx(one["squared_error"] + one["kl"], rel=0.01)
+    elbo_one, elbo_two = (weight * each["squared_error"] + each["kl"] for each in found)
+    assert elbo_two == pytest.approx(elbo_one, rel=0.01)
     assert two["active_latents"] == one["active_latents"] >= 8
     assert two["explained_variance"] == pytest.approx(one["explained_variance"], abs=0.01)
 

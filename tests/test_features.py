@@ -1,6 +1,7 @@
 """Representations by name: brute-force truths of each, and what a user's own embeddings can get wrong."""
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,24 @@ def test_embeddings_of_the_whole_set_serve_its_subset(embeddings):
     assert np.array_equal(latents.numpy(), arrays["path"][[3, 50, 51, 199]].astype(np.float32))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux where memory lies")
+@pytest.mark.parametrize(("dtype", "whole", "mapped"), [("<f4", 1, True), ("<f4", 0, False), ("<f8", 1, False)])
+def test_embeddings_too_large_for_memory_stay_on_disk(tmp_path, monkeypatch, dtype, whole, mapped):
+    """As far as they can be used as they are; written to, the file stays as it is."""
+    monkeypatch.setattr(features, "free_memory", lambda: 100)
+    rows = np.random.default_rng(0).normal(size=(200, 7)).astype(dtype)
+    np.save(tmp_path / "path.npy", rows)
+    positions = torch.arange(0, 200, 1 if whole else 2)
+    part = replace(data(), images=data().images[positions], kept=Subset(positions, of=200))
+    latents, _, _ = REPRESENTATIONS["npy"](part, npy(tmp_path, test=False), CPU, silent)
+    assert np.array_equal(latents.numpy(), rows[positions].astype(np.float32))
+    maps = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if "path.npy" in line]
+    bounds = [[int(end, 16) for end in each.split("-")] for each in maps]
+    assert any(first <= latents.data_ptr() < last for first, last in bounds) == mapped
+    latents[:] = 0
+    assert np.array_equal(np.load(tmp_path / "path.npy"), rows)
+
+
 def test_embeddings_of_a_set_that_was_split_hold_both_parts_in_its_order(tmp_path):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (90, 8, 8), dtype=np.uint8), np.arange(90) % 3
@@ -164,6 +183,7 @@ def frozen(path, *overrides):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_features_of_a_frozen_network_are_its_pooled_ones_on_its_own_scale(tmp_path):
     path, state = weights_file(tmp_path)
     few = replace(data(), images=data().images[:150], labels=data().labels[:150])
@@ -182,6 +202,7 @@ def test_features_of_a_frozen_network_are_its_pooled_ones_on_its_own_scale(tmp_p
     assert told[:2] == [("features of resnet18", 0, 150), ("features of resnet18", 128, 150)]
 
 
+@pytest.mark.slow
 def test_the_cache_knows_a_frozen_network_by_its_weights(tmp_path):
     path, _ = weights_file(tmp_path)
     copy = tmp_path / "copy.safetensors"

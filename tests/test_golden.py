@@ -72,7 +72,7 @@ def test_streams_and_picks_belong_to_algorithm_version():
 
 
 def test_graph_loss_and_noise_belong_to_recipe_version():
-    assert RECIPE_VERSION == 3
+    assert RECIPE_VERSION == 4
     graph = transition(knn(pixels(), 20))
     assert len(graph.indices) == GOLDEN["edges"]
     heat = diffuse(graph, torch.arange(10), torch.arange(10), 10, 3)

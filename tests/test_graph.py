@@ -8,10 +8,11 @@ import torch
 from scipy.sparse.csgraph import connected_components
 
 from dgal_bench.errors import ConfigError
-from dgal_bench.graph import knn as knn_module
+from dgal_bench.graph import backends as backends_module
+from dgal_bench.graph.affinity import KERNELS, SYMMETRIZERS, affinity
 from dgal_bench.graph.diffusion import diffuse
 from dgal_bench.graph.knn import Neighbors, knn
-from dgal_bench.graph.transition import KERNELS, SYMMETRIZERS, affinity, attach, diagnostics, transition
+from dgal_bench.graph.transition import attach, diagnostics, transition
 from tests.loading import load
 
 BACKENDS = ["faiss", "torch"]
@@ -73,11 +74,11 @@ def test_knn_does_not_depend_on_the_order_of_points():
     assert torch.equal(order[shuffled.ids], plain.ids[order])
 
 
-def test_above_the_exact_limit_an_inverted_file_is_searched_and_its_recall_measured():
+def test_above_the_exact_limit_lists_are_searched_and_its_recall_measured():
     features = cloud(3000, 8)
-    exact, approximate = knn(features, 10), knn(features, 10, "faiss", exact_limit=1000)
-    assert (exact.method, exact.recall) == ("faiss", 1.0)
-    assert approximate.method == "faiss-ivf"
+    exact, approximate = knn(features, 10), knn(features, 10, exact_limit=1000, recall_target=0.9)
+    assert (exact.method, exact.recall) == ("tiles", 1.0)
+    assert approximate.method.startswith("lists ")
     hits = [len(set(a) & set(b)) for a, b in zip(exact.ids.tolist(), approximate.ids.tolist(), strict=True)]
     found = sum(hits) / (3000 * 10)
     assert found > 0.8
@@ -98,12 +99,13 @@ def test_bad_input_is_refused_before_faiss_loses_it_silently():
 
 
 def test_without_faiss_auto_is_torch_said_once_and_asking_for_it_is_an_error(monkeypatch, caplog):
-    monkeypatch.setattr(knn_module.importlib.util, "find_spec", lambda name: None)
-    knn_module._say_that_faiss_is_missing.cache_clear()
-    assert knn(cloud(50), 5).method == "torch"
-    assert knn(cloud(50), 5).method == "torch"
+    monkeypatch.setattr(backends_module.importlib.util, "find_spec", lambda name: None)
+    backends_module._say_that_faiss_is_missing.cache_clear()
+    assert backends_module.pick_backend("auto") == "torch"
+    assert backends_module.pick_backend("auto") == "torch"
     assert [record.getMessage() for record in caplog.records] == [
-        "faiss is not installed: the torch backend builds the graph (exact, slower); pip install faiss-cpu, or set "
+        "faiss is not installed: the torch backend builds the graph (as fast on a CPU; SEALS is slower); "
+        "pip install faiss-cpu, or set "
         "graph.backend=torch"
     ]
     with pytest.raises(ConfigError, match="faiss is not installed"):
@@ -112,18 +114,18 @@ def test_without_faiss_auto_is_torch_said_once_and_asking_for_it_is_an_error(mon
 
 def test_two_packages_that_own_faiss_are_refused_and_torch_still_works(monkeypatch):
     """pip says nothing when the second is installed; the last one wins, and removing either breaks the other."""
-    monkeypatch.setattr(knn_module, "faiss_packages", lambda: ("faiss-cpu", "faiss-gpu"))
+    monkeypatch.setattr(backends_module, "faiss_packages", lambda: ("faiss-cpu", "faiss-gpu"))
     for backend in ("auto", "faiss"):
         with pytest.raises(ConfigError, match="faiss-cpu and faiss-gpu are both installed") as caught:
             knn(cloud(50), 5, backend)
         assert "pip uninstall -y faiss-cpu faiss-gpu, then install one of them" in str(caught.value)
-    assert knn(cloud(50), 5, "torch").method == "torch"
+    assert knn(cloud(50), 5, "torch").method == "tiles"
 
 
 def dense(graph):
     matrix = torch.zeros(graph.size, graph.size)
-    for i in range(graph.size):
-        matrix[i, graph.neighbors(i)] = graph.weights[graph.indptr[i] : graph.indptr[i + 1]]
+    for i, node in enumerate(graph.nodes):
+        matrix[i, graph.neighbors(i)] = graph.weights[graph.indptr[node] : graph.indptr[node + 1]]
     return matrix
 
 
@@ -165,8 +167,8 @@ def test_degrees_are_the_row_sums_that_make_the_affinity_of_the_transition(symme
     neighbors = knn(cloud(150), 8)
     graph, weights = transition(neighbors, symmetrize=symmetrize), affinity(neighbors, symmetrize=symmetrize).toarray()
     assert graph.degrees.dtype == torch.float64
-    assert np.allclose(graph.degrees, weights.sum(1))
-    assert np.allclose(graph.degrees[:, None] * dense(graph), weights, atol=1e-6)
+    assert np.allclose(graph.degrees[graph.nodes], weights.sum(1))
+    assert np.allclose(graph.degrees[graph.nodes, None] * dense(graph), weights, atol=1e-6)
     assert graph.symmetric == (symmetrize != "none") == (weights == weights.T).all()
 
 
@@ -282,7 +284,7 @@ def test_default_steps_are_the_papers():
 
     for size, steps in {1437: 3, 48_000: 4, 60_000: 4, 124_800: 4, 1_000_000: 5, 10_000_000: 6, 400: 2, 401: 3}.items():
         pointer = torch.zeros(1, dtype=torch.int32).expand(size + 1)
-        graph = Graph(pointer, *[torch.zeros(0)] * 3, graph_k=20, symmetric=True)
+        graph = Graph(pointer, *[torch.zeros(0)] * 4, graph_k=20, symmetric=True)
         assert graph.default_steps == steps
 
 

@@ -284,7 +284,7 @@ def test_one_class_and_no_faiss_are_each_said_once_and_the_sweep_is_done(tmp_pat
     assert len(warnings) == 2
     assert warnings[0].startswith("warning: digits, seed 0: the initial set of 1 holds only class ")
     assert warnings[1].startswith("warning: faiss is not installed: the torch backend builds the graph")
-    assert {log.header["setup"]["graph"]["search"] for log in read_results(tmp_path / "r")} == {"torch"}
+    assert {log.header["setup"]["graph"]["search"] for log in read_results(tmp_path / "r")} == {"tiles"}
 
 
 @pytest.mark.slow

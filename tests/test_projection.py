@@ -17,7 +17,7 @@ from dgal_bench.engines.base import Teller, message
 from dgal_bench.engines.setup import set_up
 from dgal_bench.errors import ResultsError
 from dgal_bench.features import principal_components
-from dgal_bench.graph.knn import new_index
+from dgal_bench.graph.backends import new_index
 from dgal_bench.laws import practice, run_here
 from dgal_bench.projection import LEVELS, among, file_name, packed, principal_plane, project, projected, unpack
 from dgal_bench.record import read_cell

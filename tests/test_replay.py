@@ -1,9 +1,11 @@
 """A replay picks what the rows say, on the network that they come from; whatever cannot be compared is said."""
 
+import gc
 import json
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,10 @@ from dgal_bench.beside import Beside
 from dgal_bench.cli import main
 from dgal_bench.clock import Stopwatch
 from dgal_bench.errors import ConfigError, ResultsError, UserError
+from dgal_bench.graph.journal import Journal
 from dgal_bench.lab import Cell
 from dgal_bench.laws import practice, run_here
-from dgal_bench.loop import Asked
+from dgal_bench.loop import Asked, train
 from dgal_bench.record import read_cell
 from dgal_bench.replay import Replay, play, pool_at
 from dgal_bench.retiming.plan import Wanted, plan
@@ -152,6 +155,27 @@ def test_phases_are_those_of_the_median_repeat_and_all_repeats_must_pick_alike(
     assert timing.query_seconds == totals
     assert timing.seconds == {"infer": lower_median}
     assert timing.picks_equal is False
+
+
+@pytest.mark.parametrize("round_", [0, 2])
+def test_repeats_leave_one_state_of_a_diffusion_at_a_time(lab, made, monkeypatch, round_):
+    """In round 0 every repeat begins anew, later on each undoes the one before; none outlives the last."""
+    log, alive, counts = read_cell(cell_of(made, "dgmg")), weakref.WeakSet(), []
+    cell, made_anew = Cell.of(practice("dgmg", f"rounds={ROUNDS}"), lab), Journal.__init__
+    pool, model = pool_at(log, lab, round_), train(cell, pool_at(log, lab, round_), round_, Stopwatch())
+
+    def counted(journal, tensors):
+        alive.add(journal)
+        counts.append(sum(bool(one._tensors) for one in alive if one is not journal))
+        made_anew(journal, tensors)
+
+    monkeypatch.setattr(Journal, "__init__", counted)
+    gc.disable()
+    timing = replay.time_query(cell, pool, round_, model, 4, "dgmg", log.records[round_].indices, Beside())
+    gc.enable()
+    assert timing.picks_equal
+    assert counts == [0] * (5 if round_ == 0 else 1)  # a rehearsal, and what is anew
+    assert len(alive) == 0
 
 
 def test_the_pool_of_a_round_is_what_was_known_in_it(lab, made):

@@ -3,14 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dgal_bench.compose import compose
 from dgal_bench.errors import UserError
 from dgal_bench.features import REPRESENTATIONS, flat_pixels, principal_components
-from dgal_bench.graph.knn import knn
-from dgal_bench.graph.transition import attach, transition
+from dgal_bench.graph import blocks, knn
+from dgal_bench.graph.blocks import one_by_one
+from dgal_bench.graph.transition import attach, diagnostics, transition
 from dgal_bench.lab import open_lab
 from dgal_bench.laws import practice
 from dgal_bench.representation import label_share, latents_key, prepare
@@ -68,7 +70,7 @@ def test_another_graph_reuses_the_latents(cache_root):
     assert other.ledger["graph"]["graph_k"] == 4
 
 
-@pytest.mark.parametrize("kind", ["vae", "pca", "pixels"])
+@pytest.mark.parametrize("kind", [pytest.param("vae", marks=pytest.mark.slow), "pca", "pixels"])
 def test_test_images_never_influence_the_graph(tmp_path, kind):
     """Other test images, more of them and brighter: the same latents and graph to the bit, other attachments."""
     brighter = replace(data(), test_images=16 - load("digits", Path("unused"), 200, 90).test_images)
@@ -93,7 +95,7 @@ def test_a_setup_from_the_cache_is_the_one_that_was_made(tmp_path):
     config = practice("random", "representation.kind=pixels")
     made, found = (prepare(config, data(), tmp_path, CPU, silent) for _ in range(2))
     pixels, test_pixels = (flat_pixels(images, 16) for images in (data().images, data().test_images))
-    neighbors = knn(pixels, config.graph.graph_k)
+    neighbors = knn.knn(pixels, config.graph.graph_k)
     graph, attachment = transition(neighbors), attach(neighbors, pixels, test_pixels)
     for setup in (made, found):
         assert torch.equal(setup.latents, pixels)
@@ -165,9 +167,9 @@ def test_a_representation_that_tells_nothing_apart_has_no_graph(tmp_path, monkey
 def test_the_torch_backend_needs_no_faiss_at_all(tmp_path, monkeypatch, caplog):
     """Two packages that own its module, or none: what the messages advise must work."""
     config = practice("random", "graph.backend=torch")
-    monkeypatch.setattr("dgal_bench.graph.knn.faiss_packages", lambda: ("faiss-cpu", "faiss-gpu"))
+    monkeypatch.setattr("dgal_bench.graph.backends.faiss_packages", lambda: ("faiss-cpu", "faiss-gpu"))
     prepare(config, data(), tmp_path / "two", CPU, silent)
-    monkeypatch.setattr("dgal_bench.graph.knn.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("dgal_bench.graph.backends.importlib.util.find_spec", lambda name: None)
     prepare(config, data(), tmp_path / "none", CPU, silent)
     assert caplog.records == []
 
@@ -199,3 +201,61 @@ def test_the_latents_of_digits_carry_the_labels(tmp_path):
     assert facts["label_share"]["latents"] > 0.85
     assert facts["active_latents"] >= 8
     assert lab.setup.ledger["graph"]["components"] == 1
+
+
+def test_a_large_graph_is_searched_in_blocks_and_goes_on_after_a_stop(tmp_path, monkeypatch):
+    """The bits of the search in memory, whether or not an earlier try was stopped, and no trace of the blocks."""
+    config = practice("random", "representation.kind=pixels", "graph.exact_limit=150")
+    for module in (blocks, knn):
+        monkeypatch.setattr(module, "DEAR", 2)  # lists, however few points
+    asked = []
+
+    def stopped(search, blocks):
+        for block in blocks[:3]:
+            asked.append(block)
+            yield block, search(block)
+        raise KeyboardInterrupt
+
+    def counted(search, blocks):
+        asked.extend(blocks)
+        return one_by_one(search, blocks)
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, data(), tmp_path, CPU, silent, stopped)
+    (workshop,) = tmp_path.glob("*.blocks")
+    told = []
+    found = prepare(config, data(), tmp_path, CPU, lambda *how: told.append(how), counted)
+    ledger = found.ledger["graph"]
+    assert len(asked) == len(set(asked)) == ledger["blocks"] > 3
+    assert next(how for how in told if how[0] == "neighbours") == ("neighbours", 3, ledger["blocks"])
+    assert not workshop.exists()
+    assert ledger["lists"] >= ledger["probes"] > 0
+    whole = transition(knn.knn(found.latents, config.graph.graph_k, exact_limit=150))
+    assert torch.equal(found.graph.indices, whole.indices)
+    assert torch.equal(found.graph.weights, whole.weights)
+
+
+@pytest.mark.parametrize(
+    ("method", "exact"),
+    [("tiles", True), ("faiss", True), ("lists 8/8", True), ("lists 18/8", False), ("faiss-ivf", False)],
+)
+def test_a_search_is_exact_by_its_method_and_not_by_a_sample_without_a_miss(method, exact):
+    ring = torch.arange(1, 11)[:, None] % 10
+    neighbors = knn.Neighbors(ring, torch.ones(10, 1), method, recall=1.0)
+    assert diagnostics(neighbors, transition(neighbors))["exact"] is exact
+
+
+@pytest.mark.parametrize("rows", [7, 150, 1000])
+def test_images_are_tied_to_a_mapped_pool_a_block_at_a_time(tmp_path, monkeypatch, rows):
+    """Ties among duplicates, in other blocks too, as for a pool in memory."""
+    pool = torch.from_numpy(rng_for(0, "pool").normal(size=(300, 6))).float() + 20
+    pool[250:255] = pool[3]
+    images = torch.cat([pool[:40], pool[:20] + 0.1])
+    neighbors = knn.knn(pool, 9)
+    truth = attach(neighbors, pool, images)
+    np.save(tmp_path / "pool.npy", pool.numpy())
+    monkeypatch.setattr("dgal_bench.graph.exact._BLOCK", rows * 6)
+    found = attach(neighbors, torch.from_numpy(np.load(tmp_path / "pool.npy", mmap_mode="c")), images)
+    assert torch.equal(found.ids, truth.ids)
+    assert torch.equal(found.weights, truth.weights)
+    assert truth.ids[3, :6].tolist() == [3, 250, 251, 252, 253, 254]

@@ -9,7 +9,7 @@ import torch
 
 from dgal_bench.arrays import Outputs
 from dgal_bench.data.pool import Pool
-from dgal_bench.graph.knn import new_index
+from dgal_bench.graph.backends import new_index
 from dgal_bench.lab import Cell
 from dgal_bench.laws import BATCH, Asked, practice, run_here
 from dgal_bench.strategies import Resources, build

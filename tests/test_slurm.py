@@ -278,13 +278,13 @@ def test_a_job_that_leaves_the_queue_without_a_word_is_submitted_again(
     monkeypatch.setitem(slurm._GRACE_SECONDS, "slurm", 0.5)
     monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
     given = settings(tmp_path / "swept", cache=cache_root, engine="slurm", jobs=2)
-    jobs = quick(given, "strategy=random,dgmg", "batch_size=1", "rounds=40")
+    jobs = quick(given, "strategy=random,dgmg", "batch_size=1", "rounds=100")
     diary, seen = Diary(), []
 
     def crash():
-        """Every process of the first cell's job at once, when it has some rows."""
-        while not jobs[0].path.exists() or jobs[0].path.stat().st_size < 20_000:
-            time.sleep(0.05)
+        """Every process of the first cell's job at once, when it has some rows, and long before it has all."""
+        while not jobs[0].path.exists() or jobs[0].path.read_text().count("\n") < 4:
+            time.sleep(0.01)
         for number, pid in elements(cluster):
             if number.endswith("_0"):
                 seen.append(Queue._ask())
@@ -300,7 +300,7 @@ def test_a_job_that_leaves_the_queue_without_a_word_is_submitted_again(
     assert capfd.readouterr() == ("", "")
     assert {number.rpartition("_")[2] for number in seen[0]} == {"0", "1"}
     assert choices_of(given.results) == alone(
-        lab, tmp_path / "alone", ("random", "dgmg"), (0,), "batch_size=1", "rounds=40"
+        lab, tmp_path / "alone", ("random", "dgmg"), (0,), "batch_size=1", "rounds=100"
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from dgal_bench.compose import group_names
 from dgal_bench.config import StrategyConfig
 from dgal_bench.errors import ConfigError
-from dgal_bench.graph import knn
+from dgal_bench.graph import backends
 from dgal_bench.graph.diffusion import diffuse, score
 from dgal_bench.lab import Cell
 from dgal_bench.laws import BATCH, LAWS, Asked, practice
@@ -178,6 +178,7 @@ class TestConfiguration:
             "diffusion_steps": None,
             "score": "ova_min",
             "p": 2.0,
+            "memory_limit": 8 << 30,
         }
 
     def test_equal_settings_have_equal_hashes(self):
@@ -186,5 +187,5 @@ class TestConfiguration:
 
     def test_the_graph_is_handed_in(self, lab):
         config = self.build(restrict={"kind": "diffusion", "restricted_size": 5})
-        resources = Resources(lab.setup.graph, lab.setup.latents, knn.new_index)
+        resources = Resources(lab.setup.graph, lab.setup.latents, backends.new_index)
         assert build(config, resources).restrict.graph is lab.setup.graph

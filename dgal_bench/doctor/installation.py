@@ -84,7 +84,7 @@ def faiss(site: Site) -> Lines:
         text = f"{owner} own the same module: the last one installed has overwritten the others"
         yield "trouble", text, swap(owners, fitting)
     if not owners and find_spec("faiss") is None:
-        yield "note", "not installed: torch searches the graphs (exact, slower)", pip(f"install {fitting}")
+        yield "note", "not installed: torch searches (as fast for graphs; SEALS is slower)", pip(f"install {fitting}")
     elif site.torch.error:
         yield "note", f"{owner}: not tried, since torch fails", "put torch right first"
     elif site.faiss.error:
@@ -107,10 +107,10 @@ def gpu(site: Site) -> Lines:
         yield _no_gpu(site, driver)
     elif faiss and not faiss["gpu_build"]:
         repair = swap(["faiss-cpu"], "faiss-gpu")
-        yield "note", f"{text}; FAISS is the CPU build and searches the graphs there", repair
+        yield "note", f"{text}; FAISS is the CPU build: torch builds the graphs on the GPU", repair
     elif faiss and not faiss["usable"]:
         repair = "update the driver to one for CUDA 12.6 or newer, or set graph.backend=torch"
-        yield "note", f"{text}; FAISS sees none and searches the graphs on the CPU", repair
+        yield "note", f"{text}; FAISS sees none: torch builds the graphs on the GPU", repair
     else:
         yield "ok", f"{text}; FAISS sees {faiss.get('gpus', 0)}"
 

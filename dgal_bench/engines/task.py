@@ -15,6 +15,7 @@ import ray
 from dgal_bench.cache import noting
 from dgal_bench.engines import parcels
 from dgal_bench.engines.base import Event
+from dgal_bench.engines.crew import spread
 from dgal_bench.lab import Lab
 from dgal_bench.models.trainer import silence_lightning
 from dgal_bench.process import ENDINGS
@@ -96,7 +97,7 @@ def _set_up(job: Mapping[str, Any], emit: Callable[..., None]) -> None:
             here = {"entries": sorted(keys), "node": ray.get_runtime_context().get_node_id()}
             emit(event, **facts, **(here if event == "ready" else {}))
 
-        handle(job, told, LABS)
+        handle(job, told, LABS, spread=spread)
 
 
 def pack(root: str, key: str) -> Iterator[parcels.Piece | None]:

@@ -1,42 +1,43 @@
-"""Nearest neighbours: FAISS where it is installed (on the GPU where FAISS and torch both see one), else torch."""
+"""The K nearest neighbours of every point: by tiles or lists of our own, or by FAISS on a GPU that it and torch see."""
 
-import importlib.util
 import logging
-import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import packages_distributions
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dgal_bench.arrays import Features, Index
-from dgal_bench.errors import ConfigError, choose
+from dgal_bench.errors import ConfigError
+from dgal_bench.graph.backends import IVF_PROBES, Search, new_index, pick_backend, searches_on_gpu
+from dgal_bench.graph.exact import all_exact, exact, search_again, with_doubts
+from dgal_bench.graph.lists import Lists, search_lists
+from dgal_bench.graph.planning import check_target, plan_lists
+from dgal_bench.graph.rerank import nearest_others, wanted
+from dgal_bench.threads import workers
 
-# Searched beyond K and ranked again by exact distances: |x|^2 + |y|^2 - 2xy loses digits between near points.
-_SLACK = 8
-# Elements of one block of a distance matrix: 64 MB in float32.
+# Numbers that are looked at or copied at once: 64 MB in float32.
 _BLOCK = 16_000_000
 # Queries of the sample on which the recall of an approximate search is measured.
-_RECALL_SAMPLE = 1000
+_RECALL_SAMPLE = 500
+# Two sums of the same distance may differ by some units of rounding: they come from different devices and products.
+_ROUNDING = 1e-6
+# |x| sqrt(d) from which on squared distances, and what bounds their rounding, could pass float32's largest number.
+_TOO_LARGE = 1e18
+# Of all pairs, from which on comparing all is the faster search: its tiles are larger.
+DEAR = 0.7
 
 _CPU = torch.device("cpu")
 
 log = logging.getLogger(__name__)
-
-Search = Callable[[Features, int], Tensor]
-"""(queries (m, d), k) -> (m, k) int64 positions in what was indexed, nearest first, -1 for none."""
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbors:
     """Each point's K nearest others: ``ids`` (N, K) int64, ``distances`` (N, K) float32, Euclidean and ascending.
 
-    A point is never its own neighbour. ``method`` says what searched; ``recall`` is 1 for an exact search, otherwise
-    measured against one on a sample.
+    A point is never its own neighbour. ``method`` says what searched: ``tiles``, ``lists L/P`` (P of L lists probed),
+    ``faiss`` or ``faiss-ivf``. ``recall`` is 1 for an exact search, otherwise measured against one on a sample.
     """
 
     ids: Tensor
@@ -50,105 +51,129 @@ class Neighbors:
 
 
 def knn(
-    features: Features, k: int, backend: str = "auto", exact_limit: int = 200_000, device: torch.device = _CPU
+    features: Features,
+    k: int,
+    backend: str = "auto",
+    exact_limit: int = 200_000,
+    device: torch.device = _CPU,
+    recall_target: float = 0.99,
 ) -> Neighbors:
     """The K nearest neighbours of every point by Euclidean distance; equal distances in order of position.
+
+    Which of several points that are equally far is the K-th is free where they are more than a search looks at, some
+    beyond K. It is always the same one on the same device.
 
     Args:
         features: (N, d) finite floats.
         k: 1..N-1.
-        backend: ``faiss``, ``torch``, or ``auto`` for the first that is there.
-        exact_limit: above this many points FAISS searches an inverted file, approximately.
-        device: where to search; FAISS does on a GPU if it can too, else on the CPU.
+        backend: ``faiss``, ``torch``, or ``auto`` for the first that is there; it makes a difference on a GPU only.
+        exact_limit: above this many points the search is approximate, where that is less work.
+        device: where to search.
+        recall_target: share of the true neighbours that an approximate search shall find; FAISS's does not ask.
 
     Raises:
-        ConfigError: k out of range, NaN or infinity in the features, an unknown or missing backend.
+        ConfigError: k or the target out of range, NaN, infinity or too large numbers in the features, an unknown or
+            missing backend.
     """
     size = len(features)
     if not 1 <= k < size:
         raise ConfigError(f"graph.graph_k={k}, but {size} points have 1 to {size - 1} neighbours each")
-    if bad := int((~torch.isfinite(features)).any(dim=1).sum()):
-        raise ConfigError(f"{bad} of {size} feature rows hold NaN or infinity: the search would lose them silently")
-    # Centred, the products of the expansion are as small as they can be.
-    centred = (features - features.mean(dim=0)).float().contiguous()
-    name = pick_backend(backend)
-    approximate = _is_approximate(name, size, exact_limit)
-    ids, distances = _without_self(centred, new_index(centred, backend, exact_limit, device), k)
-    recall = _recall(centred, ids, device) if approximate else 1.0
-    return Neighbors(ids, distances, f"{name}-ivf" if approximate else name, recall)
+    check_target(recall_target)
+    check_finite(features)
+    if pick_backend(backend) == "faiss" and searches_on_gpu(device):
+        return with_warning(_by_faiss(_centred(features), k, exact_limit, device), recall_target)
+    if size > exact_limit:
+        plan = plan_lists(features, k, recall_target)
+        if plan.pairs < DEAR * size**2:
+            return with_warning(_by_lists(features, plan, k, device), recall_target)
+    with workers() as each:
+        ids, distances = all_exact(_centred(features).to(device), k, each)
+    return Neighbors(ids, distances, "tiles", 1.0)
 
 
-def new_index(base: Features, backend: str = "auto", exact_limit: int = 200_000, device: torch.device = _CPU) -> Search:
-    """An index over ``base`` (N, d), by Euclidean distance: exact up to ``exact_limit`` points; errors as in ``knn``.
-
-    A point of the base is found among its own neighbours, except where exact duplicates stand in for it.
-    """
-    name = pick_backend(backend)
-    make = _index_faiss_ivf if _is_approximate(name, len(base), exact_limit) else BACKENDS[name]
-    return make(base.float().contiguous(), device)
-
-
-def _is_approximate(name: str, size: int, exact_limit: int) -> bool:
-    return name == "faiss" and size > exact_limit
-
-
-def pick_backend(backend: str) -> str:
-    """``auto`` resolved: FAISS where installed and not on macOS (two OpenMP runtimes can crash there), else torch.
-
-    Raises:
-        ConfigError: an unknown backend, FAISS asked for and missing, or two packages that both own its module.
-    """
-    if backend == "auto" and sys.platform == "darwin":
-        return "torch"
-    if backend == "auto" and importlib.util.find_spec("faiss") is None:
-        _say_that_faiss_is_missing()
-        return "torch"
-    name = "faiss" if backend == "auto" else backend
-    choose(BACKENDS, name, "graph.backend")
-    if name == "faiss":
-        _check_faiss()
-    return name
-
-
-@cache
-def _say_that_faiss_is_missing() -> None:
-    log.warning(
-        "faiss is not installed: the torch backend builds the graph (exact, slower); "
-        "pip install faiss-cpu, or set graph.backend=torch"
-    )
-
-
-def _check_faiss() -> None:
-    if importlib.util.find_spec("faiss") is None:
+def check_finite(features: Features) -> None:
+    rows = max(1, _BLOCK // features.shape[1])
+    largest = torch.cat([block.abs().amax(dim=1) for block in features.split(rows)])
+    if bad := int((~torch.isfinite(largest)).sum()):
         raise ConfigError(
-            "graph.backend=faiss, but faiss is not installed: pip install faiss-cpu, or set graph.backend=torch"
+            f"{bad} of {len(features)} feature rows hold NaN or infinity: the search would lose them silently"
         )
-    if len(owners := faiss_packages()) > 1:
+    if float(largest.max()) > (limit := _TOO_LARGE / features.shape[1] ** 0.5):
         raise ConfigError(
-            f"{' and '.join(owners)} are both installed and own the same module: pip uninstall -y {' '.join(owners)}, "
-            "then install one of them, or set graph.backend=torch"
+            f"features up to {float(largest.max()):.3g}: squared distances would overflow; scale them below {limit:.1g}"
         )
 
 
-@cache
-def faiss_packages() -> tuple[str, ...]:
-    """The installed distributions that own the module ``faiss``: one, or something is wrong."""
-    return tuple(sorted(set(packages_distributions().get("faiss", ()))))
+def with_warning(neighbors: Neighbors, recall_target: float) -> Neighbors:
+    """As they are; a recall below the target is said."""
+    if neighbors.recall < recall_target:
+        fixed = f"; FAISS's index always probes {IVF_PROBES} lists" if neighbors.method == "faiss-ivf" else ""
+        log.warning(
+            "the neighbours' measured recall is %.4f, below graph.recall_target=%g (%s%s): raise that or "
+            "graph.exact_limit", neighbors.recall, recall_target, neighbors.method, fixed,
+        )  # fmt: skip
+    return neighbors
 
 
-def nearest(base: Features, queries: Features, k: int, backend: str = "auto") -> Tensor:
-    """Exact (m, k) positions in ``base`` nearest to each query, by the chosen backend's own ranking."""
-    return new_index(base, backend, exact_limit=len(base))(queries.float().contiguous(), k)
+def _centred(features: Features) -> Features:
+    """Centred, the products of the expansion are as small as they can be."""
+    return (features - features.mean(dim=0)).float().contiguous()
+
+
+def _by_lists(features: Features, plan: Lists, k: int, device: torch.device) -> Neighbors:
+    """With one copy of the features, in the lists' order, and the recall measured on every n-th of its rows."""
+    size, n_features = features.shape
+    centre = features.mean(dim=0)
+    in_order = torch.empty(size, n_features, device=device)
+    for rows in torch.arange(size).split(max(1, _BLOCK // n_features)):
+        in_order[rows] = (features[plan.order[rows]] - centre).float().to(device)
+    ids, distances = torch.empty(size, k, dtype=torch.int64), torch.empty(size, k)
+    positions, found, lengths = search_lists(plan, in_order, 0, plan.n_lists, k)
+    ids[positions], distances[positions] = found, lengths
+    return Neighbors(ids, distances, f"lists {plan.n_lists}/{plan.n_probes}", measured_recall(in_order, lengths))
+
+
+def measured_recall(features: Features, distances: Tensor) -> float:
+    """Share of the found neighbours (N, K) that are as near as the true ones, on an evenly spaced sample of queries."""
+    sample = torch.linspace(0, len(features) - 1, _RECALL_SAMPLE).long().unique()
+    with workers() as each:
+        truth = exact(features, sample, distances.shape[1], each)[1]
+    return float((distances[sample] <= truth[:, -1:] * (1 + _ROUNDING)).double().mean())
+
+
+def _by_faiss(features: Features, k: int, exact_limit: int, device: torch.device) -> Neighbors:
+    """On a GPU, of centred features."""
+    size = len(features)
+    search = new_index(features, "faiss", exact_limit, device)
+    if size <= exact_limit:
+        return Neighbors(*_all_found(features, search, k), "faiss", 1.0)
+    ids, distances = _without_self(features, search, k)
+    return Neighbors(ids, distances, "faiss-ivf", measured_recall(features.to(device), distances))
+
+
+def _all_found(features: Features, search: Search, k: int) -> tuple[Tensor, Tensor]:
+    """Ids and distances (N, k) of every point's nearest others, by a search that is exact but for its products."""
+    size = len(features)
+    norms = features.norm(dim=1)
+
+    def nearest(points: Index) -> tuple[Tensor, Tensor, Tensor]:
+        queries = features[points]
+        found = search(queries, wanted(k, size))
+        return with_doubts(features, queries, points, found, norms[points] + norms.max(), k)
+
+    ids, distances, doubt = (torch.cat(part) for part in zip(*map(nearest, _blocks(features)), strict=True))
+    search_again(features, features, torch.arange(size), (ids, distances), doubt, map)
+    return ids, distances
 
 
 def _without_self(features: Features, search: Search, k: int) -> tuple[Tensor, Tensor]:
-    """Ids and distances (N, k) of every point's nearest others, in blocks."""
+    """The same as an approximate search finds them."""
     size = len(features)
-    ids = torch.empty(size, k, dtype=torch.int64)
-    distances = torch.empty(size, k)
-    found = search(features, wanted(k, size))
-    for rows in torch.arange(size).split(max(1, _BLOCK // (found.shape[1] * features.shape[1]))):
-        ids[rows], distances[rows] = nearest_others(features, rows, found[rows], k)
+
+    def nearest(points: Index) -> tuple[Tensor, Tensor]:
+        return nearest_others(features, points, search(features[points], wanted(k, size)), k)
+
+    ids, distances = (torch.cat(part) for part in zip(*map(nearest, _blocks(features)), strict=True))
     if torch.isinf(distances).any():
         raise ConfigError(
             f"the approximate search found fewer than {k} neighbours: raise graph.exact_limit above {size}"
@@ -156,92 +181,7 @@ def _without_self(features: Features, search: Search, k: int) -> tuple[Tensor, T
     return ids, distances
 
 
-def wanted(k: int, size: int) -> int:
-    """How many to search among ``size`` points for the k nearest others of each: itself, and some to rank again."""
-    return min(size, k + 1 + _SLACK)
-
-
-def nearest_others(features: Features, points: Index, found: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Of the positions (m, w) that a search found for ``points`` (m,), w > k, the k nearest others, as in ``ranked``.
-
-    By id and not by column: among exact duplicates the point itself need not come first, or at all. Ids and distances
-    are (m, k), a distance infinite where nothing was found; ``features`` (N, d) are best centred.
-    """
-    return ranked(features, features[points], found.masked_fill(found == points[:, None], -1), k)
-
-
-def ranked(base: Features, queries: Features, found: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Of the positions (m, w) found for queries, -1 for none, the k nearest by exact distance and id, both (m, k)."""
-    near = found.sort(dim=1).values  # by id: a stable sort by distance then breaks ties by position
-    exact = (base[near.clamp(min=0)] - queries[:, None]).square_().sum(-1).sqrt_()
-    exact[near < 0] = torch.inf
-    order = exact.argsort(dim=1, stable=True)[:, :k]
-    return near.gather(1, order), exact.gather(1, order)
-
-
-def _recall(features: Features, ids: Tensor, device: torch.device) -> float:
-    """Share of the true neighbours found, on an evenly spaced sample of queries."""
-    sample = torch.linspace(0, len(features) - 1, _RECALL_SAMPLE).long().unique()
-    k = ids.shape[1]
-    truth = _index_torch(features, device)(features[sample], k + 1)
-    hits = sum(
-        len(set(t) - {i} & set(f))
-        for t, f, i in zip(truth.tolist(), ids[sample].tolist(), sample.tolist(), strict=True)
-    )
-    return hits / (len(sample) * k)
-
-
-def _index_torch(base: Features, device: torch.device) -> Search:
-    base = base.to(device)
-    norms = base.square().sum(1)
-
-    def search(queries: Features, k: int) -> Tensor:
-        blocks = queries.split(max(1, _BLOCK // len(base)))
-        distances = (norms - 2 * (block.to(device) @ base.T) for block in blocks)
-        return torch.cat([torch.topk(part, k, dim=1, largest=False).indices for part in distances]).cpu()
-
-    return search
-
-
-def _index_faiss(base: Features, device: torch.device) -> Search:
-    import faiss
-
-    return _faiss_search(faiss.IndexFlatL2(base.shape[1]), base, device)
-
-
-def _index_faiss_ivf(base: Features, device: torch.device) -> Search:
-    """Inverted file with about 4 sqrt(N) lists, of which 16 are probed."""
-    import faiss
-
-    n_lists = max(1, int(4 * len(base) ** 0.5))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(base.shape[1]), base.shape[1], n_lists)
-    index.nprobe = min(16, n_lists)
-    return _faiss_search(index, base, device)
-
-
-def _faiss_search(index: Any, base: Features, device: torch.device) -> Search:
-    """The filled index as a function; where the GPU's limit on k is passed, the CPU's copy answers."""
-    import faiss
-
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    # Without a driver any FAISS GPU call aborts the process, and its GPU k is at most 2048.
-    on_gpu = device.type == "cuda" and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
-    if on_gpu:
-        resources = faiss.StandardGpuResources()
-        resources.setTempMemory(256 << 20)
-        index = faiss.index_cpu_to_gpu(resources, 0, index)
-    points = base.numpy()
-    if not index.is_trained:
-        index.train(points)
-    index.add(points)
-
-    def search(queries: Features, k: int) -> Tensor:
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        able = faiss.index_gpu_to_cpu(index) if on_gpu and k > 2048 else index
-        found: np.ndarray = able.search(queries.numpy(), k)[1]
-        return torch.from_numpy(found.astype(np.int64))
-
-    return search
-
-
-BACKENDS: dict[str, Callable[[Features, torch.device], Search]] = {"faiss": _index_faiss, "torch": _index_torch}
+def _blocks(features: Features) -> Sequence[Index]:
+    """The rows of ``features``, as many at a time as may be looked at."""
+    blocks: Sequence[Index] = torch.arange(len(features)).split(max(1, _BLOCK // features.shape[1]))
+    return blocks

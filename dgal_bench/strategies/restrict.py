@@ -5,9 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dgal_bench.arrays import Index, smallest, tied_share
+from dgal_bench.arrays import Index
 from dgal_bench.errors import ConfigError
-from dgal_bench.graph.diffusion import diffuse, score
+from dgal_bench.graph.diffusion import clamped, score
+from dgal_bench.graph.frontier import advance
+from dgal_bench.graph.kept import Course, Kept, blank
+from dgal_bench.graph.ranking import lowest, rank_again, ranked
 from dgal_bench.graph.transition import Graph
 from dgal_bench.strategies.base import Query
 
@@ -51,7 +54,9 @@ class Diffusion:
     """DGAL (paper, Alg. 2): the ``restricted_size`` unlabeled points most uncertain under the diffused labels.
 
     ``diffusion_steps`` T is ceil(log_K N) unless given; ``score`` is one of graph.diffusion's (eq. 9, App. C), and
-    ``p`` the norm of ``ova_norm``.
+    ``p`` the norm of ``ova_norm``. Where T + 1 iterates of N x C and the way back out of a round, which may be as much
+    again, fit into ``memory_limit`` bytes, they are remembered, and the next round computes only what its new labels
+    touch; else every round computes all, to the same picks.
     """
 
     graph: Graph
@@ -59,20 +64,48 @@ class Diffusion:
     diffusion_steps: int | None = None
     score: str = "ova_min"
     p: float = 2.0
+    memory_limit: int = 8 << 30
 
     def __post_init__(self) -> None:
         at_least_one("restricted_size", self.restricted_size)
         at_least_one("diffusion_steps", self.diffusion_steps)
         at_least_one("p", self.p)
+        if self.memory_limit < 0:
+            raise ConfigError(f"memory_limit={self.memory_limit} is too small: use 0 (nothing is remembered) or more")
         score(self.score)
 
     def __call__(self, query: Query) -> Index:
-        pool = query.pool
-        steps = self.graph.default_steps if self.diffusion_steps is None else self.diffusion_steps
+        pool, graph = query.pool, self.graph
+        course = Course(graph, pool.n_classes, self._steps, self.score, self.p)
         with query.clock.phase("diffuse"):
-            heat_NC = diffuse(self.graph, pool.labeled, pool.labels, pool.n_classes, steps)
-        unlabeled = pool.unlabeled
-        scores = score(self.score, self.p)(heat_NC).cpu()[unlabeled]
-        chosen = smallest(scores, min(self.restricted_size, len(unlabeled)), unlabeled, query.ties)
-        query.note("ties", lambda: tied_share(scores, chosen))
-        return unlabeled[chosen]
+            labeled, kept, touched, share = graph.nodes[pool.labeled], self._kept(query, course), None, 1.0
+            if kept is None:
+                heat_NC = clamped(graph, labeled, pool.labels, pool.n_classes, course.steps)
+            else:
+                touched, share = advance(kept, labeled, pool.labels)
+                heat_NC = kept.journal[course.steps]
+        if kept is None:
+            ranks = ranked(course.measure, heat_NC, labeled)
+        else:
+            ranks = rank_again(course.measure, heat_NC, labeled, touched, kept.journal, kept.scratch)
+            query.remember("diffusion", kept.ended(pool.labeled, pool.labels))
+        size = min(self.restricted_size, pool.size - len(labeled))
+        candidates, tied = lowest(graph, *ranks, size, query.ties)
+        query.note("ties", tied)
+        query.note("touched", lambda: share)
+        return candidates
+
+    @property
+    def _steps(self) -> int:
+        return self.graph.default_steps if self.diffusion_steps is None else self.diffusion_steps
+
+    def _kept(self, query: Query, course: Course) -> Kept | None:
+        """Where to go on: from the last round if that can be, else from no label; None where nothing is remembered."""
+        if not self.graph.symmetric or course.n_bytes > self.memory_limit:
+            return None
+        kept: Kept | None = query.memory.get("diffusion")
+        if kept is not None:
+            if kept.goes_on(course, query.pool.labeled, query.pool.labels):
+                return kept
+            kept.journal.forget()  # the caller holds on to it, and two would be more than the limit
+        return blank(course)

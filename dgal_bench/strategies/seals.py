@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dgal_bench.arrays import Features, Index
 from dgal_bench.data.pool import Pool
-from dgal_bench.graph.knn import Search, nearest_others, wanted
+from dgal_bench.graph.backends import Search
+from dgal_bench.graph.rerank import nearest_others, wanted
 from dgal_bench.strategies.base import Query
 from dgal_bench.strategies.restrict import at_least_one, drawn
 

@@ -42,13 +42,13 @@ class Pictures:
         return self._loaded[content]
 
     def _load(self, log: CellLog, content: str) -> "ImageData | None":
-        from dgal_bench.config import restored
+        from dgal_bench.config import dataset_of
         from dgal_bench.data.datasets import load
         from dgal_bench.data.images import Request
 
         where = Path(self._tracking.data), Path(self._tracking.cache)
         try:
-            found = load(Request(restored(log.header["config"]).dataset, *where, lambda *_: None))
+            found = load(Request(dataset_of(log.header["config"]), *where, lambda *_: None))
             if found.sha256 != content:
                 raise DataError("the data set there is another one")
             if found.images.dtype.itemsize > 1:

@@ -1,0 +1,296 @@
+"""A search in blocks: the bits of the search in memory, whoever answers, and however often it is killed."""
+
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from io import StringIO
+
+import numpy as np
+import pytest
+import torch
+
+from dgal_bench import cache, progress
+from dgal_bench.errors import CacheError, ConfigError
+from dgal_bench.graph import blocks as module
+from dgal_bench.graph.blocks import BlockSearch, cuts, search_in_blocks
+from dgal_bench.graph.knn import knn
+from dgal_bench.graph.lists import Lists
+from dgal_bench.laws import practice
+from dgal_bench.threads import on_threads
+
+K = 6
+
+
+def quiet(what, done, of):
+    pass
+
+
+def points(size=3000, width=5, seed=0):
+    rng = np.random.default_rng(seed)
+    found = rng.normal(size=(size, width)) + 4 * rng.normal(size=(20, width))[rng.integers(20, size=size)]
+    found[: size // 50] = found[0]  # duplicates
+    return torch.from_numpy(found).float()
+
+
+@pytest.fixture(scope="module")
+def features():
+    return points()
+
+
+@pytest.fixture(scope="module")
+def truth(features):
+    """In memory, all lists at once."""
+    found = knn(features, K, exact_limit=0, recall_target=0.9)
+    assert found.method.startswith("lists ")
+    return found
+
+
+def same(found, truth):
+    equal = torch.equal(found.ids, truth.ids) and torch.equal(found.distances, truth.distances)
+    return equal and (found.method, found.recall) == (truth.method, truth.recall)
+
+
+class Counting:
+    """Answers blocks here, some in another order, and stops after so many."""
+
+    def __init__(self, most=None):
+        self.most, self.asked = most, []
+
+    def __call__(self, search, blocks):
+        for block in reversed(blocks):
+            if self.most is not None and len(self.asked) == self.most:
+                raise KeyboardInterrupt
+            self.asked.append(block)
+            yield block, search(block)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("fewest", "size"), [(1, 2**40), (1, 20_000), (3, 2**40), (10_000, 2**40)])
+def test_blocks_are_the_search_in_memory(tmp_path, monkeypatch, features, truth, threads, fewest, size):
+    monkeypatch.setattr(module, "_FEWEST", fewest)
+    monkeypatch.setattr(module, "_BLOCK_BYTES", size)
+    monkeypatch.setattr(module, "_ROW_FLOATS", 700)
+    told = []
+    with on_threads(threads):
+        found, facts = search_in_blocks(features, K, 0.9, tmp_path, lambda *how: told.append(how))
+    assert same(found, truth)
+    assert facts["blocks"] >= min(fewest, facts["lists"] // 2)
+    assert told == [("neighbours", n, facts["blocks"]) for n in range(facts["blocks"] + 1)]
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2, 7, 40, 10_000])
+@pytest.mark.parametrize("seed", range(4))
+def test_cuts_cover_every_list_once_and_bound_every_block(monkeypatch, n_blocks, seed):
+    monkeypatch.setattr(module, "_FEWEST", 1)
+    rng = np.random.default_rng(seed)
+    sizes = torch.from_numpy(rng.integers(0, 60, size=50) ** 2)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    probed = torch.from_numpy(rng.integers(0, 50, size=(50, 4)))
+    found = cuts(Lists(torch.arange(int(offsets[-1])), offsets, probed, torch.zeros(50, 1), 1.0), n_blocks)
+    assert [number for first, last in found for number in range(first, last)] == list(range(50))
+    assert len(found) <= n_blocks
+    for first, last in found:
+        assert int(sizes[first:last].sum()) <= 2 * int(offsets[-1]) / n_blocks + int(sizes[first:last].max())
+
+
+def test_a_search_that_was_stopped_goes_on_from_its_last_block(tmp_path, features, truth):
+    first = Counting(most=5)
+    with pytest.raises(KeyboardInterrupt):
+        search_in_blocks(features, K, 0.9, tmp_path, quiet, first)
+    second, told = Counting(), []
+    found, facts = search_in_blocks(features, K, 0.9, tmp_path, lambda *how: told.append(how), second)
+    assert same(found, truth)
+    assert not set(first.asked) & set(second.asked)
+    assert len(first.asked) + len(second.asked) == facts["blocks"]
+    assert told[0] == ("neighbours", 5, facts["blocks"])
+
+
+def test_time_left_is_reckoned_from_what_this_try_has_done(monkeypatch):
+    now, out = [0.0], StringIO()
+    monkeypatch.setattr(progress, "perf_counter", lambda: now[0])
+    lines = progress.Lines({}, out)
+    for seconds, done in ((0, 50), (10, 55), (20, 60), (60, 80), (100, 100)):
+        now[0] = seconds
+        lines.setting_up("set", "neighbours", done, 100)
+    assert out.getvalue().splitlines() == [
+        "[set-up] set: neighbours 50/100",
+        "[set-up] set: neighbours 60/100, about 1:20 left",
+        "[set-up] set: neighbours 80/100, about 40 s left",
+        "[set-up] set: neighbours 100/100",
+    ]
+
+
+def test_the_lists_are_planned_once(tmp_path, monkeypatch, features, truth):
+    with pytest.raises(KeyboardInterrupt):
+        search_in_blocks(features, K, 0.9, tmp_path, quiet, Counting(most=1))
+    monkeypatch.setattr(module, "plan_lists", None)
+    assert same(search_in_blocks(features, K, 0.9, tmp_path, quiet)[0], truth)
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from dgal_bench.graph.blocks import one_by_one, search_in_blocks
+    from tests.test_blocks import K, points, quiet
+
+    def killed(search, blocks):
+        for n, found in enumerate(one_by_one(search, blocks)):
+            if n == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield found
+
+    search_in_blocks(points(), K, 0.9, Path(sys.argv[1]), quiet, killed)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_no_block_and_no_bit(tmp_path, features, truth):
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    again = Counting()
+    found, facts = search_in_blocks(features, K, 0.9, tmp_path, quiet, again)
+    assert same(found, truth)
+    assert len(again.asked) == facts["blocks"] - 3
+
+
+@pytest.mark.parametrize("name", ["ids.npy", "distances.npy", "manifest.json"])
+def test_a_damaged_block_is_made_again(tmp_path, features, truth, name):
+    search_in_blocks(features, K, 0.9, tmp_path, quiet)
+    some = sorted(path for path in tmp_path.iterdir() if path.is_dir() and not path.name.startswith("lists"))[3:5]
+    for folder in some:
+        raw = bytearray((folder / name).read_bytes())
+        raw[len(raw) // 2] ^= 1
+        (folder / name).write_bytes(raw)
+    again = Counting()
+    assert same(search_in_blocks(features, K, 0.9, tmp_path, quiet, again)[0], truth)
+    assert again.asked == []  # two are made again where they are merged
+    assert all(cache._damaged(folder) is None for folder in some)
+
+
+def test_blocks_leave_no_key_among_those_that_a_set_up_rests_on(tmp_path, features):
+    with cache.noting() as keys:
+        search_in_blocks(features, K, 0.9, tmp_path, quiet)
+    assert keys == set()
+
+
+@pytest.mark.parametrize("fewest", [1, 16, 60])
+def test_where_lists_save_little_all_points_are_compared_in_blocks(tmp_path, monkeypatch, fewest):
+    monkeypatch.setattr(module, "_FEWEST", fewest)
+    points = torch.from_numpy(np.random.default_rng(0).normal(size=(300, 40))).float()  # no list is far from another
+    points[200:206] = points[0]
+    truth = knn(points, K, exact_limit=0)
+    assert truth.method == "tiles"
+    found, facts = search_in_blocks(points, K, 0.99, tmp_path, quiet)
+    assert torch.equal(found.ids, truth.ids)
+    assert torch.equal(found.distances, truth.distances)
+    assert (found.method, found.recall) == (f"lists {fewest}/{fewest}", 1.0)
+    assert fewest - 1 <= facts["blocks"] <= fewest
+
+
+def test_a_large_search_plans_once(tmp_path, monkeypatch):
+    """Where lists save little, too: the plan and the pass that it takes are not made a second time."""
+    made, plan = [], module.plan_lists
+    monkeypatch.setattr(module, "plan_lists", lambda *how: made.append(how) or plan(*how))
+    monkeypatch.setattr(module, "knn", None)
+    spec = replace(practice("random").graph, graph_k=K, exact_limit=100)
+    for n, some in enumerate([points(), torch.from_numpy(np.random.default_rng(0).normal(size=(300, 40))).float()]):
+        module.neighbors_of(some, spec, torch.device("cpu"), tmp_path / str(n), quiet)
+    assert len(made) == 2
+
+
+def test_another_search_in_the_same_folder_makes_its_own_lists(tmp_path, features):
+    for k, target in ((K, 0.9), (K + 1, 0.9), (K, 0.999)):
+        found, facts = search_in_blocks(features, k, target, tmp_path, quiet)
+        assert same(found, knn(features, k, exact_limit=0, recall_target=target))
+    assert facts["probes"] > search_in_blocks(features, K, 0.9, tmp_path, quiet)[1]["probes"]
+
+
+def test_other_lists_under_the_same_name_answer_nothing(tmp_path, features):
+    searches = []
+
+    def taken(search, blocks):
+        searches.append(search)
+        return ((block, search(block)) for block in blocks)
+
+    for name, some in (("a", features), ("b", points(seed=1))):
+        search_in_blocks(some, K, 0.9, tmp_path / name, quiet, taken)
+    mine, other = searches
+    stale = BlockSearch(other.root, mine.lists, mine.sha256, K)
+    assert mine.lists == other.lists
+    assert mine.ready
+    assert not stale.ready
+    assert not BlockSearch(tmp_path / "c", mine.lists, mine.sha256, K).ready
+    with pytest.raises(CacheError, match="has come to hold other lists"):
+        stale((0, 1))
+
+
+def test_an_answer_of_another_shape_is_not_kept(tmp_path, features, truth):
+    def short(search, blocks):
+        for block in blocks:
+            yield block, {name: part[:-1] for name, part in search(block).items()}
+
+    with pytest.raises(CacheError, match="came with another shape than"):
+        search_in_blocks(features, K, 0.9, tmp_path, quiet, short)
+    assert same(search_in_blocks(features, K, 0.9, tmp_path, quiet)[0], truth)
+
+
+def test_features_that_are_no_numbers_are_refused_with_their_count(tmp_path):
+    broken = points()
+    broken[[3, 700]] = torch.nan
+    with pytest.raises(ConfigError, match=r"^2 of 3000 feature rows hold NaN"):
+        search_in_blocks(broken, K, 0.9, tmp_path, quiet)
+
+
+def test_a_full_disk_is_one_line_with_the_knob(tmp_path, monkeypatch, features):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "fsync", full)
+    with pytest.raises(CacheError, match=r"^the cache at .* cannot be used: .*No space left.*; set cache=DIR or DGAL_"):
+        search_in_blocks(features, K, 0.9, tmp_path, quiet)
+
+
+MEASURED = """
+    import sys, threading, time
+    from pathlib import Path
+    import numpy as np, torch
+    from dgal_bench.graph import blocks, knn
+    from dgal_bench.graph.lists import Lists
+
+    def anonymous():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))) * 1024
+
+    def watch():
+        while True:
+            seen.append(anonymous())
+            time.sleep(0.002)
+
+    def plan(features, *_):
+        order = (torch.arange(len(features)) % 500).argsort(stable=True)
+        offsets = torch.arange(501) * (len(features) // 500)
+        return Lists(order, offsets, torch.arange(500)[:, None], torch.zeros(500, features.shape[1]), 1.0)
+
+    blocks.plan_lists, blocks._ROW_FLOATS, knn._BLOCK = plan, 2**20, 2**20
+    features = torch.from_numpy(np.load(sys.argv[1], mmap_mode="c"))
+    torch.set_num_threads(1)
+    blocks.search_in_blocks(features[:20_000], 2, 1.0, Path(sys.argv[2]), lambda *_: None)  # what is loaded on the way
+    seen = [before := anonymous()]
+    threading.Thread(target=watch, daemon=True).start()
+    blocks.search_in_blocks(features, 2, 1.0, Path(sys.argv[3]), lambda *_: None)
+    print(max(seen) - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what memory is a process's own")
+def test_mapped_features_are_never_copied_as_a_whole(tmp_path):
+    whole = np.lib.format.open_memmap(tmp_path / "features.npy", "w+", "float32", (240_000, 128))
+    for start in range(0, len(whole), 10_000):
+        whole[start : start + 10_000] = np.random.default_rng(start).random((10_000, 128), dtype=np.float32)
+    whole.flush()
+    words = [sys.executable, "-c", textwrap.dedent(MEASURED), tmp_path / "features.npy", tmp_path / "a", tmp_path / "b"]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 0.9 * whole.nbytes
