@@ -26,8 +26,8 @@ def say(text: str) -> None:
 def parser(name: str, document: str | None) -> argparse.ArgumentParser:
     """Of the script ``name``.py, whose docstring begins with what it does: with ``--out`` and ``--threads``."""
     made = argparse.ArgumentParser(prog=f"benchmarks/{name}.py", description=(document or "").partition("\n")[0])
-    default = ROOT / "benchmarks" / "results" / f"{name}.json"
-    made.add_argument("--out", type=Path, default=default, help="the JSON file (default: benchmarks/results)")
+    default = ROOT / "results" / "benchmarks" / f"{name}.json"
+    made.add_argument("--out", type=Path, default=default, help="the JSON file (default: results/benchmarks)")
     made.add_argument(
         "--threads", type=at_least_one, default=1, help="for torch, BLAS and OpenMP alike (default: 1, as a cell has)"
     )
@@ -69,23 +69,30 @@ def quiet(others: Iterable[float | None]) -> str:
     return f"quiet machine: other processes kept at most {max(known, default=0.0):.2f} cores busy"
 
 
-def answer(module: str, request: Mapping[str, Any], threads: int, patience: float) -> dict[str, Any]:
+def answer(
+    module: str, request: Mapping[str, Any], threads: int, patience: float, heard: bool = False
+) -> dict[str, Any]:
     """What ``python -m module REQUEST`` prints last; its thread counts must be there before it loads a library.
 
     ``status`` is over_limit after ``patience`` seconds, over_memory where the system killed it, failed with the
-    ``error`` where it ended otherwise.
+    ``error`` where it ended otherwise. ``heard``: what it says on stderr is let through, how far it is.
     """
     words = [sys.executable, "-m", module, json.dumps(request)]
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads))
     try:
         done = subprocess.run(
-            words, cwd=ROOT, env=environment, timeout=patience, capture_output=True, text=True, check=False
-        )
+            words, cwd=ROOT, env=environment, timeout=patience, text=True, check=False,
+            stdout=subprocess.PIPE, stderr=None if heard else subprocess.PIPE,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return {"status": "over_limit", "peak_mb": None}
     if done.returncode == -9:  # the system's own guard of memory
         return {"status": "over_memory", "peak_mb": None}
     if done.returncode != 0:
-        return {"status": "failed", "peak_mb": None, "error": (done.stderr.strip().splitlines() or ["no message"])[-1]}
+        return {"status": "failed", "peak_mb": None, "error": last_line(done.stderr)}
     answered: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answered
+
+
+def last_line(errors: str | None) -> str:
+    return "see above" if errors is None else (errors.strip().splitlines() or ["no message"])[-1]

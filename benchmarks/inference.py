@@ -2,7 +2,7 @@
 
 ``python benchmarks/inference.py`` passes 60,000 generated images of 28x28 (``--data DIR``: MNIST's own) through the
 CNN of conf/dataset/mnist. Ours: a Predictor, slices of one tensor, channels_last. The usual: eager, in the default
-layout, from a DataLoader over single images. Same weights, and the answers must be the same.
+layout, from a DataLoader over single images. Same weights, and the answers must be the same. Then a query's candidates.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from benchmarks import inputs
+from benchmarks import candidates, inputs
 from benchmarks.common import at_least_one, header, machine_text, parser, quiet, say, write
 from benchmarks.repetitions import Maker, interleaved, ratio, ratio_text, spread
 from dgal_bench.clock import Stopwatch
@@ -90,12 +90,13 @@ def main(words: Sequence[str] | None = None) -> int:
         weights = trained(data)
         interleaved(passes(rows, beginning(data), weights), 1)  # the first convolution of a shape picks its kernel
         repeated = interleaved(passes(rows, data, weights), options.repeats)
-    results |= summary(rows, repeated.seconds, repeated.answers)
+        few = candidates.compared(data, weights, options.repeats)
+    results |= summary(rows, repeated.seconds, repeated.answers) | {"candidates": few}
     results["cores_of_others"] = repeated.cores_of_others
-    say(f"\n{table(results)}\n\n{quiet(repeated.cores_of_others)}")
+    say(f"\n{table(results)}\n\n{candidates.table(few)}\n\n{quiet(repeated.cores_of_others)}")
     write(results, options.out)
     say(f"written: {options.out}")
-    return int(not results["equal"])
+    return int(not (results["equal"] and all(row["equal"] for row in few)))
 
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:

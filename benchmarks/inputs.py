@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
@@ -46,6 +47,15 @@ def generated(n_pool: int, n_test: int, n_classes: int = 10) -> ImageData:
     parts = [*patterns(n_pool, n_classes, "pool"), *patterns(n_test, n_classes, "test")]
     images, labels, test_images, test_labels = map(torch.from_numpy, parts)
     return ImageData("generated", images[:, None], labels, test_images[:, None], test_labels, n_classes)
+
+
+def coloured(data: ImageData) -> ImageData:
+    """The same in CIFAR-10's shape: three channels and 32x32 pixels."""
+
+    def shaped(images: Tensor) -> Tensor:
+        return F.pad(images, (2, 2, 2, 2)).expand(-1, 3, -1, -1)
+
+    return replace(data, images=shaped(data.images), test_images=shaped(data.test_images))
 
 
 def mixture(labels: np.ndarray, n_classes: int, n_features: int, role: str) -> np.ndarray:

@@ -30,7 +30,7 @@ PHASES: tuple[tuple[Any, str, str], ...] = (
     (lab, "load", "read images"),
     (Standardise, "of_pool", "mean and deviation"),
     (representation, "label_shares", "label_shares"),
-    (representation, "knn", "graph: knn"),
+    (representation, "neighbors_of", "graph: neighbours"),
     (representation, "transition", "graph: transition"),
     (representation, "attach", "attach"),
     (representation, "diagnostics", "diagnostics"),

@@ -15,17 +15,22 @@ Maker = Callable[[], Callable[[], Any]]
 
 @dataclass(frozen=True, eq=False)
 class Repeated:
-    """By contender and repetition: seconds and answers; by repetition: the cores that other processes used."""
+    """By contender and repetition: seconds and what was kept of the answers; by repetition: the cores others used."""
 
     seconds: dict[str, list[float]]
     answers: dict[str, list[Any]]
     cores_of_others: list[float | None]
 
 
-def interleaved(makers: Mapping[str, Maker], repeats: int) -> Repeated:
+Keep = Callable[[str, Any], Any]
+"""What of a contender's answer is kept, off the clock."""
+
+
+def interleaved(makers: Mapping[str, Maker], repeats: int, keep: Keep = lambda _, answer: answer) -> Repeated:
     """Every contender once, then every one again: what disturbs the machine for a while disturbs them all.
 
-    Each repetition begins with another contender, so that none always comes after the same one.
+    Each repetition begins with another contender, so that none always comes after the same one. Large answers should
+    not all be kept: whoever answers into new memory would have the system find more for every repetition.
     """
     seconds: dict[str, list[float]] = {name: [] for name in makers}
     answers: dict[str, list[Any]] = {name: [] for name in makers}
@@ -39,7 +44,8 @@ def interleaved(makers: Mapping[str, Maker], repeats: int) -> Repeated:
             start = perf_counter()
             answered = call()
             seconds[name].append(perf_counter() - start)
-            answers[name].append(answered)
+            answers[name].append(keep(name, answered))
+            del call, answered
         others.append(used())
         names = [*names[1:], names[0]]
     return Repeated(seconds, answers, others)

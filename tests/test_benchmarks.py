@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -146,13 +147,36 @@ def quotients(above, below):
     return sorted(a / b for a, b in zip(above, below, strict=True))
 
 
+@pytest.mark.slow
 def test_contenders_take_turns_and_ratios_pair_their_repetitions(monkeypatch):
     calls = []
     makers = {name: lambda name=name: lambda: calls.append(name) for name in "abc"}
     repeated = repetitions.interleaved(makers, 3)
     assert calls == list("abcbcacab")
     assert {name: len(seconds) for name, seconds in repeated.seconds.items()} == {"a": 3, "b": 3, "c": 3}
+    assert repeated.answers == {name: [None] * 3 for name in "abc"}
     assert repetitions.ratio([2.0, 9.0, 8.0], [1.0, 3.0, 2.0]) == {"median": 3.0, "min": 2.0, "max": 4.0}
+
+
+@pytest.mark.slow
+def test_an_answer_of_which_only_a_part_is_kept_is_gone_before_the_next(monkeypatch):
+    alive = []
+
+    class Large:
+        def __init__(self):
+            assert not alive
+            alive.append(self)
+
+    def keep(name, answer):
+        assert alive.pop() is answer
+        held.append(ref(answer))
+        return name.upper()
+
+    held = []
+    makers = {name: lambda: Large for name in "ab"}
+    repeated = repetitions.interleaved(makers, 2, keep)
+    assert repeated.answers == {"a": ["A", "A"], "b": ["B", "B"]}
+    assert [one() for one in held] == [None] * 4
 
 
 LOG_PROBS = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.4, 0.4 - 1e-6, 0.2]]).log()
@@ -208,6 +232,7 @@ def test_any_pass_that_answers_in_another_order_is_found(broken):
     assert [one["name"] for one in found["measurements"] if one["beyond_ties"]] == [broken]
 
 
+@pytest.mark.slow
 def test_another_answer_fails_the_run(tmp_path, capsys, monkeypatch):
     maker = inference.maker
 
@@ -270,6 +295,7 @@ def test_lightning_ends_with_the_weights_of_the_bare_loop(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("broken", [loops.OURS, loops.USUAL])
+@pytest.mark.slow
 def test_a_training_in_another_order_fails(broken, tmp_path, capsys, monkeypatch):
     trainings = training.trainings
 
@@ -386,7 +412,7 @@ def test_a_small_run_says_where_each_peak_is(tmp_path):
         assert row["status"] == "measured"
         assert row["peak_mb"] == max(phase["peak_mb"] for phase in row["phases"].values()) > row["imports_mb"] > 100
         assert row["reached"] == (row["peak_mb"] <= 3000)
-    made, asked = {"label_shares", "graph: knn", "graph: transition", "attach"}, {"training", "test", "query"}
+    made, asked = {"label_shares", "graph: neighbours", "graph: transition", "attach"}, {"training", "test", "query"}
     assert made <= set(parts["setup"]["phases"])
     for name in ("margin", "dgmg"):
         assert asked <= set(parts[name]["phases"])
