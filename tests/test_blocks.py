@@ -287,7 +287,7 @@ MEASURED = """
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what memory is a process's own")
 def test_mapped_features_are_never_copied_as_a_whole(tmp_path):
-    whole = np.lib.format.open_memmap(tmp_path / "features.npy", "w+", "float32", (240_000, 128))
+    whole = np.lib.format.open_memmap(tmp_path / "features.npy", "w+", "float32", (480_000, 128))
     for start in range(0, len(whole), 10_000):
         whole[start : start + 10_000] = np.random.default_rng(start).random((10_000, 128), dtype=np.float32)
     whole.flush()

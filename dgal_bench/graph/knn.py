@@ -93,7 +93,9 @@ def knn(
 
 def check_finite(features: Features) -> None:
     rows = max(1, _BLOCK // features.shape[1])
-    largest = torch.cat([block.abs().amax(dim=1) for block in features.split(rows)])
+    largest = features.new_empty(len(features))  # made first: small answers between blocks would keep each of them
+    for block, answer in zip(features.split(rows), largest.split(rows), strict=True):
+        torch.amax(block.abs(), dim=1, out=answer)
     if bad := int((~torch.isfinite(largest)).sum()):
         raise ConfigError(
             f"{bad} of {len(features)} feature rows hold NaN or infinity: the search would lose them silently"
