@@ -32,6 +32,7 @@ def add_choice(group: str, name: str, content: Mapping[str, Any]) -> None:
         _ADDED[group, name] = OmegaConf.create(dict(content))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{group} '{name}': {_one_line(error)}") from error
+    _chosen.cache_clear()
 
 
 def group_names(group: str) -> list[str]:
@@ -63,21 +64,13 @@ def compose(choices: Mapping[str, str], overrides: Iterable[str] = ()) -> RunCon
     Raises:
         ConfigError: an unknown name, a misspelt key or a value of the wrong type.
     """
-    profile = read_group("profile", choices["profile"])
-    parts = [
-        _file("config.yaml"),
-        read_group("dataset", choices["dataset"]),
-        read_group("representation", choices["representation"]),
-        OmegaConf.create({"profile": choices["profile"]}),
-        profile.get("all") or {},
-        profile.get(choices["dataset"]) or {},
-        read_group("strategy", choices["strategy"]),
-    ]
+    overrides = list(overrides)
     try:
-        composed = OmegaConf.merge(*parts)
+        chosen = _chosen(*(choices[group] for group in GROUPS))
+        known = _plain(chosen)
         for override in overrides:
-            check_key(override.partition("=")[0], _plain(composed))
-        composed = OmegaConf.merge(composed, *map(_parsed, overrides))
+            check_key(override.partition("=")[0], known)
+        composed = OmegaConf.merge(chosen, *map(_parsed, overrides))
         assert isinstance(composed, DictConfig)
         config = from_dict(_settled(composed))
     except OmegaConfBaseException as error:
@@ -87,6 +80,23 @@ def compose(choices: Mapping[str, str], overrides: Iterable[str] = ()) -> RunCon
         raise ConfigError(f"unknown dataset.kind '{config.dataset.kind}'{did_you_mean(config.dataset.kind, kinds)}")
     check_values(config)
     return config
+
+
+@cache
+def _chosen(dataset: str, representation: str, profile: str, strategy: str) -> DictConfig:
+    """The files of these choices merged, which takes as long as all that follows; nobody may write into it."""
+    differing = read_group("profile", profile)
+    merged = OmegaConf.merge(
+        _file("config.yaml"),
+        read_group("dataset", dataset),
+        read_group("representation", representation),
+        OmegaConf.create({"profile": profile}),
+        differing.get("all") or {},
+        differing.get(dataset) or {},
+        read_group("strategy", strategy),
+    )
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def dataset_kinds() -> set[str]:
@@ -99,7 +109,7 @@ def dataset_kinds() -> set[str]:
 PART_SETTINGS = ("seals_k", "adversary_steps")
 
 
-def _settled(composed: DictConfig) -> DictConfig:
+def _settled(composed: DictConfig) -> dict[str, Any]:
     """PART_SETTINGS, checked, put into the parts that name them and taken out beside them; ``ratio`` made a number.
 
     The optimiser follows the network where nothing is said of it: the paper's App. A has one for pre-trained ones.
@@ -135,10 +145,10 @@ def _settle_optimizer(composed: DictConfig) -> None:
         training.weight_decay = 5e-4 if sgd else 0.0
 
 
-def _without_part_settings(composed: DictConfig) -> DictConfig:
+def _without_part_settings(composed: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(plain, dict)
-    return OmegaConf.create({key: value for key, value in plain.items() if key not in PART_SETTINGS})
+    return {str(key): value for key, value in plain.items() if key not in PART_SETTINGS}
 
 
 def _check_count(key: str, value: Any, otherwise: str) -> None:

@@ -11,9 +11,10 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from dgal_bench.errors import ResultsError
 
@@ -286,7 +287,12 @@ def dataset_of(values: Mapping[str, Any]) -> DatasetConfig:
         raise ResultsError("the data set is configured as by another version of dgal-bench") from None
 
 
+@cache
+def _schema() -> DictConfig:
+    return OmegaConf.structured(RunConfig)  # type: ignore[no-any-return]
+
+
 def from_dict(values: Any) -> RunConfig:
     """The configuration of a nested mapping, every key and type checked; raises OmegaConf's errors."""
-    checked = OmegaConf.merge(OmegaConf.structured(RunConfig), values)
+    checked = OmegaConf.merge(_schema(), values)
     return OmegaConf.to_object(checked)  # type: ignore[return-value]

@@ -6,17 +6,14 @@ os.environ["WANDB_ERROR_REPORTING"] = "false"  # before wandb is imported, by wh
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from hypothesis import settings
 
-from dgal_bench import compose, plugins, sweep
-from dgal_bench.lab import Lab
-from dgal_bench.laws import practice, practice_lab
-from dgal_bench.models.trainer import silence_lightning
-from dgal_bench.strategies import ACQUISITIONS, ORIGINS, RESTRICTIONS
+# Nothing that takes seconds to import: the process that hands out tests would wait for it before it starts the others.
+if TYPE_CHECKING:
+    from dgal_bench.lab import Lab
 
 # No test is timed: a machine that is busy is no mistake.
 settings.register_profile("untimed", deadline=None)
@@ -25,6 +22,8 @@ settings.load_profile("untimed")
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,6 +42,8 @@ def own_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def silence() -> None:
+    from dgal_bench.models.trainer import silence_lightning
+
     silence_lightning()
 
 
@@ -58,18 +59,25 @@ def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def lab(cache_root: Path) -> Lab:
+def lab(cache_root: Path) -> "Lab":
+    from dgal_bench.laws import practice_lab
+
     return practice_lab(cache_root)
 
 
 @pytest.fixture
 def registries() -> Iterator[None]:
     """What a test registers is gone after it."""
+    from dgal_bench import compose, plugins, sweep
+    from dgal_bench.laws import practice
+    from dgal_bench.strategies import ACQUISITIONS, ORIGINS, RESTRICTIONS
+
     tables: list[dict[Any, Any]] = [compose._ADDED, RESTRICTIONS, ACQUISITIONS, ORIGINS, plugins.INSTALLED]
     before = [dict(table) for table in tables]
     yield
     for table, content in zip(tables, before, strict=True):
         table.clear()
         table.update(content)
+    compose._chosen.cache_clear()
     practice.cache_clear()
     sweep._configured.cache_clear()
