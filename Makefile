@@ -63,13 +63,20 @@ validate: setup  ## every row of RESULTS checked
 replay: setup  ## queries of RESULTS timed again, alone
 	$(ON_RESULTS)
 
-benchmarks: setup  ## measure acquisitions, forward pass, training, memory, scheduling and reports; half an hour on a quiet machine
-	@$(BIN)/python benchmarks/acquisition.py
-	@$(BIN)/python benchmarks/inference.py
-	@$(BIN)/python benchmarks/training.py
-	@$(BIN)/python benchmarks/memory.py
-	@$(BIN)/python benchmarks/scheduling.py
-	@$(BIN)/python benchmarks/reporting.py
+# The small sizes, beside the committed results; benchmarks/README.md has the commands of those.
+MEASURED = build/benchmarks
+measure = @$(BIN)/python benchmarks/$(1).py $(2) --out $(MEASURED)/$(1).json
+benchmarks: setup  ## measure graphs, queries, their growth, training, memory and the rest; 40 minutes on a quiet machine
+	$(call measure,graph_build,--large 250000)
+	$(call measure,diffusion,--points 60000)
+	$(call measure,query,--sample 200)
+	$(call measure,scaling,--points 10000 30000 100000)
+	$(call measure,acquisition)
+	$(call measure,inference)
+	$(call measure,training)
+	$(call measure,memory,--small)
+	$(call measure,scheduling)
+	$(call measure,reporting)
 
 comma := ,
 data: setup  ## find, download and check the files of DATASET (none named: say what is there)
