@@ -27,6 +27,7 @@ def trained(images, labeled, unlabeled, steps, seed=0, settings=SETTINGS):
     return train_adversary(images, 16, labeled, unlabeled, settings, seed, CPU, steps)
 
 
+@pytest.mark.slow
 def test_it_separates_a_labeled_set_from_a_shifted_unlabeled_one_and_ranks_the_shifted_lowest():
     """Half of the unlabeled look like the labeled; the other half must get the lowest D(mu)."""
     images, left = two_kinds()

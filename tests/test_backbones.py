@@ -25,7 +25,9 @@ def spec(model="resnet18", shape=(3, 32, 32), **settings):
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 21, 30)])
-@pytest.mark.parametrize("kind", ["cnn", "mlp", "resnet18", "vit_small", "mobilenetv3_small_050"])
+@pytest.mark.parametrize(
+    "kind", ["cnn", "mlp", "resnet18", pytest.param("vit_small", marks=pytest.mark.slow), "mobilenetv3_small_050"]
+)
 def test_every_kind_of_net_gives_logits_and_50_features(kind, shape):
     overrides = ["net.input_size=24"] if shape[1] != shape[2] else []
     net = build_net(shape, 7, net_config(f"net.kind={kind}", "net.kernels=[5,5]", "net.pools=[true,true]", *overrides))
@@ -115,6 +117,7 @@ def timm_name(model):
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
+@pytest.mark.slow
 def test_local_weights_are_those_of_the_file_in_every_round_the_same(tmp_path, kind):
     path, state = weights_file(tmp_path, kind=kind)
     config = net_config("net.kind=resnet18", f"net.checkpoint_path={path}", "net.input_size=32")
@@ -128,6 +131,7 @@ def test_local_weights_are_those_of_the_file_in_every_round_the_same(tmp_path, k
     assert set(state) - set(loaded) == {"fc.weight", "fc.bias"}
 
 
+@pytest.mark.slow
 def test_weights_have_a_hash_of_their_content(tmp_path):
     path, _ = weights_file(tmp_path)
     first = load_weights(spec(checkpoint_path=str(path)))
@@ -143,6 +147,7 @@ def test_weights_have_a_hash_of_their_content(tmp_path):
     assert load_weights(spec()) is None
 
 
+@pytest.mark.slow
 def test_position_embeddings_of_a_vit_are_resampled_to_the_input_size(tmp_path):
     path, state = weights_file(tmp_path, "vit_small")
     same = load_weights(spec("vit_small", checkpoint_path=str(path)))
@@ -281,7 +286,7 @@ def test_the_optimiser_follows_the_network_unless_it_is_named():
     assert training("training.optimizer=sgd", dataset="cifar10") == ("sgd", 1e-3, 0.9, 5e-4)
 
 
-@pytest.mark.parametrize("kind", ["cnn", "resnet18"])
+@pytest.mark.parametrize("kind", ["cnn", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_layout_changes_no_answer_and_amp_hardly_any(kind):
     shape, images = (3, 32, 32), torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     answers = {}

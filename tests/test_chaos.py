@@ -54,6 +54,7 @@ def check_no_cell_lost_or_doubled(root, n_cells, rounds):
     assert validate(root).problems == []
 
 
+@pytest.mark.slow
 def test_three_kills_and_the_bits_of_a_sweep_left_alone(lab, tmp_path, cache_root):
     """One in training, one in a query, one with half a line written; twenty-one in the slow tests."""
     root = tmp_path / "swept"

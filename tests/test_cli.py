@@ -135,6 +135,7 @@ def test_print_config_is_the_resolved_yaml(capsys, tmp_path):
     assert shown.graph.graph_k == 7
     assert shown.strategy.restrict == {
         "kind": "diffusion", "restricted_size": 50, "diffusion_steps": None, "score": "ova_min", "p": 2.0,
+        "memory_limit": 8 << 30,
     }  # fmt: skip
     assert not (tmp_path / "r").exists()
 
@@ -208,6 +209,7 @@ def test_durations():
 # Real processes from here on.
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_recorded_the_others_go_on_and_a_second_try_runs_only_it(tmp_path, cache_root, capsys):
     root = tmp_path / "results"
     words = command(root, cache_root, "strategy=random", "seed=0", "training.lr=0.001,1e25", "jobs=1")

@@ -6,9 +6,11 @@ import pytest
 
 from dgal_bench.checks import KINDS, OWN_KINDS, check_budget
 from dgal_bench.compose import GROUPS, compose, group_names, read_group
-from dgal_bench.config import differences, from_dict, restored, to_dict
-from dgal_bench.errors import ConfigError
+from dgal_bench.config import dataset_of, differences, from_dict, restored, to_dict
+from dgal_bench.errors import ConfigError, ResultsError
+from dgal_bench.identity import check_resumable
 from dgal_bench.laws import practice
+from dgal_bench.record import CellLog
 from dgal_bench.strategies import resolved
 
 
@@ -18,11 +20,12 @@ def config(*overrides, **choices):
 
 
 def combinations():
-    """Of data sets, profiles and strategies; all of them take a minute, so the fast tests have one data set whole."""
+    """Of data sets, profiles and strategies; all take a minute: the fast tests have each, and digits' cpu whole."""
     for dataset in group_names("dataset"):
         for profile in group_names("profile"):
             for strategy in group_names("strategy"):
-                marks = [] if dataset == "digits" or strategy in ("dgmg", "seals") else [pytest.mark.slow]
+                fast = strategy == "dgmg" or (dataset, profile) == ("digits", "cpu")
+                marks = [] if fast else [pytest.mark.slow]
                 yield pytest.param(dataset, profile, strategy, marks=marks)
 
 
@@ -51,6 +54,7 @@ def test_numbers_of_the_paper():
     assert (digits.training.optimizer, digits.training.lr, digits.training.max_epochs) == ("adam", 1e-3, 60)
 
 
+@pytest.mark.slow
 def test_a_profiles_file_lists_every_difference_from_paper():
     """What a profile changes is what its file says, key by key."""
     from omegaconf import OmegaConf
@@ -105,6 +109,23 @@ def test_where_ones_own_files_lie_is_in_no_hash_but_that_they_are_used_is():
     # a plugin's setting of that name is not ours to know
     parts = [hashed(f"strategy.acquire.path={path}", dataset="digits") for path in ("a", "b")]
     assert parts[0] != parts[1]
+
+
+def test_only_the_diffusions_own_memory_limit_is_in_no_hash():
+    def hashed(limit, kind):
+        return config(f"strategy.restrict={{kind: {kind}, restricted_size: 20, memory_limit: {limit}}}").hash
+
+    assert hashed(0, "diffusion") == hashed(1, "diffusion")
+    # a plugin's setting of that name may change what it picks
+    assert hashed(0, "plugins_own") != hashed(1, "plugins_own")
+
+
+def test_a_refusal_tells_what_differs_and_no_allowance(tmp_path):
+    then, now = (config(f"strategy.restrict.memory_limit={limit}", f"rounds={limit}") for limit in (1, 2))
+    header = {"config": to_dict(then), "fingerprint": {"config": then.hash}}
+    log = CellLog(tmp_path / "seed-0.jsonl", header, (), None, None, (), (), 0)
+    with pytest.raises(ResultsError, match=r"another configuration \(rounds: 1 -> 2\)"):
+        check_resumable(log, {"config": to_dict(now), "fingerprint": {"config": now.hash}}, anyway=True)
 
 
 @pytest.mark.parametrize("dataset", ["folder", "npz", "embeddings"])
@@ -194,8 +215,8 @@ def test_differences_name_the_leaf():
 
 def test_the_kinds_known_beforehand_are_those_of_the_registries():
     from dgal_bench.features import REPRESENTATIONS
-    from dgal_bench.graph.knn import BACKENDS
-    from dgal_bench.graph.transition import KERNELS, SYMMETRIZERS
+    from dgal_bench.graph.affinity import KERNELS, SYMMETRIZERS
+    from dgal_bench.graph.backends import BACKENDS
     from dgal_bench.models.nets import OWN_NETS
 
     assert set(OWN_NETS) == set(OWN_KINDS)
@@ -218,3 +239,13 @@ def test_a_configuration_sent_to_a_worker_comes_back_the_same(strategy):
     config = practice(strategy)
     again = restored(json.loads(json.dumps(to_dict(config))))
     assert (again, again.hash) == (config, config.hash)
+
+
+def test_the_data_set_of_an_older_configuration_is_read_alone():
+    made = config()
+    values = to_dict(made)
+    del values["graph"]["recall_target"]
+    assert dataset_of(values) == made.dataset
+    del values["dataset"]["test_share"]
+    with pytest.raises(ResultsError, match="as by another version"):
+        dataset_of(values)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import namedtuple
+from functools import cache
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -45,10 +46,14 @@ def place(tmp_path):
     return tmp_path
 
 
+installed = cache(installation.packages_distributions)
+
+
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch, tmp_path_factory):
-    """No variable of this shell, no key of this user, and room on the disk."""
+    """No variable of this shell, no key of this user, room on the disk; the packages, which take a while, read once."""
     free_disk(monkeypatch, 10**11)
+    monkeypatch.setattr(installation, "packages_distributions", installed)
     for name in ("CUDA_VISIBLE_DEVICES", "WANDB_API_KEY", "WANDB_BASE_URL", "OMP_NUM_THREADS", "DGAL_DATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path_factory.mktemp("home") / "netrc"))

@@ -50,6 +50,7 @@ def test_imports_only_from_above(path):
     assert below == []
 
 
+@pytest.mark.slow
 def test_the_parent_of_a_sweep_does_not_import_lightning():
     """Imports take the workers ten seconds; the command line must not pay them twice."""
     import subprocess

@@ -282,6 +282,9 @@ def test_what_is_not_counted_stands_on_top(tmp_path, few_figures):
     assert {key[2] for key in found.numbers if key[1] == "main"} == {"margin"}
 
 
+SET_APART = ({"cores": 64}, {"profile": "paper"}, {"version": 2})
+
+
 def moved(root, strategy, seed, cpu="Abacus", cores=2, profile="cpu", version=1):
     """A finished cell of some machine."""
     cell(root, strategy, seed, scaled(1), profile=profile, version=version)
@@ -292,7 +295,11 @@ def moved(root, strategy, seed, cpu="Abacus", cores=2, profile="cpu", version=1)
     path.write_text("\n".join([json.dumps(facts), *rest]) + "\n")
 
 
-@pytest.mark.parametrize("other", [{"cpu": "Slide rule"}, {"cores": 64}, {"profile": "paper"}, {"version": 2}], ids=str)
+@pytest.mark.parametrize(
+    "other",
+    [{"cpu": "Slide rule"}, *(pytest.param(one, marks=pytest.mark.slow) for one in SET_APART)],
+    ids=str,
+)
 def test_machines_profiles_and_versions_are_kept_apart(tmp_path, few_figures, other):
     for seed in (0, 1):
         moved(tmp_path, "margin", seed)

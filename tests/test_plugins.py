@@ -112,7 +112,12 @@ CHEATS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("cheat", CHEATS)
+FAST = ("labeled", "a hidden draw", "python's generator", "writes to the pool", "a memory of its own")
+
+
+@pytest.mark.parametrize(
+    "cheat", [cheat if cheat in FAST else pytest.param(cheat, marks=pytest.mark.slow) for cheat in CHEATS]
+)
 def test_a_cheat_is_found_by_its_law(cheat, tmp_path, lab):
     law, body, said = CHEATS[cheat]
     assert said in broken_laws(acquisition(tmp_path, body), lab)[law]
