@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Set in many containers. Hundreds of processes start here, and each would compile the package and the tests again.
+unexport PYTHONDONTWRITEBYTECODE
 # faiss-cpu and faiss-gpu own the same module: exactly one is installed, by whether a GPU driver answers.
 FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 INSTALLED := $(VENV)/.installed-$(FAISS)
@@ -85,11 +87,12 @@ data: setup  ## find, download and check the files of DATASET (none named: say w
 doctor: setup  ## is this machine fit to run, and if not, what mends it
 	@$(BIN)/dgal-bench doctor
 
+PYTEST = @$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 test: setup  ## the fast tests
-	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
+	$(PYTEST)
 
 test-all: setup  ## every test, the slow ones too; GPU tests are skipped without a GPU
-	@$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 lint: setup  ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
