@@ -1,10 +1,20 @@
-"""Files that a reader sees whole, folders that take files, and what to turn where a disk refuses."""
+"""Files below a folder, files that a reader sees whole, folders that take files; what to turn where a disk refuses."""
 
 import os
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dgal_bench.errors import ResultsError
+
+
+def below(root: Path, pattern: str) -> list[Path]:
+    """Files and folders under ``root`` by their name, sorted; what others take away meanwhile is not there.
+
+    (``Path.rglob`` fails where a folder, a lease say, goes between being listed and being looked into.)
+    """
+    named = (Path(at, name) for at, folders, files in os.walk(root) for name in [*folders, *files])
+    return sorted(path for path in named if fnmatchcase(path.name, pattern))
 
 
 def write_whole(path: Path, content: bytes, knob: str) -> None:

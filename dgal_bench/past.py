@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from dgal_bench.config import SECTIONS, TRAINING_SETTINGS, to_dict, without_paths
+from dgal_bench.disk import below
 from dgal_bench.errors import ResultsError
 from dgal_bench.record import CellLog, RoundRecord, read_cell, read_results
 from dgal_bench.schema import Wanted, check
@@ -46,7 +47,7 @@ def read_past(settings: Settings) -> list[CellLog]:
 
 def _own(results: Path) -> list[CellLog]:
     found = []
-    for path in sorted(results.rglob("seed-*.jsonl")):
+    for path in below(results, "seed-*.jsonl"):
         try:
             if (log := read_cell(path)) is not None:
                 _check(log)

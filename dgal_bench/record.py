@@ -14,6 +14,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from dgal_bench.config import SECTIONS
+from dgal_bench.disk import below
 from dgal_bench.errors import ResultsError
 from dgal_bench.schema import ESSENTIAL, RESTORE, check, migrated, misfit
 
@@ -219,7 +220,7 @@ def cell_files(root: Path) -> list[Path]:
         raise ResultsError(f"{root} is not a folder of results: run 'dgal-bench bench results={root}' first")
     if not os.access(root, os.R_OK | os.X_OK):
         raise ResultsError(f"{root} cannot be read: Permission denied")
-    files = sorted(root.rglob("seed-*.jsonl"))
+    files = below(root, "seed-*.jsonl")
     if not files:
         raise ResultsError(f"{root} holds no results: run 'dgal-bench bench results={root}' first")
     return files

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dgal_bench.disk import write_whole
+from dgal_bench.disk import below, write_whole
 from dgal_bench.errors import ResultsError
 from dgal_bench.record import CellLog, picks
 
@@ -147,4 +147,4 @@ def _damaged(path: Path, error: Exception) -> ResultsError:
 
 def read_all_timings(root: Path) -> list[Timings]:
     """Every timings file under ``root``, in order of path; raises ResultsError for a damaged one."""
-    return [found for path in sorted(root.rglob("timings-*.jsonl")) if (found := read_timings(path)) is not None]
+    return [found for path in below(root, "timings-*.jsonl") if (found := read_timings(path)) is not None]

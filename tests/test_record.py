@@ -9,7 +9,7 @@ import pytest
 
 from dgal_bench.errors import ResultsError
 from dgal_bench.lease import HeldError
-from dgal_bench.record import RoundRecord, choice, picks, read_cell, read_results
+from dgal_bench.record import RoundRecord, cell_files, choice, picks, read_cell, read_results
 from dgal_bench.recorder import Recorder
 from dgal_bench.schema import ESSENTIAL, SCHEMA_VERSION
 
@@ -149,6 +149,22 @@ def test_reading_a_folder_of_results(tmp_path, path):
     path.with_name("seed-1.jsonl").write_text("")  # just being started
     (tmp_path / "summary.csv").write_text("")
     assert [log.path for log in read_results(tmp_path)] == [path]
+
+
+def test_a_folder_that_goes_while_it_is_looked_into_is_not_there(tmp_path, path, monkeypatch):
+    """A lease, say, of a sweep that is running."""
+    write(path, 0)
+    (path.parent / "seed-1.jsonl.lease").mkdir()
+    look = os.scandir
+
+    def late(folder):
+        if os.fspath(folder).endswith(".lease"):
+            os.rmdir(folder)
+        return look(folder)
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert cell_files(tmp_path) == [path]
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_place_that_cannot_be_written_names_the_knob(tmp_path):

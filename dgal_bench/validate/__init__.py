@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dgal_bench.disk import below
 from dgal_bench.record import cell_files
 from dgal_bench.validate.cells import examine
 from dgal_bench.validate.folders import check_doubles, check_initial_sets, leftovers
@@ -41,8 +42,8 @@ def validate(root: Path) -> Verdict:
     cells = [examine(path) for path in cell_files(root)]
     check_doubles(cells)
     check_initial_sets(cells)
-    reports = [*cells, *(examine_timings(path) for path in sorted(root.rglob("timings-*.jsonl")))]
-    reports += [examine_projection(path, cells) for path in sorted(root.rglob("projection-*.npz"))]
+    reports = [*cells, *(examine_timings(path) for path in below(root, "timings-*.jsonl"))]
+    reports += [examine_projection(path, cells) for path in below(root, "projection-*.npz")]
     return Verdict(
         [line for report in reports for line in _said(report.path, report.problems)],
         [line for report in reports for line in _said(report.path, report.notes)]

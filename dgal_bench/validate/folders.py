@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dgal_bench.disk import below
 from dgal_bench.lease import at_work, holder, name_of
 from dgal_bench.validate.cells import Report
 
@@ -43,7 +44,7 @@ def check_initial_sets(reports: Sequence[Report]) -> None:
 def leftovers(root: Path) -> list[tuple[Path, str]]:
     """Leases, and files that a process which was killed could not put away: no harm in any of them."""
     found = []
-    for lease in sorted(root.rglob("seed-*.jsonl.lease")):
+    for lease in below(root, "seed-*.jsonl.lease"):
         path = lease.with_suffix("")
         working = at_work(path)
         if working is not None:
@@ -51,5 +52,5 @@ def leftovers(root: Path) -> list[tuple[Path, str]]:
         elif (said := holder(path)) is not None:
             found.append((lease, f"left behind by {name_of(said)}, which is gone: the next run takes it over"))
     names = (".seed-*.jsonl.*", ".timings-*.jsonl.*", ".projection-*.npz.*")
-    rest = sorted(path for pattern in names for path in root.rglob(pattern))
+    rest = sorted(path for pattern in names for path in below(root, pattern))
     return found + [(path, "left behind by a process that was killed: it may be removed") for path in rest]

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from dgal_bench.arguments import Command
 from dgal_bench.compose import group_names, read_group
 from dgal_bench.config import to_dict
+from dgal_bench.disk import below
 from dgal_bench.errors import ConfigError, did_you_mean
 from dgal_bench.verbs.reading import report_on
 from dgal_bench.verbs.saying import say
@@ -108,7 +109,7 @@ def _conclude(jobs: "Sequence[Job]", failed: "Sequence[Job]", settings: "Setting
     if failed:
         sys.stderr.write(f"{len(failed)} of {len(jobs)} cells failed; retry=failed tries them again\n")
     folder = settings.results / settings.suite
-    if report and any(folder.rglob("seed-*.jsonl")):
+    if report and below(folder, "seed-*.jsonl"):
         report_on(folder, folder / "report")
     elif not failed:
         say(f"{jobs[0].name}: {jobs[0].path}" if len(jobs) == 1 else f"Rows: {folder}")
