@@ -92,7 +92,8 @@ test: setup  ## the fast tests
 	$(PYTEST)
 
 test-all: setup  ## every test, the slow ones too; GPU tests are skipped without a GPU
-	$(PYTEST) -m ''
+	$(PYTEST) -m 'not alone'
+	@$(BIN)/python -m pytest -m alone
 
 lint: setup  ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dgal_bench.disk import below
 from dgal_bench.laws import PRACTICE, practice, run_here
 from dgal_bench.record import choice, read_results
 
@@ -41,7 +42,7 @@ def descendants(pid):
 
 def written(root):
     """Bytes of results so far."""
-    return sum(path.stat().st_size for path in root.rglob("*.jsonl")) if root.exists() else 0
+    return sum(path.stat().st_size for path in below(root, "*.jsonl"))
 
 
 def choices_of(root):

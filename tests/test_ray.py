@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from dgal_bench.disk import below
 from dgal_bench.engines import capacity
 from dgal_bench.engines import ray as ray_engine
 from dgal_bench.engines.base import Teller
@@ -43,9 +44,13 @@ def workers_at(words, pid):
     return [child for child in descendants(pid) if title(child).startswith("ray::" + words)]
 
 
-def wait_for(what, process, seconds=60):
+def wait_for(what, process, seconds=240):
+    """Who has waited in vain ends the process: the tests after this one would have it beside them."""
     deadline = time.monotonic() + seconds
-    while not (found := what()) and process.poll() is None and time.monotonic() < deadline:
+    while not (found := what()) and process.poll() is None:
+        if time.monotonic() > deadline:
+            process.kill()
+            process.communicate()
         time.sleep(0.05)
     return found
 
@@ -291,6 +296,7 @@ def test_killed_workers_cost_no_bit_and_no_row(lab, tmp_path, cache_root):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("when", ["starting", "running"])
 def test_a_stop_ends_ray_within_five_seconds_and_keeps_rows(lab, tmp_path, cache_root, sent, code, when):
@@ -298,7 +304,7 @@ def test_a_stop_ends_ray_within_five_seconds_and_keeps_rows(lab, tmp_path, cache
     words = command(root, cache_root, "strategy=random", "seed=0,1", *LONG, "engine=ray", "jobs=2")
     process = started(words)
     if when == "running":
-        assert wait_for(lambda: len(list(root.rglob("*.jsonl"))) == 2 and written(root) > 20_000, process)
+        assert wait_for(lambda: len(below(root, "*.jsonl")) == 2 and written(root) > 20_000, process)
     else:
         assert wait_for(lambda: [p for p in descendants(process.pid) if "gcs_server" in title(p)], process)
     children = descendants(process.pid)
@@ -318,6 +324,7 @@ def test_a_stop_ends_ray_within_five_seconds_and_keeps_rows(lab, tmp_path, cache
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_killed_driver_leaves_no_worker_and_no_ray(tmp_path, cache_root):
     """But for two agents of Ray's, which do nothing, and end minutes later."""
     root = tmp_path / "swept"
@@ -334,6 +341,7 @@ def test_a_killed_driver_leaves_no_worker_and_no_ray(tmp_path, cache_root):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_cluster_that_nobody_has_started_is_one_line(tmp_path, cache_root):
     began = time.monotonic()
     done = finish(command(tmp_path, cache_root, "strategy=random", "engine=ray", "ray.address=127.0.0.1:1"))

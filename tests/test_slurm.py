@@ -13,6 +13,7 @@ import pytest
 
 from dgal_bench.arguments import parse
 from dgal_bench.config import available_cores
+from dgal_bench.disk import below
 from dgal_bench.engines import execute, sbatch, slurm
 from dgal_bench.engines.base import Teller
 from dgal_bench.engines.relay import Tail
@@ -243,10 +244,11 @@ def test_a_sweep_is_one_job_and_arrays_of_what_may_run_at_once(lab, tmp_path, cl
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_stop_cancels_the_array(tmp_path, cache_root, cluster):
     root = tmp_path / "swept"
     process = started(command(root, cache_root, "strategy=random", "seed=0,1", *LONG, "engine=slurm", "jobs=2"))
-    assert wait_for(lambda: len(list(root.rglob("*.jsonl"))) == 2, process)
+    assert wait_for(lambda: len(below(root, "*.jsonl")) == 2, process)
     pids = [pid for _, pid in elements(cluster)]
     children = [child for pid in pids for child in [pid, *descendants(pid)]]
     began = time.monotonic()
@@ -362,11 +364,12 @@ def test_a_killed_job_is_submitted_again_and_goes_on(lab, tmp_path, cache_root, 
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stop_cancels_the_jobs_within_five_seconds_and_keeps_rows(tmp_path, cache_root, sent, code):
     root = tmp_path / "swept"
     process = started(command(root, cache_root, "strategy=random", "seed=0,1", *LONG, *HERE, "jobs=2"))
-    assert wait_for(lambda: len(list(root.rglob("*.jsonl"))) == 2 and written(root) > 20_000, process)
+    assert wait_for(lambda: len(below(root, "*.jsonl")) == 2 and written(root) > 20_000, process)
     children = descendants(process.pid)
     began = time.monotonic()
     process.send_signal(sent)

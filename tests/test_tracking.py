@@ -479,6 +479,7 @@ def refusing():
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("trouble", [dead, listening, refusing])
 def test_a_server_that_is_none_costs_a_sweep_a_warning(trouble, untracked, tmp_path):
     """And no more: its rows come as without, and after the last it waits no longer than it says.
@@ -557,6 +558,7 @@ def until(true, running, seconds=120):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_stopped_a_sweep_ends_soon_and_its_mirror_with_it(untracked, tmp_path):
     _, cache, _ = untracked
     with serving() as server:

@@ -32,7 +32,7 @@ def run(*words, cwd, **environment):
 
 @pytest.mark.slow
 def test_a_wheel_runs_the_main_job_away_from_the_repository(tmp_path):
-    """``dgal-bench bench dataset=digits``, whole: installing takes minutes, and so does the job. Needs an index."""
+    """``dgal-bench bench dataset=digits``, less three of its five seeds: minutes, as is installing. Needs an index."""
     try:
         run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, HERE, cwd=tmp_path)
         (wheel,) = tmp_path.glob("dgal_bench-*.whl")
@@ -50,9 +50,9 @@ def test_a_wheel_runs_the_main_job_away_from_the_repository(tmp_path):
         assert "no trouble found" in run(command, "doctor", cwd=tmp_path).stdout
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
-        done = run(command, "bench", "dataset=digits", cwd=elsewhere, DGAL_CACHE=str(tmp_path / "cache"))
+        done = run(command, "bench", "dataset=digits", "seed=0,1", cwd=elsewhere, DGAL_CACHE=str(tmp_path / "cache"))
         logs = read_results(elsewhere / "results" / "runs")
-        assert len(logs) == 61  # twelve strategies, five seeds, and one training on all labels
+        assert len(logs) == 25  # twelve strategies, two seeds, and one training on all labels
         assert all(log.done for log in logs)
         assert {log.header["provenance"]["git"]["revision"] for log in logs} == {None}
         assert {log.header["provenance"]["versions"]["dgal-bench"] for log in logs} == {__version__}
