@@ -71,6 +71,7 @@ def test_small_images_from_scratch_get_a_small_stem():
     assert small.forward_features(torch.rand(2, 3, 32, 32)).shape == (2, 512, 4, 4)
 
 
+@pytest.mark.slow
 def test_a_small_vit_has_at_least_eight_patches_a_side():
     assert [patch_size((side, side)) for side in (32, 28, 64, 48, 17, 224)] == [4, 2, 8, 6, 1, 28]
     assert patch_size((24, 36)) == 3
@@ -196,6 +197,7 @@ def test_a_file_that_holds_no_weights_is_one_line(tmp_path, make, error, message
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_network_says_what_does_not_fit(tmp_path):
     path, _ = weights_file(tmp_path, "resnet34")
     with pytest.raises(ConfigError, match=r"checkpoint_path=.*resnet34.safetensors does not fit resnet18: .*layer\d"):
@@ -250,6 +252,7 @@ def test_input_size_resizes_in_front_of_our_own_networks_too():
         assert flops[0] < flops[1] == flops[2]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_a_network_is_one_line():
     with pytest.raises(ConfigError, match=r"resnet18 takes images of 1 or 3 channels, not 64: use net.kind=mlp"):
         build_net((64, 1, 1), 3, net_config("net.kind=resnet18"))

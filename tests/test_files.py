@@ -381,6 +381,7 @@ def test_the_verb_refuses_what_it_does_not_know(capsys):
     assert "offline=perhaps: use true or false" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("DGAL_DATA" not in os.environ, reason="needs $DGAL_DATA")
 def test_the_real_mnist_by_the_whole_way(tmp_path, published, heard):
     """Its files, packed and served by this machine, arrive as the data set whose sha256 are in the registry."""

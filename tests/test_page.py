@@ -328,6 +328,7 @@ def test_a_cell_that_went_on_elsewhere_is_of_neither_machine(tmp_path):
     assert found == {"Abacus, 2 cores": 1, "Abacus, 2 cores, then Slide rule, 2 cores": 1}
 
 
+@pytest.mark.slow
 def test_one_seed_has_numbers_and_no_intervals(tmp_path):
     cell(tmp_path, "margin", 0, scaled(1))
     cell(tmp_path, "random", 0, scaled(0.1), acquire="random")

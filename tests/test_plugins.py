@@ -56,6 +56,7 @@ def broken_laws(path, lab):
     return {verdict.law: verdict.broken for verdict in judge.judge(lab, name) if verdict.broken}
 
 
+@pytest.mark.slow
 def test_a_cheat_that_writes_does_not_spoil_the_lab_of_the_next(tmp_path, lab):
     before = lab.data.images.clone(), lab.setup.graph.weights.clone()
     body = "query.images[:] = 0\nreturn candidates[query.ties(candidates).argsort()[:batch_size]]"
@@ -274,6 +275,7 @@ def test_two_files_of_one_name_do_not_get_into_each_others_way(tmp_path):
     assert ACQUISITIONS["one"].__module__ != ACQUISITIONS["two"].__module__
 
 
+@pytest.mark.slow
 def test_a_part_is_given_what_it_names_and_may_look_at_it_when_it_is_made(tmp_path, lab):
     path = tmp_path / "walk.py"
     path.write_text(

@@ -553,6 +553,7 @@ def never_begun(root, strategy, seed, error=None, why=None, **facts):
             recorder.write_skipped(why)
 
 
+@pytest.mark.slow
 def test_cells_that_never_began_are_shown_with_their_group_and_never_counted(results, tmp_path):
     counted = [(row.strategy, row.area.n) for row in summarise(group(read_results(results))[0])]
     never_begun(results, "badge", 0, error="Traceback\n  deep inside\nRuntimeError: out of memory")

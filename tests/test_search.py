@@ -95,6 +95,7 @@ def test_the_smallest_of_each_row_are_found_with_and_without_groups(n_rows, n, w
     assert (found.sort(1).values.diff(dim=1) > 0).all()
 
 
+@pytest.mark.slow
 @given(st.integers(1, 700), st.integers(1, 70), st.sampled_from([(1, 8), (7, 32), (64, 256)]), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_candidates_of_several_tiles_are_distinct_and_have_the_nearest(n, w, tile, seed):

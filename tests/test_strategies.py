@@ -25,7 +25,11 @@ N_SCORED = {
 }
 
 
-@pytest.fixture(params=STRATEGIES)
+# It trains an adversary for every query; test_adversary.py has fast tests of it.
+SLOW = ("ganvae",)
+
+
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in STRATEGIES])
 def strategy(request):
     return request.param
 

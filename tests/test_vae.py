@@ -217,6 +217,7 @@ def test_the_loss_sums_over_pixels_and_over_latents():
         )
 
 
+@pytest.mark.slow
 def test_it_finds_the_structure_of_four_blobs():
     data = blobs()
     module, facts = train(data)
