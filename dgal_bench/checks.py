@@ -67,6 +67,12 @@ def _or_1(value: int | None) -> int:
     return 1 if value is None else value
 
 
+def check_recall_target(recall_target: float) -> None:
+    """Raises ConfigError for what is no share of the true neighbours."""
+    if not 0 < recall_target <= 1:
+        raise ConfigError(f"graph.recall_target={recall_target:g} is no share: use more than 0 and at most 1")
+
+
 def check_values(config: RunConfig) -> None:
     """Bounds that need no data: each miss says the value and the knob."""
     _check_kinds(config)
@@ -103,10 +109,7 @@ def check_values(config: RunConfig) -> None:
             "initial_size=null labels the whole pool, and nothing is left to query: give a number, and "
             "full_supervision=true for a training on all labels"
         )
-    if not 0 < config.graph.recall_target <= 1:
-        raise ConfigError(
-            f"graph.recall_target={config.graph.recall_target:g} is no share: use more than 0 and at most 1"
-        )
+    check_recall_target(config.graph.recall_target)
     if config.restricted_size < config.batch_size:
         raise ConfigError(
             f"restricted_size={config.restricted_size} is below batch_size={config.batch_size}: "

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from dgal_bench.arrays import Features, Index
+from dgal_bench.checks import check_recall_target
 from dgal_bench.errors import ConfigError
 from dgal_bench.graph.backends import IVF_PROBES, Search, new_index, pick_backend, searches_on_gpu
 from dgal_bench.graph.exact import all_exact, exact, search_again, with_doubts
 from dgal_bench.graph.lists import Lists, search_lists
-from dgal_bench.graph.planning import check_target, plan_lists
+from dgal_bench.graph.planning import plan_lists
 from dgal_bench.graph.rerank import nearest_others, wanted
 from dgal_bench.threads import workers
 
@@ -78,7 +79,7 @@ def knn(
     size = len(features)
     if not 1 <= k < size:
         raise ConfigError(f"graph.graph_k={k}, but {size} points have 1 to {size - 1} neighbours each")
-    check_target(recall_target)
+    check_recall_target(recall_target)
     check_finite(features)
     if pick_backend(backend) == "faiss" and searches_on_gpu(device):
         return with_warning(_by_faiss(_centred(features), k, exact_limit, device), recall_target)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dgal_bench.arrays import Features, Index
-from dgal_bench.errors import ConfigError
+from dgal_bench.checks import check_recall_target
 from dgal_bench.graph.exact import exact
 from dgal_bench.graph.lists import Lists, by_distance
 from dgal_bench.graph.tiles import closest, table
@@ -37,7 +37,7 @@ def plan_lists(features: Features, k: int, recall_target: float = 0.99) -> Lists
     Raises:
         ConfigError: a target outside (0, 1].
     """
-    check_target(recall_target)
+    check_recall_target(recall_target)
     size = len(features)
     sample = _some(size, _SAMPLE, "graph sample")
     with workers() as each:
@@ -66,11 +66,6 @@ def _plan(
     # cloned: a view would keep the distances' order of all lists
     probed = [by_distance(centroids, some)[:, :n_probes].clone() for some in torch.arange(n_lists).split(_ROWS)]
     return Lists(owner.argsort(stable=True), offsets, torch.cat(probed), centroids, recall)
-
-
-def check_target(recall_target: float) -> None:
-    if not 0 < recall_target <= 1:
-        raise ConfigError(f"graph.recall_target={recall_target:g} is no share: use more than 0 and at most 1")
 
 
 def recall_by_probes(centroids: Features, own: Tensor, theirs: Tensor) -> Tensor:
