@@ -68,8 +68,8 @@ replay: setup  ## queries of RESULTS timed again, alone
 # The small sizes, beside the committed results; benchmarks/README.md has the commands of those.
 MEASURED = build/benchmarks
 measure = @$(BIN)/python benchmarks/$(1).py $(2) --out $(MEASURED)/$(1).json
-benchmarks: setup  ## measure graphs, queries, their growth, training, memory and the rest; 40 minutes on a quiet machine
-	$(call measure,graph_build,--large 250000)
+benchmarks: setup  ## measure graphs, queries, their growth, training, memory and the rest; an hour on two cores, quiet
+	$(call measure,graph_build,--large 250000 --limit 120)
 	$(call measure,diffusion,--points 60000)
 	$(call measure,query,--sample 200)
 	$(call measure,scaling,--points 10000 30000 100000)
