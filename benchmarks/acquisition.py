@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout, where tests/reference.py is
 
 from benchmarks import plan, report
-from benchmarks.common import answer, header, machine_text, parser, quiet, say, write
+from benchmarks.common import answer, header, machine_text, parser, positive_seconds, quiet, say, write
 from benchmarks.figure import save_figure
 from benchmarks.plan import Case
 
@@ -50,12 +50,11 @@ def main(words: Sequence[str] | None = None) -> int:
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
     made = parser("acquisition", __doc__)
     made.add_argument("--quick", action="store_true", help="2,000 points, 10 classes, 10 picks: under a minute")
-    made.add_argument("--limit", type=float, default=30.0, help="seconds after which a call is stopped (default: 30)")
+    made.add_argument(
+        "--limit", type=positive_seconds, default=30.0, help="seconds after which a call is stopped (default: 30)"
+    )
     made.add_argument("--criteria", nargs="+", choices=plan.CRITERIA, default=plan.CRITERIA, help="default: all")
-    options = made.parse_args(words)
-    if not options.limit > 0:
-        made.error(f"--limit {options.limit:g} is too small: use more than 0")
-    return options
+    return made.parse_args(words)
 
 
 def _header(options: argparse.Namespace, words: Sequence[str] | None) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dgal_bench.checks import above_zero
+from dgal_bench.errors import ConfigError
 from dgal_bench.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,6 +40,13 @@ def at_least_one(word: str) -> int:
     if (number := int(word)) < 1:
         raise argparse.ArgumentTypeError(f"{number} is too small: use 1 or more")
     return number
+
+
+def positive_seconds(word: str) -> float:
+    try:
+        return above_zero("seconds", word, "a number above 0")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def header(name: str, threads: int, words: Sequence[str] | None) -> dict[str, Any]:

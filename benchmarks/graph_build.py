@@ -12,7 +12,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the checkout
 
-from benchmarks.common import answer, at_least_one, header, machine_text, parser, quiet, say, write
+from benchmarks.common import answer, at_least_one, header, machine_text, parser, positive_seconds, quiet, say, write
 from benchmarks.points import KINDS
 
 WORKER = "benchmarks.graph_build_worker"
@@ -66,7 +66,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     )
     made.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="default: all")
     made.add_argument("--peers", nargs="*", choices=WHOLE, default=list(WHOLE), help="contenders (default: all)")
-    made.add_argument("--limit", type=float, default=600.0, help="seconds a contender has (default: 600)")
+    made.add_argument("--limit", type=positive_seconds, default=600.0, help="seconds a contender has (default: 600)")
     made.add_argument("--quick", action="store_true", help="3,000 and 6,000 points, without peers that compile")
     options = made.parse_args(words)
     if options.quick:

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import (
     acquisition,
+    graph_build,
     inference,
     inputs,
     loops,
@@ -333,6 +334,7 @@ def test_no_rule_can_stop_a_training_early():
         (training.main, ["--sizes", "12"]),
         (training.main, ["--epochs", "1"]),
         (acquisition.main, ["--limit", "0"]),
+        *((graph_build.main, ["--limit", word]) for word in ("0", "-5", "nan", "soon")),
         (scheduling.main, ["--cells", "5"]),
     ],
 )
