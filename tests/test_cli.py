@@ -92,7 +92,7 @@ def test_suites_are_what_they_say():
     """paper and ablation share no cell, together they are all, and smoke and all leave no strategy of conf/ out."""
     suites = {name: list(read_group("suite", name).strategy) for name in ("paper", "ablation", "all", "smoke")}
     assert suites["all"] == suites["paper"] + suites["ablation"]
-    assert len(set(suites["all"])) == len(suites["all"]) == 27
+    assert len(set(suites["all"])) == len(suites["all"]) == 28
     assert suites["smoke"] == sorted(group_names("strategy"))
     assert {name.partition("+")[0] for name in suites["all"]} == set(suites["smoke"])
     scores = {name.partition("score=")[2] for name in suites["ablation"] if "score=" in name}
@@ -135,7 +135,7 @@ def test_print_config_is_the_resolved_yaml(capsys, tmp_path):
     assert shown.graph.graph_k == 7
     assert shown.strategy.restrict == {
         "kind": "diffusion", "restricted_size": 50, "diffusion_steps": None, "score": "ova_min", "p": 2.0,
-        "memory_limit": 8 << 30,
+        "tie_break": "hash", "memory_limit": 8 << 30,
     }  # fmt: skip
     assert not (tmp_path / "r").exists()
 

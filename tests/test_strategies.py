@@ -129,6 +129,18 @@ def test_diffusion_takes_the_smallest_scores_ties_by_hash(lab, name):
     assert query.notes["ties"]() == pytest.approx(share)
 
 
+def test_diffusion_breaks_ties_by_position_where_told(lab):
+    """After one step most of the pool is unreached, so all of it ties: the first of the data set are taken."""
+    asked = Asked(lab, "dgmg")
+    settings = ("strategy.restrict.tie_break=position", "strategy.restrict.diffusion_steps=1")
+    cell = Cell.of(practice("dgmg", *settings), lab)
+    pool, query = asked.pool, asked.query
+    scores = score("ova_min")(diffuse(cell.graph, pool.labeled, pool.labels, 10, 1)).tolist()
+    expected = sorted(pool.unlabeled.tolist(), key=lambda i: (scores[i], i))[:20]
+    assert cell.strategy.restrict(query).tolist() == expected
+    assert query.notes["ties"]() > 0.5
+
+
 def test_uniform_restriction_is_uniform(lab):
     """Each of 188 points is among 20 candidates with chance 0.106; 400 rounds, within 6 deviations of 0.0154."""
     counts = torch.zeros(lab.data.size)
@@ -160,6 +172,10 @@ class TestConfiguration:
                 {"kind": "diffusion", "restricted_size": 5, "score": "marign"},
                 "unknown score 'marign'; did you mean 'margin'",
             ),
+            (
+                {"kind": "diffusion", "restricted_size": 5, "tie_break": "positon"},
+                "unknown tie_break 'positon'; did you mean 'position'",
+            ),
             ({"kind": "diffusion", "restricted_size": 5, "diffusion_steps": 0}, "diffusion_steps=0 is too small"),
             (
                 {"kind": "uniform", "restricted_size": "many"},
@@ -182,6 +198,7 @@ class TestConfiguration:
             "diffusion_steps": None,
             "score": "ova_min",
             "p": 2.0,
+            "tie_break": "hash",
             "memory_limit": 8 << 30,
         }
 

@@ -1,18 +1,25 @@
 """Restrictions: which unlabeled points the network is asked about."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from dgal_bench.arrays import Index
-from dgal_bench.errors import ConfigError
+from dgal_bench.arrays import Index, TieKeys
+from dgal_bench.errors import ConfigError, choose
 from dgal_bench.graph.diffusion import clamped, score
 from dgal_bench.graph.frontier import advance
 from dgal_bench.graph.kept import Course, Kept, blank
 from dgal_bench.graph.ranking import lowest, rank_again, ranked
 from dgal_bench.graph.transition import Graph
 from dgal_bench.strategies.base import Query
+
+TIE_BREAKS: Mapping[str, Callable[[TieKeys], TieKeys]] = {
+    "hash": lambda ties: ties,
+    "position": lambda _: lambda ids: ids,
+}
+"""What decides between equal scores: the round's seeded hash, or the place in the data set, as a sort would."""
 
 
 def at_least_one(name: str, value: float | None) -> None:
@@ -54,9 +61,9 @@ class Diffusion:
     """DGAL (paper, Alg. 2): the ``restricted_size`` unlabeled points most uncertain under the diffused labels.
 
     ``diffusion_steps`` T is ceil(log_K N) unless given; ``score`` is one of graph.diffusion's (eq. 9, App. C), and
-    ``p`` the norm of ``ova_norm``. Where T + 1 iterates of N x C and the way back out of a round, which may be as much
-    again, fit into ``memory_limit`` bytes, they are remembered, and the next round computes only what its new labels
-    touch; else every round computes all, to the same picks.
+    ``p`` the norm of ``ova_norm``; ``tie_break`` is one of TIE_BREAKS. Where T + 1 iterates of N x C and the way back
+    out of a round, which may be as much again, fit into ``memory_limit`` bytes, they are remembered, and the next round
+    computes only what its new labels touch; else every round computes all, to the same picks.
     """
 
     graph: Graph
@@ -64,6 +71,7 @@ class Diffusion:
     diffusion_steps: int | None = None
     score: str = "ova_min"
     p: float = 2.0
+    tie_break: str = "hash"
     memory_limit: int = 8 << 30
 
     def __post_init__(self) -> None:
@@ -73,6 +81,7 @@ class Diffusion:
         if self.memory_limit < 0:
             raise ConfigError(f"memory_limit={self.memory_limit} is too small: use 0 (nothing is remembered) or more")
         score(self.score)
+        choose(TIE_BREAKS, self.tie_break, "tie_break")
 
     def __call__(self, query: Query) -> Index:
         pool, graph = query.pool, self.graph
@@ -90,7 +99,7 @@ class Diffusion:
             ranks = rank_again(course.measure, heat_NC, labeled, touched, kept.journal, kept.scratch)
             query.remember("diffusion", kept.ended(pool.labeled, pool.labels))
         size = min(self.restricted_size, pool.size - len(labeled))
-        candidates, tied = lowest(graph, *ranks, size, query.ties)
+        candidates, tied = lowest(graph, *ranks, size, TIE_BREAKS[self.tie_break](query.ties))
         query.note("ties", tied)
         query.note("touched", lambda: share)
         return candidates
