@@ -64,7 +64,7 @@ def header(job: Job) -> dict[str, Any]:
     provenance = {
         "git": {"revision": "0123456789abcdef0123456789abcdef01234567", "dirty": False},
         "versions": {"dgal-bench": "0.1.0", "torch": "2.15.0"},
-        "machine": {"cpu": "AMD EPYC", "cores": 2, "gpu": None, "system": "Linux x86_64"},
+        "machine": {"cpu": "AMD EPYC", "vectors": "AVX2", "cores": 2, "gpu": None, "system": "Linux x86_64"},
     }
     setup = {
         "representation": {
@@ -78,7 +78,7 @@ def header(job: Job) -> dict[str, Any]:
         "fingerprint": {
             **known["fingerprint"], "data": config.dataset.name.encode().hex() * 4, "weights": None, "files": None,
             "latents": LATENTS, "graph": "fedcba9876543210fedc", "git": provenance["git"]["revision"],
-            "torch": "2.15.0", "cpu": "AMD EPYC", "device": "cpu", "threads": 1,
+            "torch": "2.15.0", "cpu": "AMD EPYC", "vectors": "AVX2", "device": "cpu", "threads": 1,
         },
         "data": {"pool": pool, "test": 10_000, "shape": [1, 28, 28], "n_classes": n_classes},
         "network": {"parameters": 11_760, "flops_per_image": 171_624},
@@ -122,7 +122,7 @@ def rows(job: Job) -> Iterator[dict[str, Any]]:
             line |= {
                 "indices": free[n * config.batch_size : (n + 1) * config.batch_size].tolist(),
                 "classes": rng.integers(0, n_classes, config.batch_size).tolist(),
-                "n_candidates": n_candidates, "n_scored": n_scored,
+                "n_candidates": n_candidates, "candidates": f"{int(free[n]):020x}", "n_scored": n_scored,
                 "boundary_share": min(1.0, 0.1 + 0.02 * n), "ties": 1.0 if n == 0 else 0.0,
                 "query_seconds": sum(seconds.values()) + 1e-5, "seconds": seconds,
             }  # fmt: skip

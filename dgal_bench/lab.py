@@ -140,6 +140,7 @@ class Cell:
                 "git": revision(where["git"]),
                 "torch": where["versions"]["torch"],
                 "cpu": where["machine"]["cpu"],
+                "vectors": where["machine"]["vectors"],
                 "device": where["machine"]["gpu"] if lab.device.type == "cuda" else "cpu",
                 "threads": torch.get_num_threads(),
             },

@@ -1,5 +1,6 @@
 """The active-learning loop of one cell: train, test, query on the clock, check, annotate, record."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -158,6 +159,7 @@ def query_facts(cell: Cell, asked: Asked) -> dict[str, Any]:
         "indices": batch.tolist(),
         "classes": labels[batch].tolist(),
         "n_candidates": len(asked.selection.candidates),
+        "candidates": positions_hash(asked.selection.candidates),
         "n_scored": asked.n_scored,
         "boundary_share": boundary_share(cell.lab.setup.graph, labels, batch),
         "ties": notes.pop("ties", 0.0),
@@ -165,6 +167,12 @@ def query_facts(cell: Cell, asked: Asked) -> dict[str, Any]:
         "seconds": dict(query.clock.seconds),
         "extra": notes,
     }
+
+
+def positions_hash(positions: Index) -> str:
+    """The same for the same positions in any order: the start of the sha256 of them sorted, little-endian int64."""
+    in_order = positions.sort().values.numpy().astype("<i8")
+    return hashlib.sha256(in_order.tobytes()).hexdigest()[:20]
 
 
 def boundary_share(graph: Graph, labels: torch.Tensor, batch: Index) -> float:

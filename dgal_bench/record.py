@@ -42,6 +42,7 @@ class RoundRecord:
     indices: list[int] | None = None  # the batch, in order of preference
     classes: list[int] | None = None  # the oracle's answers
     n_candidates: int | None = None
+    candidates: str | None = None  # hash of their positions; None in files of before
     n_scored: int | None = None  # different points passed through the task network
     boundary_share: float | None = None  # differently labeled graph neighbours of the batch, mean share
     ties: float | None = None  # share of the restricted set that the tie-break chose
@@ -56,7 +57,7 @@ class RoundRecord:
 
 CHOICE_FIELDS = (
     "round", "n_labeled", "accuracy", "underfit", "epochs", "train_loss", "reach", "indices", "classes",
-    "n_candidates", "n_scored", "boundary_share", "ties", "extra", "propagated",
+    "n_candidates", "candidates", "n_scored", "boundary_share", "ties", "extra", "propagated",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import itertools
 import sys
 import time
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,14 @@ import torch
 
 from dgal_bench import beside, loop
 from dgal_bench.arrays import smallest
+from dgal_bench.clock import Stopwatch
 from dgal_bench.data.pool import Pool
 from dgal_bench.errors import ResultsError, StrategyError
 from dgal_bench.graph.diffusion import diffuse
 from dgal_bench.graph.propagation import propagated
 from dgal_bench.lab import Cell, open_lab
 from dgal_bench.laws import practice, run_here
-from dgal_bench.loop import boundary_share, run_cell
+from dgal_bench.loop import boundary_share, positions_hash, run_cell
 from dgal_bench.models import adversary
 from dgal_bench.models.nets import Classifier
 from dgal_bench.record import choice, read_cell
@@ -53,6 +55,7 @@ def test_the_header_says_what_it_was_made_from(lab, tmp_path):
     assert header["network"]["parameters"] == 11_760
     assert {"torch", "lightning", "faiss-cpu", "python"} <= set(header["provenance"]["versions"])
     assert header["provenance"]["machine"]["cpu"]
+    assert fingerprint["vectors"] == torch.backends.cpu.get_cpu_capability()
     assert header["setup"]["graph"]["n_points"] == 200
 
 
@@ -211,6 +214,18 @@ def test_the_graph_names_its_neighbours_on_any_pool(lab, cache_root):
     scores = (2 * heat - heat.sum(1, keepdim=True)).abs().amin(1)[pool.unlabeled]
     candidates = pool.unlabeled[smallest(scores, 20, pool.unlabeled, query.ties)]
     assert set(row.indices) <= set(candidates.tolist())
+
+
+def test_a_row_has_the_hash_of_its_candidates_in_whatever_order_they_came(lab, tmp_path):
+    config = practice("dgmg", "rounds=1")
+    cell, path = Cell.of(config, lab), tmp_path / "seed-0.jsonl"
+    row = run_here(lab, path, config)[0]
+    first = torch.tensor(read_cell(path).header["initial"])
+    candidates = cell.strategy.restrict(cell.query(Pool(200, 10, first, lab.data.labels[first]), None, Stopwatch(), 0))
+    shuffled = candidates[torch.randperm(len(candidates), generator=torch.Generator().manual_seed(0))]
+    assert row.candidates == positions_hash(candidates) == positions_hash(shuffled)
+    assert row.candidates != positions_hash(candidates[1:])
+    assert positions_hash(torch.tensor([258, 1])) == sha256(b"\1" + bytes(7) + b"\2\1" + bytes(6)).hexdigest()[:20]
 
 
 @pytest.mark.slow

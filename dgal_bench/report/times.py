@@ -80,20 +80,25 @@ def comparable(one: Timings, other: Timings) -> bool:
 
 
 def machine(header: Mapping[str, Any]) -> str:
-    """``AMD EPYC, 2 cores, torch 2.15.0, dgal-bench e6c1a10b``: what made rows or timings."""
+    """``AMD EPYC (AVX2), 2 cores, torch 2.15.0, dgal-bench e6c1a10b``: what made rows or timings."""
     where, print_ = header["provenance"], header["fingerprint"]
     # Installed from a wheel there is no revision, but a version.
     code = (where["git"]["revision"] or where["versions"].get("dgal-bench", "?"))[:8]
     code += " (modified)" if where["git"]["dirty"] else ""
-    device = where["machine"]["cpu"] if print_["device"] == "cpu" else print_["device"]
+    device = processor(where["machine"]) if print_["device"] == "cpu" else print_["device"]
     return f"{device}, {where['machine']['cores']} cores, torch {print_['torch']}, dgal-bench {code}"
 
 
 def hardware(header: Mapping[str, Any], now: Mapping[str, Any] | None = None) -> str:
-    """``AMD EPYC, 2 cores``: the kind of machine of a header, or of the provenance ``now`` of who went on with it."""
+    """``AMD EPYC (AVX2), 2 cores``: of a header, or of the provenance ``now`` of who went on with it."""
     facts = (now or header["provenance"])["machine"]
     device = None if header["fingerprint"]["device"] == "cpu" else facts.get("gpu") or header["fingerprint"]["device"]
-    return f"{device or facts['cpu']}, {facts['cores']} cores"
+    return f"{device or processor(facts)}, {facts['cores']} cores"
+
+
+def processor(facts: Mapping[str, Any]) -> str:
+    """``AMD EPYC (AVX2)``: with the vector units that torch uses, on which a trained network's bits depend."""
+    return f"{facts['cpu']} ({facts['vectors']})" if facts.get("vectors") else str(facts["cpu"])
 
 
 def made_on(log: CellLog) -> str:

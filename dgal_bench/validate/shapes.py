@@ -28,6 +28,7 @@ class Fingerprint(OutlinePrint):
     cpu: str
     device: str
     threads: int
+    vectors: str = ""  # files of before do not say
 
 
 @dataclass(frozen=True)
