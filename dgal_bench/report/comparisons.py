@@ -56,10 +56,15 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Paired | N
     n = len(differences)
     if n == 0:
         return None
-    many = n >= MANY
-    p = None if n == 1 else flip_test(differences) if many else t_test(differences)
-    method = "BCa, permutation" if many else "paired t"
-    return Paired(mean_interval(differences), p, smallest_p(n), method, n)
+    method = "BCa, permutation" if n >= MANY else "paired t"
+    return Paired(mean_interval(differences), zero_test(differences), smallest_p(n), method, n)
+
+
+def zero_test(differences: Sequence[float]) -> float | None:
+    """The p of no difference: Student's under 10 seeds, sign flips from 10; None with one seed."""
+    if len(differences) < 2:
+        return None
+    return flip_test(differences) if len(differences) >= MANY else t_test(differences)
 
 
 def smallest_p(n: int) -> float:

@@ -20,11 +20,11 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 
 def one_off(group: Group, strategy: str) -> float:
     """Seconds of the representation and graph that a strategy's queries rest on, mean over its finished seeds."""
-    each = [_set_up(log) for log in group.finished(strategy).values()]
+    each = [set_up(log) for log in group.finished(strategy).values()]
     return sum(each) / len(each)
 
 
-def _set_up(log: CellLog) -> float:
+def set_up(log: CellLog) -> float:
     config, ledger = log.header["config"]["strategy"], log.header["setup"]
     needs = NEEDS.get(config["restrict"]["kind"], ("representation", "graph"))
     if any("plugin" in config[part] for part in ("restrict", "acquire")):

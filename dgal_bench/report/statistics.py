@@ -35,6 +35,12 @@ class Estimate:
 
 def mean_interval(values: Sequence[float]) -> Estimate:
     """The mean of independent seeds: Student's interval under 10 of them, BCa's from 10."""
+    return _mean_interval(tuple(values))
+
+
+@lru_cache(maxsize=1 << 14)
+def _mean_interval(values: tuple[float, ...]) -> Estimate:
+    """Reckoned once for all that a report tells of the same numbers."""
     return mean_intervals(_column(values))[0]
 
 

@@ -11,7 +11,7 @@ from dgal_bench.report.comparisons import OPPONENTS, Compared, against, counterp
 from dgal_bench.report.groups import REFERENCE, Group
 from dgal_bench.report.spending import one_off
 from dgal_bench.report.statistics import Estimate, mean_interval, ratio_interval
-from dgal_bench.report.times import Times, comparable, either, from_replay, from_rows, hardware
+from dgal_bench.report.times import Counted, Times, comparable, either, from_replay, from_rows, hardware, whole
 
 _SOURCES = ("query_source", "query_beside", "speedup_source", "speedup_beside")
 
@@ -43,7 +43,7 @@ def summarise(group: Group) -> Sequence[SummaryRow]:
 def _row(group: Group, strategy: str) -> SummaryRow:
     cells = group.finished(strategy)
     query = from_replay(group.replayed(strategy)) or from_rows(cells)
-    pair = _comparison(strategy, group)
+    pair = times_of_both(group, strategy, counterpart(strategy, REFERENCE, group))
     seeds = sorted(pair[0].seconds) if pair else []
     return SummaryRow(
         strategy,
@@ -61,19 +61,19 @@ def _row(group: Group, strategy: str) -> SummaryRow:
     )
 
 
-def _comparison(strategy: str, group: Group) -> tuple[Times, Times] | None:
-    """A strategy's times and the reference's, of the same seeds and from the same source; None without any."""
-    reference = counterpart(strategy, REFERENCE, group)
-    ours, theirs = group.replayed(strategy), group.replayed(reference)
-    both = [seed for seed in ours.keys() & theirs.keys() if comparable(ours[seed], theirs[seed])]
-    replays = [from_replay({seed: timings[seed] for seed in both}) for timings in (ours, theirs)]
+def times_of_both(group: Group, ours: str, theirs: str, counted: Counted = whole) -> tuple[Times, Times] | None:
+    """The times of two strategies, of the same seeds and from the same source; None without any."""
+    mine, other = group.replayed(ours), group.replayed(theirs)
+    both = [seed for seed in mine.keys() & other.keys() if comparable(mine[seed], other[seed])]
+    replays = [from_replay({seed: timings[seed] for seed in both}, counted) for timings in (mine, other)]
     if replays[0] and replays[1]:
         return replays[0], replays[1]
-    cells, others = group.finished(strategy), group.finished(reference)
-    seeds = cells.keys() & others.keys()
+    cells = [group.finished(strategy) for strategy in (ours, theirs)]
+    seeds = cells[0].keys() & cells[1].keys()
     if not seeds:
         return None
-    return from_rows({seed: cells[seed] for seed in seeds}), from_rows({seed: others[seed] for seed in seeds})
+    first, second = (from_rows({seed: logs[seed] for seed in seeds}, counted) for logs in cells)
+    return first, second
 
 
 MEASURES = ("final_accuracy", "area", "query_seconds", "speedup")

@@ -3,20 +3,32 @@
 A judgement of rows and timings, never stored in them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from dgal_bench.provenance import revision
 from dgal_bench.record import CellLog
-from dgal_bench.report.areas import mean_query_seconds
 from dgal_bench.timings import Timings, timings_path
 
 BUSY_CORES = 0.1
 """Kept busy by other processes during a round, a query counts as timed beside other work."""
 
 REPLAY, ROWS = "replay", "rows"
+
+Counted = Callable[[float, Mapping[str, float]], float]
+"""Of a query's seconds and those of its phases, what is counted."""
+
+
+def whole(seconds: float, phases: Mapping[str, float]) -> float:
+    """All of it."""
+    return seconds
+
+
+def less(*left_out: str) -> Counted:
+    """All but some phases."""
+    return lambda seconds, phases: seconds - sum(phases.get(phase, 0.0) for phase in left_out)
 
 
 class Taken(Protocol):
@@ -57,18 +69,24 @@ class Times:
     beside: bool | None
 
 
-def from_rows(cells: Mapping[int, CellLog]) -> Times:
+def from_rows(cells: Mapping[int, CellLog], counted: Counted = whole) -> Times:
     """Of finished cells by seed."""
-    queries = [record for log in cells.values() for record in log.records if record.query_seconds is not None]
-    return Times(ROWS, {seed: mean_query_seconds(log.records) for seed, log in cells.items()}, beside(queries))
+    queries = {
+        seed: [record for record in log.records if record.query_seconds is not None] for seed, log in cells.items()
+    }
+    means = {
+        seed: sum(counted(record.query_seconds or 0.0, record.seconds or {}) for record in asked) / len(asked)
+        for seed, asked in queries.items()
+    }
+    return Times(ROWS, means, beside(record for asked in queries.values() for record in asked))
 
 
-def from_replay(timings: Mapping[int, Timings]) -> Times | None:
+def from_replay(timings: Mapping[int, Timings], counted: Counted = whole) -> Times | None:
     """Of replays by seed: the median over repeats, the mean over rounds; None without any."""
     if not timings:
         return None
     means = {
-        seed: sum(one.median_seconds for one in replayed.timings) / len(replayed.timings)
+        seed: sum(counted(one.median_seconds, one.seconds) for one in replayed.timings) / len(replayed.timings)
         for seed, replayed in timings.items()
     }
     return Times(REPLAY, means, beside(one for replayed in timings.values() for one in replayed.timings))
