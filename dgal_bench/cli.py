@@ -15,7 +15,7 @@ from dgal_bench.compose import GROUPS, group_names
 from dgal_bench.errors import UserError, choose
 from dgal_bench.verbs.machine import check, data, doctor
 from dgal_bench.verbs.mirroring import dashboard, push
-from dgal_bench.verbs.reading import report, status, validate
+from dgal_bench.verbs.reading import claims, report, status, validate
 from dgal_bench.verbs.saying import say
 from dgal_bench.verbs.sweeping import bench, run
 from dgal_bench.verbs.timing import replay
@@ -27,6 +27,7 @@ USAGE = """\
       bench     run every cell of a suite, then report; the same command goes on where it was stopped
       run       run one cell: dgal-bench run strategy=dgmg seed=0
       report    tables and figures of a results folder: dgal-bench report RESULTS --out DIR
+      claims    the paper's claims, judged by a results folder: dgal-bench claims RESULTS growth=FILE --out DIR
       status    what is done, at work, failed or missing, as a grid: dgal-bench status RESULTS
       validate  check every line of a results folder: dgal-bench validate RESULTS
       push      make the W&B runs of a results folder whole, also without a network: dgal-bench push RESULTS
@@ -61,7 +62,7 @@ USAGE = """\
     flags
       --print-config  show the resolved configuration of the first cell, and stop
       --dry-run       show the cells that would run and those already done, and stop
-      --out DIR       report: where to write (RESULTS/report)
+      --out DIR       report, claims: where to write (RESULTS/report)
       --dry-run FILE  dashboard: write the workspace as JSON, offline; --push saves it on the server
       --common CELL   replay: every strategy's query on the states of one cell, as in digits/margin/seed-0
       --again         replay: also what has been timed already
@@ -74,8 +75,8 @@ USAGE = """\
 
 
 VERBS: dict[str, Callable[[Command], int]] = {
-    "bench": bench, "run": run, "report": report, "status": status, "validate": validate, "push": push,
-    "replay": replay, "dashboard": dashboard, "data": data, "check": check, "doctor": doctor,
+    "bench": bench, "run": run, "report": report, "claims": claims, "status": status, "validate": validate,
+    "push": push, "replay": replay, "dashboard": dashboard, "data": data, "check": check, "doctor": doctor,
 }  # fmt: skip
 
 

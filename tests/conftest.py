@@ -81,3 +81,12 @@ def registries() -> Iterator[None]:
     compose._chosen.cache_clear()
     practice.cache_clear()
     sweep._configured.cache_clear()
+
+
+@pytest.fixture
+def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of words: two figures are drawn as thirteen are."""
+    from dgal_bench.report import figures
+
+    kept = {name: figures.FIGURES[name] for name in ("accuracy-query-time", "query-time")}
+    monkeypatch.setattr(figures, "FIGURES", kept)

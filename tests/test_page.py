@@ -88,13 +88,6 @@ def page(report):
     return Page(report.files[0].read_text())
 
 
-@pytest.fixture
-def few_figures(monkeypatch):
-    """For tests of words: two figures are drawn as thirteen are."""
-    kept = {name: figures.FIGURES[name] for name in ("accuracy-query-time", "query-time")}
-    monkeypatch.setattr(figures, "FIGURES", kept)
-
-
 def rows_of(path):
     return [line for line in map(json.loads, path.read_text().splitlines()) if line["kind"] == "round"]
 

@@ -95,7 +95,7 @@ def header(strategy, seed, restrict="everything", acquire="margin", profile="cpu
         },
         "fingerprint": {
             "algorithm_version": version, "config": strategy, "data": "d", "weights": None, "files": None,
-            "git": "0123456789", "torch": "2.x", "device": "cpu", "graph": "g",
+            "git": "0123456789", "torch": "2.x", "device": "cpu", "graph": "g", "latents": "l",
         },
         "provenance": {
             "machine": {"cpu": "Abacus", "cores": 2}, "git": {"revision": "0123456789abcdef", "dirty": False},

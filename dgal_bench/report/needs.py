@@ -26,7 +26,7 @@ MADE_BY: Wanted = {
 """Of one that has begun, for a report alone."""
 
 SET_UP: Wanted = {
-    "fingerprint.graph": (str,), "setup.representation.seconds": (float, int),
+    "fingerprint.graph": (str,), "fingerprint.latents": (str,), "setup.representation.seconds": (float, int),
     "setup.representation.label_share": (dict,), "setup.graph.seconds": (float, int), "setup.graph.components": (int,),
     "setup.graph.exact": (bool,), "setup.graph.recall": (float, int),
 }  # fmt: skip

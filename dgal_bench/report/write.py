@@ -18,6 +18,9 @@ from dgal_bench.config import available_cores
 from dgal_bench.errors import ResultsError
 from dgal_bench.record import read_results
 from dgal_bench.report.canvas import RC
+from dgal_bench.report.claims.survey import survey
+from dgal_bench.report.claims.view import claims_view
+from dgal_bench.report.claims.words import claims_csv, claims_md, overview
 from dgal_bench.report.figures import Drawn, Plate, draw_all, save
 from dgal_bench.report.groups import Group, group, in_addresses
 from dgal_bench.report.inline import inlined
@@ -52,13 +55,16 @@ class Written:
     files: list[Path]
 
 
-def write_report(results: Path, out: Path, progress: Drawing = lambda done, of: None) -> Written:
-    """Read every cell under ``results`` and write the report to ``out``.
+def write_report(
+    results: Path, out: Path, progress: Drawing = lambda done, of: None, growth: Path | None = None
+) -> Written:
+    """Read every cell under ``results`` and write the report to ``out``; ``growth``: a file of benchmarks/scaling.py.
 
     Raises:
         ResultsError: nothing to report on, a damaged file, or ``out`` cannot be written.
     """
     groups = group(read_results(results), read_all_timings(results))
+    claims = claims_view(survey(groups, growth))
     summary = summary_md(groups)
     try:
         (out / FIGURES).mkdir(parents=True, exist_ok=True)
@@ -69,7 +75,7 @@ def write_report(results: Path, out: Path, progress: Drawing = lambda done, of: 
             sections.append(section)
             files += paths
         across, paths = _across(groups, out / FIGURES)
-        page = render("Accuracy, and what the query costs", sections, across, _facts(sections))
+        page = render("Accuracy, and what the query costs", claims, sections, across, _facts(sections))
         (out / "report.html").write_text(page, encoding="utf-8")
         (out / "summary.csv").write_text(summary_csv(groups), encoding="utf-8")
         (out / "summary.md").write_text(summary, encoding="utf-8")
@@ -78,6 +84,30 @@ def write_report(results: Path, out: Path, progress: Drawing = lambda done, of: 
     except OSError as error:
         raise ResultsError(f"the report cannot be written to {out}: {error.strerror}: set --out DIR") from error
     return Written(summary, [out / "report.html", out / "summary.csv", out / "summary.md", *files, *paths])
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """The claims in short, as Markdown, and the files written."""
+
+    overview: str
+    files: list[Path]
+
+
+def write_survey(results: Path, out: Path, growth: Path | None = None) -> Surveyed:
+    """Judge the paper's claims by every cell under ``results`` and write claims.md and claims.csv to ``out``.
+
+    Raises:
+        ResultsError: as write_report, and where ``growth`` is no file of benchmarks/scaling.py.
+    """
+    found = survey(group(read_results(results), read_all_timings(results)), growth)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "claims.md").write_text(claims_md(found), encoding="utf-8")
+        (out / "claims.csv").write_text(claims_csv(found), encoding="utf-8")
+    except OSError as error:
+        raise ResultsError(f"the claims cannot be written to {out}: {error.strerror}: set --out DIR") from error
+    return Surveyed(overview(found), [out / "claims.md", out / "claims.csv"])
 
 
 def _sections(groups: Sequence[Group], folder: Path) -> Iterator[tuple[Section, list[Path]]]:

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from dgal_bench.report.canvas import FAINT, GRID, INK, PAPER
+from dgal_bench.report.claims.view import ClaimsView
 from dgal_bench.report.figures import Drawn
 from dgal_bench.report.inline import used_colours, variable
 from dgal_bench.report.looks import DASHES, Look, short_name
@@ -18,8 +19,13 @@ from dgal_bench.report.view import View
 
 _HERE = Path(__file__).parent
 
-LIGHT = {"ink": INK, "faint": FAINT, "grid": GRID, "paper": PAPER}
-DARK = {"ink": "#E8ECF0", "faint": "#A2ADB8", "grid": "#39424C", "paper": "#14181D"}
+LIGHT = {
+    "ink": INK, "faint": FAINT, "grid": GRID, "paper": PAPER, "confirmed": "#00704F", "refuted": "#A84300",
+}  # fmt: skip
+DARK = {
+    "ink": "#E8ECF0", "faint": "#A2ADB8", "grid": "#39424C", "paper": "#14181D", "confirmed": "#2FC79A",
+    "refuted": "#F0803C",
+}  # fmt: skip
 
 _SHAPES: Mapping[str, str] = {
     "o": '<circle cx="16" cy="7" r="4"/>',
@@ -62,7 +68,10 @@ def swatch(look: Look) -> Markup:
     return Markup(f'<svg class="swatch" viewBox="0 0 32 14" aria-hidden="true">{line}{shape}</svg>')  # noqa: S704
 
 
-def render(title: str, sections: Sequence[Section], across: Sequence[Drawn], facts: Mapping[str, Any]) -> str:
+def render(
+    title: str, claims: ClaimsView | None, sections: Sequence[Section], across: Sequence[Drawn],
+    facts: Mapping[str, Any],
+) -> str:  # fmt: skip
     """The page; whatever comes from a file is escaped, but for the figures, which were drawn here."""
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -73,7 +82,7 @@ def render(title: str, sections: Sequence[Section], across: Sequence[Drawn], fac
     swatches = [str(picture) for section in sections for *_, picture in section.chips]
     colours = used_colours([*drawn, *swatches])
     return environment.get_template("page.html").render(
-        title=title, sections=sections, across=across, facts=facts, markup=Markup,
+        title=title, claims=claims, sections=sections, across=across, facts=facts, markup=Markup,
         light={**LIGHT, **{name: tones[0] for name, tones in colours.items()}},
         dark={**DARK, **{name: tones[1] for name, tones in colours.items()}},
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - our own files

@@ -1,0 +1,122 @@
+"""Claims judged on every data set that was run, and then over all of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dgal_bench.report.claims.bench import Bench
+from dgal_bench.report.claims.paper import Claim, Part
+from dgal_bench.report.claims.rules import (
+    ALPHA,
+    CONFIRMED,
+    FEW,
+    NOT_RUN,
+    REFUTED,
+    UNDECIDED,
+    every,
+    some,
+    together,
+)
+from dgal_bench.report.comparisons import holm
+from dgal_bench.report.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a part of a claim comes to on one data set.
+
+    ``words`` with its rival's name; ``effect`` None where nothing was run; ``why`` a verdict is not what its interval
+    alone says; ``beside``: its seconds were taken beside other work.
+    """
+
+    bench: str
+    words: str
+    rule: str
+    verdict: str
+    effect: Estimate | None
+    unit: str
+    n: int
+    representations: int
+    p: float | None = None
+    holm_p: float | None = None
+    why: str = ""
+    beside: bool = False
+    counts: bool = True
+    """Whether the data set's own verdict rests on it: ``sometimes`` is about all of them."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim with its findings; verdicts by data set, over all that were run, and over the paper's own."""
+
+    claim: Claim
+    findings: Sequence[Finding]
+    by_bench: dict[str, str]
+    over_all: str
+    of_the_paper: str
+
+    def of(self, bench: str) -> list[Finding]:
+        return [finding for finding in self.findings if finding.bench == bench]
+
+
+def judged(claim: Claim, benches: Sequence[Bench]) -> Judged:
+    """By rows. Holm's correction is over all tests of the claim, on whatever data set, that can decide something."""
+    each = [(part, bench, examined(part, bench)) for part in claim.parts for bench in benches if part.concerns(bench)]
+    corrected = holm([found.p for *_, found in each])
+    found = [(part, bench, _after_holm(finding, p)) for (part, bench, finding), p in zip(each, corrected, strict=True)]
+    by_bench = {
+        bench.name: together([one.verdict for _, on, one in found if on is bench and one.counts]) for bench in benches
+    }
+
+    def over(these: Sequence[Bench]) -> str:
+        verdicts = []
+        for part in claim.parts:
+            own = [one.verdict for of, on, one in found if of is part and on in these]
+            if own or not part.only:  # what is about a data set that is not here is not asked
+                verdicts.append(part.over(own))
+        return together(verdicts)
+
+    own = [bench for bench in benches if bench.of_the_paper]
+    return Judged(claim, [finding for *_, finding in found], by_bench, over(benches), over(own))
+
+
+def examined(part: Part, bench: Bench) -> Finding:
+    """One part on one data set, before Holm's correction."""
+    measure = part.measure
+    rival = measure.theirs if isinstance(measure.theirs, str) else measure.theirs(bench)
+    words = part.words.format(theirs=bench.label(rival) if rival else "none run")
+    base = Finding(bench.name, words, part.rule.words, NOT_RUN, None, "", 0, 0, counts=part.over is not some)
+    if rival is None:
+        return replace(base, why=f"not run: {', '.join(sorted(part.strategies))}")
+    names = [name for name in (measure.ours, rival) if name]
+    if missing := [bench.label(name) for name in names if not bench.cells(name)]:
+        return replace(base, why=f"not run: {', '.join(missing)}")
+    sample = measure(bench, rival)
+    if not sample.n:
+        return replace(base, why="no seed in common under one protocol of three rounds or more")
+    effect, few = sample.effect, sample.n < FEW
+    bound = part.rule.bound
+    return replace(
+        base,
+        verdict=UNDECIDED if few else part.rule.verdict(effect),
+        effect=effect,
+        unit=sample.unit,
+        n=sample.n,
+        representations=bench.representations(*names),
+        p=None if few or bound is None else sample.p(bound),
+        why=f"fewer than {FEW} seeds" if few else "",
+        beside=part.timed and bench.beside(*names),
+    )
+
+
+def _after_holm(finding: Finding, p: float | None) -> Finding:
+    if p is None:
+        return finding
+    undone = p > ALPHA and finding.verdict in (CONFIRMED, REFUTED)
+    why = "not after Holm's correction" if undone else finding.why
+    return replace(finding, holm_p=p, verdict=UNDECIDED if undone else finding.verdict, why=why)
+
+
+def measured(claim: Claim, findings: Sequence[Finding]) -> Judged:
+    """By measurements of its own, which are of no data set."""
+    verdict = every([one.verdict for one in findings])
+    return Judged(claim, findings, {}, verdict, verdict)

@@ -1,0 +1,242 @@
+"""A survey in words and tables: claims.md, claims.csv, and the sentences that the page begins with."""
+
+import csv
+import io
+from collections.abc import Sequence
+from math import isinf
+
+from dgal_bench.report.claims.bench import Bench
+from dgal_bench.report.claims.choices import BothWays, Weighed
+from dgal_bench.report.claims.departures import LEFT_OPEN
+from dgal_bench.report.claims.judge import Finding, Judged
+from dgal_bench.report.claims.paper import best
+from dgal_bench.report.claims.rules import EXPONENT, FEW, NOT_RUN, POINTS, TIMES
+from dgal_bench.report.claims.survey import Survey
+from dgal_bench.report.statistics import Estimate, mean_interval
+from dgal_bench.report.text import aligned, difference, harmless, p_value, three_digits
+
+TITLE = "The paper's claims, by these rows"
+
+MARKS = {"confirmed": "✓ confirmed", "refuted": "✗ refuted", "undecided": "? undecided", NOT_RUN: "not run"}
+
+RULES = (
+    "Fixed before any row existed. Better or worse: the 95 % interval of the difference, paired over seeds, excludes "
+    "0, and still does after Holm's correction for all tests of a claim. Equal: the interval of the difference in area "
+    "under the curve lies within ±1 point. Early: the first third of the rounds. About 100 (1,000) times: the "
+    "interval of the ratio meets [30, 300] ([300, 3,000]). At least 10 times: its lower end is at least 10. Most: more "
+    "than half of the data sets run. Contradicted is refuted, neither is undecided, and so is anything on fewer than "
+    f"{FEW} seeds. Under 10 seeds intervals and tests are Student's, which takes differences to be normally "
+    "distributed; from 10 they are BCa bootstraps and sign flips. A claim of several parts is confirmed where all are, "
+    "and refuted where one is."
+)
+
+
+def effect(finding: Finding) -> str:
+    """``+1.2 [0.3, 2.1] points``, ``61 [58, 65] times``; empty where nothing was run."""
+    return "" if finding.effect is None else measured(finding.effect, finding.unit)
+
+
+def measured(one: Estimate, unit: str) -> str:
+    if unit == POINTS:
+        return f"{difference(one, 100, 1)} points"
+    ends = "" if isinf(one.high) or one.n < 2 else f" [{three_digits(one.low)}, {three_digits(one.high)}]"
+    return f"{three_digits(one.mean)}{ends}{' times' if unit == TIMES else ''}"
+
+
+def headline(bench: Bench) -> str:
+    """What DGMG costs and is worth on a data set, against margin, random and the most accurate benchmark."""
+    cells = bench.cells("dgmg")
+    if not cells:
+        return f"{bench.name}: DGMG has no finished cell."
+    logs = list(cells.values())
+    final = mean_interval([log.records[-1].accuracy for log in logs])
+    said = [f"On {bench.name}, with {logs[0].records[-1].n_labeled} labels, DGMG reaches {100 * final.mean:.1f} %"]
+    top = best(bench)
+    for rival in dict.fromkeys(("random", *([top] if top else []))):
+        sample = bench.accuracy("dgmg", rival, "over all rounds")
+        if sample.n:
+            kind = "the most accurate benchmark, " if rival == top else ""
+            said.append(f"{_apart(sample.effect)} {kind}{rival}")
+    faster = bench.speed("dgmg", "margin")
+    cost = ""
+    if faster.n:
+        ratio = faster.effect
+        how = (f"{three_digits(ratio.mean)} times less" if ratio.mean > 1
+               else f"{three_digits(1 / ratio.mean)} times more")  # fmt: skip
+        cost = f"; a query takes {how} time than margin's{_ends(ratio)}"
+    over = f" (mean accuracy over all rounds, {len(logs)} seeds)" if len(said) > 1 else f" ({len(logs)} seeds)"
+    return f"{said[0]}{': ' if said[1:] else ''}{', '.join(said[1:])}{over}{cost}."
+
+
+def _apart(one: Estimate) -> str:
+    """``2.1 points [1.0, 3.2] above``, or not to be told from where the interval holds 0."""
+    interval = "" if isinf(one.high) else f" [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
+    if one.low <= 0 <= one.high:
+        return f"not to be told from{interval}"
+    return f"{abs(100 * one.mean):.1f} points{interval} {'above' if one.mean > 0 else 'below'}"
+
+
+def _ends(one: Estimate) -> str:
+    return "" if isinf(one.high) else f" [{three_digits(one.low)}, {three_digits(one.high)}]"
+
+
+def deciding(one: Judged, bench: str) -> Finding | None:
+    """The first part that makes the verdict of a data set what it is; None where nothing was run."""
+    kind = one.by_bench[bench]
+    return next((part for part in one.of(bench) if part.counts and part.verdict == kind and part.effect), None)
+
+
+def counts(one: Judged, bench: str | None = None) -> str:
+    """``5 seeds, 1 representation``: what a verdict rests on, the fewest of its parts."""
+    found = [finding for finding in one.findings if finding.effect and (bench is None or finding.bench == bench)]
+    if not found or found[0].unit == EXPONENT:
+        return ""
+    seeds = {finding.n for finding in found}
+    made = {finding.representations for finding in found if finding.representations}
+    told = f"{_span(seeds)} seed{'' if seeds == {1} else 's'}"
+    return f"{told}, {_span(made)} representation{'' if made == {1} else 's'}" if made else told
+
+
+def _span(values: set[int]) -> str:
+    return str(min(values)) if len(values) == 1 else f"{min(values)}-{max(values)}"
+
+
+def overview(survey: Survey) -> str:
+    """The headlines and the table of verdicts, which say it in short."""
+    lines = [*(f"- {headline(bench)}" for bench in survey.benches), "", *_table(survey), "", not_run_line(survey)]
+    return harmless("\n".join(lines) + "\n")
+
+
+def claims_md(survey: Survey) -> str:
+    """All of it."""
+    lines = [f"# {TITLE}", "", overview(survey), RULES, ""]
+    for one in survey.claims:
+        lines += _claim(one)
+    lines += ["## The choices that could change this, both ways", ""]
+    for weighed in survey.weighed:
+        lines += [f"**{weighed.choice.title}**: {weighing(weighed)}", "", *_pairs(weighed.pairs)]
+    lines += ["## Where the settings differ from the paper's", ""]
+    for name, found in survey.departures.items():
+        lines += [f"**{name}**", "", *(f"- {line}" for line in found or ["no setting differs"]), ""]
+    lines += ["**left open by the paper**", "", *(f"- {line}" for line in LEFT_OPEN), ""]
+    lines += [f"{bench.name}: {bench.left_out}." for bench in survey.benches if bench.left_out]
+    return harmless("\n".join(lines).rstrip() + "\n")
+
+
+def not_run_line(survey: Survey) -> str:
+    return f"Not run yet: {', '.join(survey.not_run)}." if survey.not_run else "All data sets of the paper were run."
+
+
+def n_of_paper(survey: Survey) -> str:
+    """How many of the paper's own data sets its column is about."""
+    return f"paper's own ({6 - len(survey.not_run)} of 6)"
+
+
+def _table(survey: Survey) -> list[str]:
+    names = [bench.name for bench in survey.benches]
+    rows = [
+        [
+            f"{one.claim.number}. {one.claim.title}",
+            *(MARKS[one.by_bench.get(name, NOT_RUN)] if one.by_bench else "" for name in names),
+            MARKS[one.over_all],
+            MARKS[one.of_the_paper],
+        ]
+        for one in survey.claims
+    ]
+    return aligned(["claim", *names, "over all run", n_of_paper(survey)], rows)
+
+
+def _claim(one: Judged) -> list[str]:
+    claim = one.claim
+    figure = f"; figure: {claim.figure}" if claim.figure else ""
+    lines = [
+        f"## {claim.number}. {claim.title}: {one.over_all}",
+        "",
+        f"{claim.words} ({claim.where}{figure})",
+        *([f"{claim.reading}"] if claim.reading else []),
+        "",
+    ]
+    rows = [
+        [
+            finding.bench, finding.words, effect(finding), verdict(finding),
+            str(finding.n or ""), str(finding.representations or ""), p_value(finding.p), p_value(finding.holm_p),
+        ]
+        for finding in one.findings
+    ]  # fmt: skip
+    lines += aligned(["data set", "that", "effect", "verdict", "n", "representations", "p", "p (Holm)"], rows)
+    if any(finding.beside for finding in one.findings):
+        lines += ["", BESIDE]
+    return [*lines, ""]
+
+
+BESIDE = "Some of these seconds were taken beside other work: `dgal-bench replay RESULTS` takes them alone."
+
+
+def verdict(finding: Finding) -> str:
+    """With why it is not what the interval alone says."""
+    return MARKS[finding.verdict] + (f" ({finding.why})" if finding.why else "")
+
+
+def weighing(weighed: Weighed) -> str:
+    """Whether the other way was run, and whether any verdict is another there."""
+    ways = f"here {weighed.choice.here}; the other way {weighed.choice.else_}."
+    if not weighed.pairs:
+        return f"{ways} Not run."
+    changed = [pair for pair in weighed.pairs if pair.changed]
+    if not changed:
+        return f"{ways} No verdict changes, of {len(weighed.pairs)}."
+    said = (f"claim {pair.here.claim.number} on {pair.bench} is {pair.verdicts[1]} instead of {pair.verdicts[0]}"
+            for pair in changed)  # fmt: skip
+    return f"{ways} {'; '.join(said)}."
+
+
+def _pairs(pairs: Sequence[BothWays]) -> list[str]:
+    if not pairs:
+        return []
+    rows = [
+        [f"{pair.here.claim.number}. {pair.here.claim.title}", pair.bench, *pair.verdicts, *sides]
+        for pair in pairs
+        for sides in telling(pair)
+    ]
+    head = ["claim", "data set", "here", "the other way", "that", "effect here", "the other way's"]
+    return [*aligned(head, rows), ""]
+
+
+def telling(pair: BothWays) -> list[tuple[str, str, str]]:
+    """The parts whose effect is another: in words, here and the other way."""
+    return [
+        (here.words, effect(here), effect(other))
+        for here, other in zip(pair.here.findings, pair.other.findings, strict=True)
+        if here.effect != other.effect
+    ]
+
+
+_COLUMNS = (
+    "claim", "title", "data_set", "that", "rule", "verdict", "why", "effect", "low", "high", "unit", "n_seeds",
+    "n_representations", "p", "p_holm", "beside_other_work",
+)  # fmt: skip
+
+
+def claims_csv(survey: Survey) -> str:
+    """A line for each part on each data set, in full precision; then each claim's own verdicts."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for one in survey.claims:
+        known = [one.claim.number, one.claim.title]
+        for finding in one.findings:
+            writer.writerow([*known, finding.bench, finding.words, finding.rule, finding.verdict, finding.why,
+                             *_numbers(finding)])  # fmt: skip
+        whole = {**one.by_bench, "over all run": one.over_all, "paper's own": one.of_the_paper}
+        writer.writerows([*known, where, "the claim", "", found, *[""] * 10] for where, found in whole.items())
+    return text.getvalue()
+
+
+def _numbers(finding: Finding) -> list[str | float | int]:
+    one = finding.effect
+    if one is None:
+        return [""] * 9
+    ends = ("", "") if isinf(one.high) else (one.low, one.high)
+    tests = ("" if p is None else p for p in (finding.p, finding.holm_p))
+    return [one.mean, *ends, finding.unit, finding.n, finding.representations, *tests,
+            "yes" if finding.beside else "no"]  # fmt: skip
