@@ -92,7 +92,7 @@ test: setup  ## the fast tests
 	$(PYTEST)
 
 test-all: setup  ## every test, the slow ones too; GPU tests are skipped without a GPU
-	$(PYTEST) -m 'not alone'
+	$(PYTEST) -rs -m 'not alone'
 	@$(BIN)/python -m pytest -m alone
 
 lint: setup  ## ruff

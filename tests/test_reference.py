@@ -1,0 +1,80 @@
+"""The reference rows: cells run again from their headers, on the committed latents.
+
+Where the machine is the rows' own kind they must be the same bits. Elsewhere a trained network is not, and neither are
+the picks that follow from it; but what comes before any network must be the same, and accuracies within the spread of
+the recorded seeds. Which of the two a machine can tell is said by the reason that the other is skipped for.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dgal_bench.config import restored
+from dgal_bench.lab import open_lab
+from dgal_bench.laws import run_here
+from dgal_bench.provenance import provenance
+from dgal_bench.record import choice, read_cell
+from dgal_bench.report.areas import area_under_curve
+
+REFERENCE = Path(__file__).parent.parent / "results" / "reference"
+DIGITS = REFERENCE / "all" / "digits"
+CELLS = {"dgmg": 0, "badge": 1, "vae_seals": 2, "dgcoreset": 3, "rsmg": 4}
+
+
+def recorded(strategy, seed):
+    return read_cell(DIGITS / strategy / f"seed-{seed}.jsonl")
+
+
+def differences_of_machine():
+    """What of the fingerprint of the rows is another here: one machine made them all."""
+    made = recorded("dgmg", 0).header["fingerprint"]
+    here = provenance()
+    now = {
+        "torch": here["versions"]["torch"], "cpu": here["machine"]["cpu"], "vectors": here["machine"]["vectors"],
+    }  # fmt: skip
+    return ", ".join(f"{name} {value}, here {now[name]}" for name in now if (value := made[name]) != now[name])
+
+
+ELSEWHERE = differences_of_machine()
+
+
+@pytest.fixture(params=CELLS, scope="module")
+def pair(request, tmp_path_factory):
+    """The record of a cell, and the rows of the same cell run now."""
+    log = recorded(request.param, CELLS[request.param])
+    root = tmp_path_factory.mktemp(request.param)
+    shutil.copytree(REFERENCE / "cache", root / "cache")
+    lab = open_lab(restored(log.header["config"]), root / "nowhere", root / "cache", lambda what, done, of: None)
+    assert lab.setup.latents_sha256 == log.header["fingerprint"]["latents"], "these are not the committed latents"
+    path = root / "again" / "digits" / request.param / log.path.name
+    return log, run_here(lab, path, restored(log.header["config"])), read_cell(path)
+
+
+def test_latents_of_ten_seeds_are_committed():
+    made = {recorded("dgmg", seed).header["fingerprint"]["latents"] for seed in range(10)}
+    assert len(made) == 10
+    assert len(list((REFERENCE / "cache").glob("*/latents.npy"))) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(ELSEWHERE), reason=f"the rows are of another machine ({ELSEWHERE}): compared in their spread")
+def test_a_cell_run_again_on_its_machine_is_the_same_bits(pair):
+    log, rows, again = pair
+    assert again.header["initial"] == log.header["initial"]
+    assert again.header["fingerprint"]["graph"] == log.header["fingerprint"]["graph"]
+    assert [choice(row) for row in rows] == [choice(row) for row in log.records]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ELSEWHERE, reason="the rows are of this kind of machine: compared bit by bit")
+def test_a_cell_run_again_elsewhere_begins_alike_and_ends_within_the_spread(pair):
+    log, rows, again = pair
+    assert again.header["initial"] == log.header["initial"]
+    assert (rows[0].n_candidates, rows[0].candidates) == (log.records[0].n_candidates, log.records[0].candidates)
+    strategy = log.path.parent.name
+    others = [recorded(strategy, seed).records for seed in range(10)]
+    for measure in (area_under_curve, lambda records: records[-1].accuracy):
+        values = [measure(records) for records in others]
+        assert abs(measure(rows) - np.mean(values)) <= 3 * np.std(values, ddof=1)
