@@ -15,7 +15,7 @@ ARGS = $(if $(SUITE),suite=$(SUITE)) $(if $(DATASET),dataset=$(DATASET)) $(if $(
        $(if $(PLUGINS),plugins=$(PLUGINS)) $(OVERRIDES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-browser bench smoke report dashboard status validate replay benchmarks data doctor test test-all lint type clean
+.PHONY: help setup setup-browser bench smoke report claims dashboard status validate replay benchmarks data doctor test test-all lint type clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,7 +50,10 @@ smoke: setup  ## run every strategy for seconds, on a tiny subset
 
 ON_RESULTS = @$(BIN)/dgal-bench $@ $(or $(RESULTS),results/runs)
 report: setup  ## tables and figures of RESULTS (default results/runs)
-	$(ON_RESULTS)
+	$(ON_RESULTS) $(if $(GROWTH),growth=$(GROWTH))
+
+claims: setup  ## the paper's claims, each with its verdict by RESULTS (GROWTH=FILE: of benchmarks/scaling.py)
+	$(ON_RESULTS) $(if $(GROWTH),growth=$(GROWTH))
 
 dashboard: setup  ## the W&B workspace of RESULTS, as JSON in RESULTS/dashboard.json
 	$(ON_RESULTS) --dry-run $(or $(RESULTS),results/runs)/dashboard.json

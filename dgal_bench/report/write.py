@@ -20,7 +20,6 @@ from dgal_bench.record import read_results
 from dgal_bench.report.canvas import RC
 from dgal_bench.report.claims.survey import survey
 from dgal_bench.report.claims.view import claims_view
-from dgal_bench.report.claims.words import claims_csv, claims_md, overview
 from dgal_bench.report.figures import Drawn, Plate, draw_all, save
 from dgal_bench.report.groups import Group, group, in_addresses
 from dgal_bench.report.inline import inlined
@@ -84,30 +83,6 @@ def write_report(
     except OSError as error:
         raise ResultsError(f"the report cannot be written to {out}: {error.strerror}: set --out DIR") from error
     return Written(summary, [out / "report.html", out / "summary.csv", out / "summary.md", *files, *paths])
-
-
-@dataclass(frozen=True)
-class Surveyed:
-    """The claims in short, as Markdown, and the files written."""
-
-    overview: str
-    files: list[Path]
-
-
-def write_survey(results: Path, out: Path, growth: Path | None = None) -> Surveyed:
-    """Judge the paper's claims by every cell under ``results`` and write claims.md and claims.csv to ``out``.
-
-    Raises:
-        ResultsError: as write_report, and where ``growth`` is no file of benchmarks/scaling.py.
-    """
-    found = survey(group(read_results(results), read_all_timings(results)), growth)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "claims.md").write_text(claims_md(found), encoding="utf-8")
-        (out / "claims.csv").write_text(claims_csv(found), encoding="utf-8")
-    except OSError as error:
-        raise ResultsError(f"the claims cannot be written to {out}: {error.strerror}: set --out DIR") from error
-    return Surveyed(overview(found), [out / "claims.md", out / "claims.csv"])
 
 
 def _sections(groups: Sequence[Group], folder: Path) -> Iterator[tuple[Section, list[Path]]]:

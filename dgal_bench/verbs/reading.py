@@ -13,7 +13,7 @@ def report(command: Command) -> int:
 
 
 def claims(command: Command) -> int:
-    from dgal_bench.report.write import write_survey
+    from dgal_bench.report.claims.write import write_survey
 
     written = write_survey(*_report_of(command, "claims"))
     say(written.overview)

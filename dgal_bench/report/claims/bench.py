@@ -32,6 +32,8 @@ class Bench:
     group: Group
     left_out: str = ""
     """What other rows there are of this data set that are not judged."""
+    slugs: Sequence[str] = ()
+    """How the files of figures begin that show these cells."""
     stands_for: Mapping[str, str] = field(default_factory=dict)
     counted: Counted = whole
     shared: bool = False
@@ -163,6 +165,7 @@ def benches(groups: Iterable[Group]) -> list[Bench]:
     judged: differences and ratios are of one kind of machine alone.
     """
     merged: dict[_Key, dict[str, list[CellLog]]] = {}
+    slugs: dict[_Key, dict[str, None]] = {}
     timings = {id(one): one for group in groups for one in group.timings}
     for group in groups:
         for label, logs in group.cells.items():
@@ -170,6 +173,7 @@ def benches(groups: Iterable[Group]) -> list[Bench]:
             for one in logs:
                 sets.setdefault(_key(group, one), []).append(one)
             for key, own in sets.items():
+                slugs.setdefault(key, {})[group.slug] = None
                 known = merged.setdefault(key, {}).get(label, [])
                 merged[key][label] = max(known, own, key=lambda some: sum(log.done for log in some))
     apart: dict[tuple[str, str], list[_Key]] = {}
@@ -185,7 +189,7 @@ def benches(groups: Iterable[Group]) -> list[Bench]:
         name = dataset if len(profiles[dataset]) == 1 else f"{dataset} (profile {profile})"
         said = f"{others} finished cells of another machine, data or version are not judged" if others else ""
         group = Group("", dataset, profile, best[2], merged[best], timings=list(timings.values()))
-        found.append(Bench(name, group, said))
+        found.append(Bench(name, group, said, list(slugs[best])))
     return sorted(found, key=lambda one: (_place(one.group.dataset), one.name))
 
 

@@ -111,7 +111,7 @@ def claims_md(survey: Survey) -> str:
     """All of it."""
     lines = [f"# {TITLE}", "", overview(survey), RULES, ""]
     for one in survey.claims:
-        lines += _claim(one)
+        lines += _claim(one, survey.benches)
     lines += ["## The choices that could change this, both ways", ""]
     for weighed in survey.weighed:
         lines += [f"**{weighed.choice.title}**: {weighing(weighed)}", "", *_pairs(weighed.pairs)]
@@ -146,14 +146,15 @@ def _table(survey: Survey) -> list[str]:
     return aligned(["claim", *names, "over all run", n_of_paper(survey)], rows)
 
 
-def _claim(one: Judged) -> list[str]:
+def _claim(one: Judged, benches: Sequence[Bench]) -> list[str]:
     claim = one.claim
-    figure = f"; figure: {claim.figure}" if claim.figure else ""
+    figures = [f"`figures/{slug}-{claim.figure}.png`" for bench in benches for slug in bench.slugs if claim.figure]
     lines = [
         f"## {claim.number}. {claim.title}: {one.over_all}",
         "",
-        f"{claim.words} ({claim.where}{figure})",
+        f"{claim.words} ({claim.where})",
         *([f"{claim.reading}"] if claim.reading else []),
+        *([f"Figure: {', '.join(figures)}."] if figures else []),
         "",
     ]
     rows = [
