@@ -283,4 +283,4 @@ def test_the_reference_rows_reckon_a_suite_of_which_no_data_are_here(tmp_path):
     assert [guess is not None for guess in found.guesses.values()] == [True] * 4 + [False] * 4
     assert found.foreign
     assert found.seconds > found.set_up_seconds > 0
-    assert found.rows_of == ["AMD EPYC, cpu"]
+    assert found.rows_of == ["Intel(R) Xeon(R) Processor, cpu"]

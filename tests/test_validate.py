@@ -262,7 +262,7 @@ def test_all_strategies_of_a_seed_start_from_the_same_labels(root):
 
 def test_one_slow_reading_of_the_clock_is_a_note_and_many_are_a_problem(tmp_path):
     """Another process may cut in between two readings: some milliseconds are then in no phase."""
-    path = tmp_path / "paper" / "digits" / "margin" / "seed-0.jsonl"
+    path = tmp_path / "all" / "digits" / "margin" / "seed-0.jsonl"
     path.parent.mkdir(parents=True)
     shutil.copy(HERE.parent / "results" / "reference" / path.relative_to(tmp_path), path)
     for number in range(2, 2 + 15):
