@@ -283,6 +283,15 @@ class TestWorlds:
         assert found.by_bench["mnist"] == UNDECIDED
         assert world.judge(9).over_all == NOT_RUN
 
+    def test_who_is_slowest_is_not_known_while_one_is_missing(self, tmp_path):
+        world = World(tmp_path).add("dgmg", seconds=0.01).add("random", early=0.3, late=0.5)
+        for name in BENCHMARKS[:-1]:
+            world.add(name)
+        assert {one.why for one in world.judge(2).findings[:3]} == {"not run: ganvae"}
+        assert [one.verdict for one in world.judge(2).findings] == [UNDECIDED] * 3 + [CONFIRMED]
+        world.add("ganvae", seconds=2.0)
+        assert [one.verdict for one in world.judge(2).findings] == [CONFIRMED, REFUTED, CONFIRMED, CONFIRMED]
+
     def test_what_is_about_all_data_sets_is_no_data_sets_own(self, tmp_path):
         """Margin is worse early on one of two: that is sometimes; and DGMG beats DGLC on one of two: not most."""
         for name, early in (("mnist", 0.6), ("svhn", 0.4)):

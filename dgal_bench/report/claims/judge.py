@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dgal_bench.report.claims.bench import Bench
-from dgal_bench.report.claims.paper import Claim, Part
+from dgal_bench.report.claims.paper import BENCHMARKS, Claim, Part
 from dgal_bench.report.claims.rules import (
     ALPHA,
     CONFIRMED,
@@ -95,15 +95,18 @@ def examined(part: Part, bench: Bench) -> Finding:
         return replace(base, why="no seed in common under one protocol of three rounds or more")
     effect, few = sample.effect, sample.n < FEW
     bound = part.rule.bound
+    # Who is best or slowest of all is not known while one is missing.
+    absent = [] if isinstance(measure.theirs, str) else [name for name in BENCHMARKS if not bench.cells(name)]
+    why = f"fewer than {FEW} seeds" if few else f"not run: {', '.join(absent)}" if absent else ""
     return replace(
         base,
-        verdict=UNDECIDED if few else part.rule.verdict(effect),
+        verdict=UNDECIDED if why else part.rule.verdict(effect),
         effect=effect,
         unit=sample.unit,
         n=sample.n,
         representations=bench.representations(*names),
         p=None if few or bound is None else sample.p(bound),
-        why=f"fewer than {FEW} seeds" if few else "",
+        why=why,
         beside=part.timed and bench.beside(*names),
     )
 

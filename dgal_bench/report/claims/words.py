@@ -175,6 +175,8 @@ BESIDE = "Some of these seconds were taken beside other work: `dgal-bench replay
 
 def verdict(finding: Finding) -> str:
     """With why it is not what the interval alone says."""
+    if finding.verdict == NOT_RUN:
+        return finding.why or NOT_RUN
     return MARKS[finding.verdict] + (f" ({finding.why})" if finding.why else "")
 
 
