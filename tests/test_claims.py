@@ -16,12 +16,13 @@ from scipy import stats
 
 from dgal_bench.cli import main
 from dgal_bench.errors import ResultsError
-from dgal_bench.record import read_results
+from dgal_bench.record import read_cell, read_results
 from dgal_bench.recorder import Recorder
 from dgal_bench.report.areas import area_under_curve
-from dgal_bench.report.claims.bench import ALL, EARLY, LATE, PAPER_SETS, benches, thirds
+from dgal_bench.report.claims.bench import ALL, EARLY, LATE, PAPER_SETS, thirds
 from dgal_bench.report.claims.choices import weighed
 from dgal_bench.report.claims.departures import departures
+from dgal_bench.report.claims.gather import benches
 from dgal_bench.report.claims.growth import exponent, growth
 from dgal_bench.report.claims.judge import judged
 from dgal_bench.report.claims.paper import BENCHMARKS, CLAIMS
@@ -50,7 +51,7 @@ from dgal_bench.report.claims.words import claims_csv, claims_md, headline
 from dgal_bench.report.groups import group
 from dgal_bench.report.statistics import Estimate
 from dgal_bench.report.write import write_report
-from dgal_bench.timings import read_all_timings
+from dgal_bench.timings import Timing, digest, read_all_timings, timings_path, write_timings
 from tests.test_report import header, row
 
 ROUNDS = 9
@@ -75,13 +76,16 @@ class World:
         restrict, acquire = KINDS[label.partition("+")[0]]
         for seed in facts.pop("seeds", self.seeds):
             rng = np.random.default_rng([seed, sum(label.encode())])
-            told = header(label, seed, restrict=restrict, acquire=acquire, rounds=ROUNDS)
+            profile = facts.get("profile", "cpu")
+            told = header(label, seed, restrict=restrict, acquire=acquire, rounds=ROUNDS, profile=profile)
+            told["config"] |= facts.get("config", {})
             told["config"]["dataset"]["name"] = self.dataset
             told["provenance"]["machine"]["cpu"] = facts.get("cpu", "Abacus")
             told["fingerprint"]["latents"] = facts.get("latents", "l")
             told["setup"]["representation"]["seconds"] = facts.get("setup", 0.1)
             told["setup"]["graph"]["seconds"] = 0.0
-            with Recorder(self.root / self.suite / self.dataset / label / f"seed-{seed}.jsonl") as recorder:
+            suite = self.suite if profile == "cpu" else profile
+            with Recorder(self.root / suite / self.dataset / label / f"seed-{seed}.jsonl") as recorder:
                 recorder.write_header(told)
                 for n in range(ROUNDS + 1):
                     apart = {"model_neighbors": "embed", "graph_neighbors": "search"}.get(restrict, "infer")
@@ -100,6 +104,16 @@ class World:
             boundary_share=boundary[1 if last else 0] + float(rng.normal(0, self.noise)),
             seconds={"acquire": took / 2, apart: took / 2},
         )
+
+    def replay(self, label, seed, seconds, rounds=(0, 4, 8)):
+        path = self.root / self.suite / self.dataset / label / f"seed-{seed}.jsonl"
+        log = read_cell(path)
+        told = {
+            "cell": f"toy/{label}/seed-{seed}", "common": None, "picks": digest(log), "rounds": list(rounds),
+            "repeats": 1, "fingerprint": log.header["fingerprint"], "provenance": log.header["provenance"],
+        }  # fmt: skip
+        made = [Timing(label, n, [seconds], {"acquire": seconds}, 50, 50, True, 1, 0.0, 0.0) for n in rounds]
+        write_timings(timings_path(path), told, made)
 
     @property
     def groups(self):
@@ -235,7 +249,7 @@ class TestSamples:
         assert bench.total("dgmg", "margin").values == pytest.approx(totals)
 
     def test_thirds(self):
-        assert thirds({0: 1.0, 1: 3.0, 2: 9.0, 3: 9.0, 4: 5.0, 5: 7.0}) == (2.0, 6.0)
+        assert thirds({0: 1.0, 1: 3.0, 2: 9.0, 3: 9.0, 4: 5.0, 5: 7.0}, rounds=6) == (2.0, 6.0)
         assert thirds({0: 1.0, 8: 2.0}, rounds=9) == (1.0, 2.0)
         assert thirds({0: 1.0, 1: 2.0}, rounds=9) is None
 
@@ -305,6 +319,16 @@ class TestWorlds:
         assert six.by_bench == {"mnist": CONFIRMED, "svhn": REFUTED}
         assert six.over_all == REFUTED
 
+    def test_each_part_somewhere_is_not_yet_the_claim(self, tmp_path):
+        """SEALS on one data set, all others on another: neither confirms claim 1, and nor do both."""
+        world = World(tmp_path, "digits").add("dgmg", seconds=0.01)
+        for name in BENCHMARKS:
+            if name != "seals":
+                world.add(name)
+        found = World(tmp_path, "mnist").add("dgmg", seconds=0.01).add("seals").judge(1)
+        assert {one.verdict for one in found.findings} == {CONFIRMED, NOT_RUN}
+        assert (found.by_bench, found.over_all) == ({"mnist": UNDECIDED, "digits": UNDECIDED}, UNDECIDED)
+
     def test_the_paper_s_own_are_judged_apart(self, tmp_path):
         papers_world(tmp_path, "svhn")
         world = contrary_world(tmp_path, "digits")
@@ -357,7 +381,46 @@ class TestBenches:
         for seed in range(5):
             world.add("dgmg", seeds=[seed], latents=f"l{seed}").add("margin", seeds=[seed], latents="another")
         (bench,) = benches(world.groups)
-        assert (bench.representations("dgmg", "margin"), bench.representations("margin")) == (5, 0)
+        found = [bench.representations(seeds, *of) for seeds, *of in
+                 ((range(5), "dgmg", "margin"), (range(3), "dgmg"), (range(5), "margin"))]  # fmt: skip
+        assert found == [5, 3, 0]
+
+    def test_smoke_is_no_evidence_and_a_data_set_counts_once(self, tmp_path):
+        world = World(tmp_path)
+        for profile, seeds in (("cpu", range(5)), ("paper", range(2)), ("smoke", range(5))):
+            world.add("dgmg", profile=profile, early=0.6, seeds=seeds).add("dglc", profile=profile, seeds=seeds)
+        assert {bench.name for bench in benches(world.groups)} == {"mnist (profile cpu)", "mnist (profile paper)"}
+        assert world.judge(6).over_all == CONFIRMED
+
+    def test_other_trainings_are_not_compared(self, tmp_path):
+        world = World(tmp_path).add("dgmg", config={"training": {"max_epochs": 5}}).add("margin")
+        (bench,) = benches(world.groups)
+        assert bench.pairs("dgmg", "margin") == {}
+        assert world.judge(8).findings[0].verdict == NOT_RUN
+
+    def test_nor_are_neighbours_in_other_latents(self, tmp_path):
+        world = World(tmp_path).add("dgmg", latents="a").add("vae_seals", latents="b").add("rsmg", latents="b")
+        (bench,) = benches(world.groups)
+        assert bench.pairs("dgmg", "vae_seals") == {}
+        assert len(bench.pairs("dgmg", "rsmg")) == 5  # which rests on none
+
+    def test_replays_count_where_they_cover_every_pair(self, tmp_path):
+        world = World(tmp_path).add("dgmg", seconds=0.02).add("margin", seconds=1.0)
+        for seed in range(5):
+            (bench,) = benches(world.groups)
+            assert bench.speed("dgmg", "margin").n == 5
+            assert bench.speed("dgmg", "margin").source == "rows"
+            for name, seconds in (("dgmg", 0.01), ("margin", 3.0)):
+                world.replay(name, seed, seconds)
+        (bench,) = benches(world.groups)
+        assert bench.speed("dgmg", "margin").source == bench.total("dgmg", "margin").source == "replay"
+        assert bench.speed("dgmg", "margin").effect.mean == pytest.approx(300)
+        assert bench.total("dgmg", "margin").effect.mean == pytest.approx(27 / 0.19)
+        world.replay("margin", 4, 3.0, rounds=(0, 4))
+        world.replay("dgmg", 4, 0.01, rounds=(0, 4))
+        (bench,) = benches(world.groups)
+        assert bench.speed("dgmg", "margin").source == "replay"
+        assert bench.total("dgmg", "margin").source == "rows"  # the last round is missing
 
 
 class TestGrowth:
@@ -447,7 +510,8 @@ class TestChoices:
         world = World(tmp_path).add("dgmg", early=0.6).add("rsmg", early=0.5).add("random", early=0.4)
         world.add("dgmg+representation.seed=1", early=0.45).add("rsmg+representation.seed=1", early=0.5)
         (found,) = [one for one in weighed(benches(world.groups)) if one.choice.title == "The representation"]
-        assert found.choice.else_ == "of seed 1"
+        assert found.choice.else_ == "that of seed 1"
+        assert 6 not in {pair.here.claim.number for pair in found.pairs}  # DGLC has none of it
         (pair,) = [pair for pair in found.pairs if pair.here.claim.number == 7]
         assert pair.verdicts == (CONFIRMED, REFUTED)
 
@@ -505,10 +569,23 @@ class TestWords:
         world.add("margin", early=0.61, late=0.71)
         (bench,) = benches(world.groups)
         said = headline(bench)
-        assert "On mnist, with 100 labels, DGMG reaches 7" in said
-        assert re.search(r"\d\d\.\d points \[.*\] above random", said)
-        assert "the most accurate benchmark, margin" in said
-        assert re.search(r"a query takes (9\d|1\d\d)(\.\d)? times less time than margin's", said)
+        assert re.search(r"On mnist DGMG ends at \d\d\.\d % with 100 labels; its mean accuracy", said)
+        assert re.search(r"\d\d\.\d points \[.*\] above that of random and not to be told", said)
+        assert "that of the most accurate benchmark of those run, margin" in said
+        assert re.search(r"a query takes (9\d|1\d\d)(\.\d)? times \[.*\] less time than margin's \(5 seeds\)\.", said)
+
+    def test_the_headline_of_a_slow_dgmg_turns_the_ratio_and_its_ends(self, tmp_path):
+        world = World(tmp_path).add("dgmg", seconds=4.0, early=0.4).add("margin", seconds=1.0, early=0.5)
+        said = headline(benches(world.groups)[0])
+        low, high = map(float, re.search(r"a query takes [\d.]+ times \[([\d.]+), ([\d.]+)\] more time", said).groups())
+        assert 3.9 < low < 4.0 < high < 4.1
+        assert re.search(r"points \[-.*, -.*\] below that of", said)
+
+    def test_few_seeds_have_no_side_in_the_headline(self, tmp_path):
+        world = World(tmp_path, seeds=range(3)).add("dgmg", early=0.7).add("random", early=0.4)
+        assert re.search(
+            r"not to be told \(\+.* points \[.*\], 3 seeds\) from that of", headline(benches(world.groups)[0])
+        )
 
     def test_order_of_data_sets_is_the_papers(self, tmp_path):
         for name in ("digits", *reversed(PAPER_SETS)):

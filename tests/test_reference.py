@@ -5,6 +5,7 @@ the picks that follow from it; but what comes before any network must be the sam
 the recorded seeds. Which of the two a machine can tell is said by the reason that the other is skipped for.
 """
 
+import csv
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from dgal_bench.laws import run_here
 from dgal_bench.provenance import provenance
 from dgal_bench.record import choice, read_cell
 from dgal_bench.report.areas import area_under_curve
+from dgal_bench.report.claims.write import write_survey
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 DIGITS = REFERENCE / "all" / "digits"
@@ -56,6 +58,23 @@ def test_latents_of_ten_seeds_are_committed():
     made = {recorded("dgmg", seed).header["fingerprint"]["latents"] for seed in range(10)}
     assert len(made) == 10
     assert len(list((REFERENCE / "cache").glob("*/latents.npy"))) == 10
+
+
+@pytest.mark.slow
+def test_the_committed_verdicts_are_those_of_the_committed_rows(tmp_path):
+    growth = REFERENCE.parent / "benchmarks" / "scaling.json"
+    verdicts, numbers = write_survey(REFERENCE, tmp_path, growth).files
+    assert verdicts.read_text() == (REFERENCE / "report" / verdicts.name).read_text()
+    lines = [list(csv.reader(path.open())) for path in (numbers, REFERENCE / "report" / numbers.name)]
+    for ours, theirs in zip(*lines, strict=True):
+        assert [number(one) for one in ours] == [number(one) for one in theirs]
+
+
+def number(text):
+    try:
+        return pytest.approx(float(text), rel=1e-9)
+    except ValueError:
+        return text
 
 
 @pytest.mark.slow

@@ -1,17 +1,18 @@
-"""A data set's evidence: its cells over all suites, and the samples of seeds that claims are judged by."""
+"""A data set's evidence: the samples of seeds that claims are judged by."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import log
-from typing import Any
 
+from dgal_bench.config import comparable as less_paths
 from dgal_bench.record import CellLog, RoundRecord
 from dgal_bench.report.areas import area_under_curve
 from dgal_bench.report.claims.rules import POINTS, TIMES, Sample
 from dgal_bench.report.groups import Group
 from dgal_bench.report.spending import NEEDS, set_up
-from dgal_bench.report.summary import times_of_both
-from dgal_bench.report.times import Counted, disturbed, made_on, whole
+from dgal_bench.report.times import Counted, Times, either, from_replay, from_rows, hardware, whole
+from dgal_bench.report.times import comparable as alike
+from dgal_bench.timings import Timings
 
 PAPER_SETS = ("mnist", "emnist", "svhn", "cifar10", "cifar100", "mini_imagenet")
 """The paper's own."""
@@ -24,8 +25,9 @@ ALL, EARLY, LATE = "over all rounds", "early", "late"
 class Bench:
     """One data set under one profile, of one algorithm version, on one kind of machine.
 
-    ``stands_for`` puts a strategy's variant in its place, ``counted`` says which seconds of a query count, and
-    ``shared`` whether each query bears its share of the one-off cost: for claims judged both ways.
+    ``stands_for`` puts a strategy's variant in its place, ``counted`` says which seconds of a query count, ``shared``
+    whether each query bears its share of the one-off cost, and ``seeds`` which alone are looked at: for claims judged
+    both ways.
     """
 
     name: str
@@ -37,13 +39,23 @@ class Bench:
     stands_for: Mapping[str, str] = field(default_factory=dict)
     counted: Counted = whole
     shared: bool = False
+    seeds: frozenset[int] | None = None
 
     @property
     def of_the_paper(self) -> bool:
         return self.group.dataset in PAPER_SETS
 
-    def both_ways(self, stands_for: Mapping[str, str], counted: Counted = whole, shared: bool = False) -> "Bench":
-        return replace(self, stands_for=stands_for, counted=counted, shared=shared)
+    @property
+    def n_finished(self) -> int:
+        return sum(log.done for log in self.group.logs)
+
+    def both_ways(
+        self, stands_for: Mapping[str, str], counted: Counted = whole, shared: bool = False
+    ) -> tuple["Bench", "Bench"]:
+        """As it is, and with these in the others' places; both of the seeds alone that each pair has."""
+        pairs = [self.cells(name).keys() & self.group.finished(label).keys() for name, label in stands_for.items()]
+        here = replace(self, seeds=frozenset.intersection(*map(frozenset, pairs)) if pairs else None)
+        return here, replace(here, stands_for=stands_for, counted=counted, shared=shared)
 
     def label(self, strategy: str) -> str:
         """The strategy, or what stands for it."""
@@ -51,18 +63,22 @@ class Bench:
 
     def cells(self, strategy: str) -> dict[int, CellLog]:
         """Finished, by seed."""
-        return self.group.finished(self.label(strategy))
+        found = self.group.finished(self.label(strategy))
+        return {seed: log for seed, log in sorted(found.items()) if self.seeds is None or seed in self.seeds}
 
     def pairs(self, ours: str, theirs: str) -> dict[int, tuple[CellLog, CellLog]]:
-        """Of the seeds that both have finished, under the same protocol."""
-        mine, others = self.cells(ours), self.cells(theirs)
-        both = {seed: (mine[seed], others[seed]) for seed in mine.keys() & others.keys()}
-        return {seed: pair for seed, pair in sorted(both.items()) if _protocol(pair[0]) == _protocol(pair[1])}
+        """Of the seeds that both have finished, under the same protocol and on the same graph where both rest on one.
 
-    def representations(self, *strategies: str) -> int:
+        With itself a strategy has all.
+        """
+        mine, others = self.cells(ours), self.cells(theirs or ours)
+        both = {seed: (mine[seed], others[seed]) for seed in mine if seed in others}
+        return {seed: pair for seed, pair in both.items() if _one_protocol(*pair)}
+
+    def representations(self, seeds: Collection[int], *strategies: str) -> int:
         """How many different ones the cells of the strategies that rest on one were made from."""
-        logs = [log for one in strategies for log in self.cells(one).values() if _rests_on_one(log)]
-        return len({log.header["fingerprint"]["latents"] for log in logs})
+        logs = [log for one in strategies for seed, log in self.cells(one).items() if seed in seeds]
+        return len({log.header["fingerprint"]["latents"] for log in logs if _rests_on(log, "representation")})
 
     def accuracy(self, ours: str, theirs: str, when: str) -> Sample:
         """The difference of areas under the curve."""
@@ -75,54 +91,84 @@ class Bench:
 
     def speed(self, ours: str, theirs: str) -> Sample:
         """How many times longer their queries take."""
-        seconds = self._seconds(ours, theirs)
-        return Sample({seed: log(other / mine) for seed, (mine, other) in seconds.items()}, TIMES)
+        pairs, times = self.pairs(ours, theirs), self.times(ours, theirs, whole_run=self.shared)
+        shares = {
+            seed: [set_up(one) / one.rounds if self.shared else 0.0 for one in pair] for seed, pair in pairs.items()
+        }
+        both = {seed: [one.seconds[seed] + shares[seed][side] for side, one in enumerate(times)] for seed in pairs}
+        return _ratios(both, times)
 
     def total(self, ours: str, theirs: str) -> Sample:
         """The same of everything that is spent: what the queries rest on, and all of them."""
-        values = {}
-        for seed, (mine, other) in self._seconds(ours, theirs, alone=True).items():
-            logs = self.pairs(ours, theirs)[seed]
-            spent = [set_up(one) + one.rounds * seconds for one, seconds in zip(logs, (mine, other), strict=True)]
-            values[seed] = log(spent[1] / spent[0])
-        return Sample(values, TIMES)
+        pairs, times = self.pairs(ours, theirs), self.times(ours, theirs, whole_run=True)
+        both = {
+            seed: [set_up(log) + log.rounds * times[side].seconds[seed] for side, log in enumerate(pair)]
+            for seed, pair in pairs.items()
+        }
+        return _ratios(both, times)
 
-    def _seconds(self, ours: str, theirs: str, alone: bool = False) -> dict[int, tuple[float, float]]:
-        """Mean seconds of a query of both by seed; ``alone``: without any share of the one-off cost."""
-        found = times_of_both(self.group, self.label(ours), self.label(theirs), self.counted)
+    def times(self, ours: str, theirs: str, whole_run: bool = False) -> tuple[Times, Times]:
+        """Mean seconds of a query of both: of replays where they are alike and cover every pair, else the rows' own.
+
+        ``whole_run``: only of replays that can stand for the run, with its first and last round and on its machine.
+        """
         pairs = self.pairs(ours, theirs)
-        if found is None:
-            return {}
-        both = {seed: tuple(one.seconds[seed] for one in found) for seed in pairs if seed in found[0].seconds}
-        if self.shared and not alone:
-            shares = {seed: [set_up(one) / one.rounds for one in pairs[seed]] for seed in both}
-            both = {seed: (two[0] + shares[seed][0], two[1] + shares[seed][1]) for seed, two in both.items()}
-        return {seed: (mine, other) for seed, (mine, other) in sorted(both.items()) if mine > 0 and other > 0}
-
-    def beside(self, *strategies: str) -> bool:
-        """Whether the seconds of any of them were taken beside other work."""
-        return any(
-            disturbed(self.group.replayed(self.label(one))[seed].timings)
-            if seed in self.group.replayed(self.label(one))
-            else disturbed(record for record in log.records if record.query_seconds is not None)
-            for one in strategies
-            for seed, log in self.cells(one).items()
+        replayed = [self.group.replayed(self.label(one)) for one in (ours, theirs)]
+        usable = bool(pairs) and all(
+            seed in replayed[0]
+            and seed in replayed[1]
+            and alike(replayed[0][seed], replayed[1][seed])
+            and (not whole_run or all(_stands_for(replayed[side][seed], log) for side, log in enumerate(pair)))
+            for seed, pair in pairs.items()
         )
+        found = []
+        for side in (0, 1):
+            replay = from_replay({seed: replayed[side][seed] for seed in pairs}, self.counted) if usable else None
+            found.append(replay or from_rows({seed: pair[side] for seed, pair in pairs.items()}, self.counted))
+        return found[0], found[1]
 
     def growth(self, strategy: str, value: str) -> Sample:
         """``n_candidates`` or ``query_seconds`` of the last third of the queries over those of the first third."""
-        sizes = {seed: thirds(asked(log, value)) for seed, log in self.cells(strategy).items()}
-        for seed, made in self.group.replayed(self.label(strategy)).items() if value == "query_seconds" else ():
-            seconds = {one.round: one.median_seconds for one in made.own}
-            sizes[seed] = thirds(seconds, self.cells(strategy)[seed].rounds)
-        known = {seed: both for seed, both in sorted(sizes.items()) if both is not None and min(both) > 0}
-        return Sample({seed: log(late / early) for seed, (early, late) in known.items()}, TIMES)
+        cells = self.cells(strategy)
+        if value == "query_seconds":
+            return self._slowing(cells, self.group.replayed(self.label(strategy)))
+        return Sample(_grown({seed: thirds(asked(of, value), of.rounds) for seed, of in cells.items()}), TIMES)
+
+    def _slowing(self, cells: Mapping[int, CellLog], replayed: Mapping[int, Timings]) -> Sample:
+        """Of replays where every cell has one with rounds in both thirds, else of the rows."""
+        by_round = {
+            seed: {one.round: self.counted(one.median_seconds, one.seconds) for one in replayed[seed].own}
+            for seed in cells
+            if seed in replayed
+        }
+        timed = {seed: thirds(seconds, cells[seed].rounds) for seed, seconds in by_round.items()}
+        if cells and all(timed.get(seed) for seed in cells):
+            times = from_replay({seed: replayed[seed] for seed in cells})
+        else:
+            times = from_rows(cells)
+            timed = {seed: thirds(_seconds(of, self.counted), of.rounds) for seed, of in cells.items()}
+        return Sample(_grown(timed), TIMES, *((times.source, times.beside) if times else ()))
 
     def refinement(self, strategy: str) -> Sample:
         """The boundary share of the batches of the last third of the queries less that of the first third."""
-        shares = {seed: thirds(asked(log, "boundary_share")) for seed, log in self.cells(strategy).items()}
-        values = {seed: both[1] - both[0] for seed, both in sorted(shares.items()) if both is not None}
-        return Sample(values, POINTS)
+        shares = {seed: thirds(asked(of, "boundary_share"), of.rounds) for seed, of in self.cells(strategy).items()}
+        return Sample({seed: two[1] - two[0] for seed, two in shares.items() if two is not None}, POINTS)
+
+
+def _ratios(both: Mapping[int, Sequence[float]], times: Sequence[Times]) -> Sample:
+    """Theirs over ours, as logarithms."""
+    values = {seed: log(theirs / ours) for seed, (ours, theirs) in both.items() if min(ours, theirs) > 0}
+    return Sample(values, TIMES, times[0].source, either(*(one.beside for one in times)))
+
+
+def _grown(both: Mapping[int, tuple[float, float] | None]) -> dict[int, float]:
+    return {seed: log(two[1] / two[0]) for seed, two in both.items() if two is not None and min(two) > 0}
+
+
+def _seconds(of: CellLog, counted: Counted) -> dict[int, float]:
+    """Of every query, by round."""
+    asked_of = [record for record in of.records if record.query_seconds is not None]
+    return {record.round: counted(record.query_seconds or 0.0, record.seconds or {}) for record in asked_of}
 
 
 def part(records: Sequence[RoundRecord], when: str) -> Sequence[RoundRecord]:
@@ -131,76 +177,39 @@ def part(records: Sequence[RoundRecord], when: str) -> Sequence[RoundRecord]:
     return {ALL: records, EARLY: records[: third + 1], LATE: records[third:]}[when]
 
 
-def asked(log: CellLog, value: str) -> dict[int, float]:
+def asked(of: CellLog, value: str) -> dict[int, float]:
     """A number of every query, by round."""
-    found = {record.round: getattr(record, value) for record in log.records}
+    found = {record.round: getattr(record, value) for record in of.records}
     return {round_: float(one) for round_, one in found.items() if one is not None}
 
 
-def thirds(by_round: Mapping[int, float], rounds: int | None = None) -> tuple[float, float] | None:
+def thirds(by_round: Mapping[int, float], rounds: int) -> tuple[float, float] | None:
     """The means over the first and over the last third of the rounds; None where one of them has none."""
-    n = len(by_round) if rounds is None else rounds
-    early = [value for round_, value in by_round.items() if 3 * round_ < n]
-    late = [value for round_, value in by_round.items() if 3 * round_ >= 2 * n]
+    early = [value for round_, value in by_round.items() if 3 * round_ < rounds]
+    late = [value for round_, value in by_round.items() if 3 * round_ >= 2 * rounds]
     return (sum(early) / len(early), sum(late) / len(late)) if early and late else None
 
 
-def _protocol(log: CellLog) -> tuple[Any, ...]:
-    config = log.header["config"]
-    return config["rounds"], config["batch_size"], tuple(log.header["initial"])
+_PROTOCOL = ("rounds", "batch_size", "restricted_size", "deterministic", "dataset", "net", "training")
+"""Of the configuration what two cells have in common that are compared, beside their first labels."""
 
 
-def _rests_on_one(log: CellLog) -> bool:
-    kind = log.header["config"]["strategy"]["restrict"]["kind"]
-    return "representation" in NEEDS.get(kind, ("representation",))
+def _one_protocol(one: CellLog, other: CellLog) -> bool:
+    """Whether nothing but the strategies, and what only one of them rests on, tells them apart."""
+    settings = [[less_paths(log_.header["config"]).get(name) for name in _PROTOCOL] for log_ in (one, other)]
+    prints = [log_.header["fingerprint"] for log_ in (one, other)]
+    same = settings[0] == settings[1] and one.header["initial"] == other.header["initial"]
+    return same and all(
+        prints[0][name] == prints[1][name]
+        for name, need in (("latents", "representation"), ("graph", "graph"))
+        if _rests_on(one, need) and _rests_on(other, need)
+    )
 
 
-_Key = tuple[str, str, int, str, str]
+def _rests_on(of: CellLog, need: str) -> bool:
+    return need in NEEDS.get(of.header["config"]["strategy"]["restrict"]["kind"], ("representation", "graph"))
 
 
-def benches(groups: Iterable[Group]) -> list[Bench]:
-    """A bench for each data set and profile: the cells of all suites that may be compared, the most that there are.
-
-    Rows of another machine, of other data under the same name or of another algorithm version are said, and not
-    judged: differences and ratios are of one kind of machine alone.
-    """
-    merged: dict[_Key, dict[str, list[CellLog]]] = {}
-    slugs: dict[_Key, dict[str, None]] = {}
-    timings = {id(one): one for group in groups for one in group.timings}
-    for group in groups:
-        for label, logs in group.cells.items():
-            sets: dict[_Key, list[CellLog]] = {}
-            for one in logs:
-                sets.setdefault(_key(group, one), []).append(one)
-            for key, own in sets.items():
-                slugs.setdefault(key, {})[group.slug] = None
-                known = merged.setdefault(key, {}).get(label, [])
-                merged[key][label] = max(known, own, key=lambda some: sum(log.done for log in some))
-    apart: dict[tuple[str, str], list[_Key]] = {}
-    for key in merged:
-        apart.setdefault(key[:2], []).append(key)
-    profiles: dict[str, set[str]] = {}
-    for dataset, profile in apart:
-        profiles.setdefault(dataset, set()).add(profile)
-    found = []
-    for (dataset, profile), keys in apart.items():
-        best = max(keys, key=lambda key: (key[2], _n_done(merged[key])))
-        others = sum(_n_done(merged[key]) for key in keys if key != best)
-        name = dataset if len(profiles[dataset]) == 1 else f"{dataset} (profile {profile})"
-        said = f"{others} finished cells of another machine, data or version are not judged" if others else ""
-        group = Group("", dataset, profile, best[2], merged[best], timings=list(timings.values()))
-        found.append(Bench(name, group, said, list(slugs[best])))
-    return sorted(found, key=lambda one: (_place(one.group.dataset), one.name))
-
-
-def _key(group: Group, log: CellLog) -> _Key:
-    return group.dataset, group.profile, group.algorithm_version, log.header["fingerprint"]["data"][:8], made_on(log)
-
-
-def _n_done(cells: Mapping[str, Sequence[CellLog]]) -> int:
-    return sum(log.done for logs in cells.values() for log in logs)
-
-
-def _place(dataset: str) -> int:
-    """The paper's in its order, then others."""
-    return PAPER_SETS.index(dataset) if dataset in PAPER_SETS else len(PAPER_SETS)
+def _stands_for(made: Timings, of: CellLog) -> bool:
+    """Whether the mean over a replay's rounds, times their number, is the run's: with both ends, on its machine."""
+    return {0, of.rounds - 1} <= set(made.rounds) and hardware(made.header) == hardware(of.header)

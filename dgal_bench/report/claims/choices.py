@@ -1,11 +1,11 @@
 """The choices that could change the paper's conclusion, shown both ways: claims judged again under the other one."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dgal_bench.report.claims.bench import Bench
 from dgal_bench.report.claims.judge import Judged, judged
-from dgal_bench.report.claims.paper import CLAIMS, Claim
+from dgal_bench.report.claims.paper import CLAIMS, Claim, Part
 from dgal_bench.report.times import Counted, less, whole
 
 BY_POSITION = "strategy.restrict.tie_break=position"
@@ -17,29 +17,26 @@ class Choice:
     """``here`` what the verdicts rest on, ``else_`` the other way.
 
     ``stands_for`` says of a bench which variant stands in whose place there; ``timed``: only seconds change.
+    ``concerns``: whom the choice is about. A part about several of them is judged where all have a variant.
     """
 
     title: str
     here: str
     else_: str
+    concerns: frozenset[str]
     stands_for: Callable[[Bench], Mapping[str, str]] = lambda bench: {}
     counted: Counted = whole
     shared: bool = False
     timed: bool = False
-    concerns: frozenset[str] = frozenset()
-    """Of a timed choice the strategies whose seconds change."""
 
-    def other(self, bench: Bench) -> Bench | None:
-        """The bench under the other choice; None where nothing of it was run."""
-        stands_for = dict(self.stands_for(bench))
-        if not self.timed and not stands_for:
-            return None
-        return bench.both_ways(stands_for, self.counted, self.shared)
-
-    def touches(self, claim: Claim, bench: Bench) -> bool:
-        """Whether a part of the claim rests on what changes."""
-        changed = self.concerns if self.timed else frozenset(self.stands_for(bench))
-        return any(part.strategies & changed and (part.timed or not self.timed) for part in claim.parts)
+    def touched(self, claim: Claim, bench: Bench) -> tuple[Part, ...]:
+        """The parts of the claim that rest on what changes, and on nothing that should change and does not."""
+        if self.timed:
+            return tuple(part for part in claim.parts if part.timed and part.strategies & self.concerns)
+        changed = frozenset(self.stands_for(bench))
+        return tuple(
+            part for part in claim.parts if part.strategies & changed and part.strategies & self.concerns <= changed
+        )
 
 
 def _with(suffix: str) -> Callable[[Bench], Mapping[str, str]]:
@@ -57,8 +54,8 @@ def _matched(bench: Bench) -> Mapping[str, str]:
     return {one: other for one, other in pairs.items() if bench.cells(one) and bench.cells(other)}
 
 
-_ON_NEIGHBOURS = frozenset({"seals"})
-_RESTING = frozenset({"dgmg", "dglc", "dgbadge", "dgcoreset", "vae_seals"})
+_DIFFUSING = frozenset({"dgmg", "dglc", "dgbadge", "dgcoreset"})
+_RESTING = _DIFFUSING | {"vae_seals"}
 
 
 def choices(benches: Sequence[Bench]) -> list[Choice]:
@@ -73,25 +70,30 @@ def choices(benches: Sequence[Bench]) -> list[Choice]:
     )
     return [
         Choice(
-            "Ties of the diffusion", "broken by a seeded hash", "by position, as a sort would", _with(BY_POSITION)
+            "Ties of the diffusion", "broken by a seeded hash", "by position, as a sort would", _DIFFUSING,
+            _with(BY_POSITION),
         ),
         Choice(
-            "How many candidates SEALS has", "seals_k = 100 neighbours of every label", "as many as DGMG", _matched
+            "How many candidates SEALS has", "seals_k = 100 neighbours of every label", "as many as DGMG",
+            frozenset({"seals", "vae_seals"}), _matched,
         ),
         Choice(
             "What of SEALS' query is timed", "all of it", "without embedding the pool and indexing it again",
-            counted=less("embed", "index"), timed=True, concerns=_ON_NEIGHBOURS,
+            frozenset({"seals"}), counted=less("embed", "index"), timed=True,
         ),
         Choice(
             "What of GANVAE's query is timed", "all of it", "without training the adversary",
-            counted=less("aux_train"), timed=True, concerns=frozenset({"ganvae"}),
+            frozenset({"ganvae"}), counted=less("aux_train"), timed=True,
         ),
         Choice(
-            "The one-off cost", "in no query", "VAE and graph shared out over the run's queries",
-            shared=True, timed=True, concerns=_RESTING,
+            "The one-off cost", "in no query", "VAE and graph shared out over the run's queries", _RESTING,
+            shared=True, timed=True,
         ),
         *(
-            Choice("The representation", "the one of seed 0", suffix.replace(REPRESENTATION, "of seed "), _with(suffix))
+            Choice(
+                "The representation", "the rows' own", suffix.replace(REPRESENTATION, "that of seed "), _RESTING,
+                _with(suffix),
+            )
             for suffix in suffixes
         ),
     ]  # fmt: skip
@@ -126,20 +128,20 @@ class Weighed:
 def weighed(benches: Sequence[Bench]) -> list[Weighed]:
     """Every choice, those too that nothing was run for.
 
-    Both ways a claim is judged on that data set alone, with what only was run on both sides.
+    Both ways a claim is judged on that data set alone, on the seeds that both have, in the parts that the choice
+    touches; Holm's correction is for those.
     """
-    return [
-        Weighed(choice, [pair for bench in benches for pair in _pairs(choice, bench)]) for choice in choices(benches)
-    ]
+    known = choices(benches)
+    return [Weighed(choice, [pair for bench in benches for pair in _pairs(choice, bench)]) for choice in known]
 
 
 def _pairs(choice: Choice, bench: Bench) -> Iterator[BothWays]:
     """The claims that come to something else under the other choice, in a verdict or in a number."""
-    other = choice.other(bench)
-    if other is None:
-        return
+    here, other = bench.both_ways(choice.stands_for(bench), choice.counted, choice.shared)
     for claim in CLAIMS:
-        if choice.touches(claim, bench):
-            here, there = judged(claim, [bench]), judged(claim, [other])
-            if any(a.effect != b.effect for a, b in zip(here.findings, there.findings, strict=True) if b.effect):
-                yield BothWays(choice, bench.name, here, there)
+        if parts := choice.touched(claim, bench):
+            alone = replace(claim, parts=parts)
+            pair = BothWays(choice, bench.name, judged(alone, [here]), judged(alone, [other]))
+            sides = zip(pair.here.findings, pair.other.findings, strict=True)
+            if any(a.effect != b.effect for a, b in sides if a.effect and b.effect):
+                yield pair

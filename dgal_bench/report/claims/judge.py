@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dgal_bench.report.claims.bench import Bench
+from dgal_bench.report.claims.gather import one_each
 from dgal_bench.report.claims.paper import BENCHMARKS, Claim, Part
 from dgal_bench.report.claims.rules import (
     ALPHA,
@@ -16,8 +17,8 @@ from dgal_bench.report.claims.rules import (
     some,
     together,
 )
-from dgal_bench.report.comparisons import holm
-from dgal_bench.report.statistics import Estimate
+from dgal_bench.report.comparisons import holm, smallest_p
+from dgal_bench.report.statistics import MANY, Estimate
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Finding:
     """What a part of a claim comes to on one data set.
 
     ``words`` with its rival's name; ``effect`` None where nothing was run; ``why`` a verdict is not what its interval
-    alone says; ``beside``: its seconds were taken beside other work.
+    alone says; ``source`` of its seconds, and whether they were taken beside other work (None: not known).
     """
 
     bench: str
@@ -39,14 +40,18 @@ class Finding:
     p: float | None = None
     holm_p: float | None = None
     why: str = ""
-    beside: bool = False
+    source: str = ""
+    beside: bool | None = False
     counts: bool = True
     """Whether the data set's own verdict rests on it: ``sometimes`` is about all of them."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim with its findings; verdicts by data set, over all that were run, and over the paper's own."""
+    """A claim with its findings; verdicts by data set, over all that were run, and over the paper's own.
+
+    Of a claim that is about no data set the last is empty.
+    """
 
     claim: Claim
     findings: Sequence[Finding]
@@ -61,22 +66,28 @@ class Judged:
 def judged(claim: Claim, benches: Sequence[Bench]) -> Judged:
     """By rows. Holm's correction is over all tests of the claim, on whatever data set, that can decide something."""
     each = [(part, bench, examined(part, bench)) for part in claim.parts for bench in benches if part.concerns(bench)]
+    n_tests = sum(found.p is not None for *_, found in each)
     corrected = holm([found.p for *_, found in each])
-    found = [(part, bench, _after_holm(finding, p)) for (part, bench, finding), p in zip(each, corrected, strict=True)]
+    tested = zip(each, corrected, strict=True)
+    found = [(part, bench, _after_holm(finding, p, n_tests)) for (part, bench, finding), p in tested]
     by_bench = {
         bench.name: together([one.verdict for _, on, one in found if on is bench and one.counts]) for bench in benches
     }
 
     def over(these: Sequence[Bench]) -> str:
-        verdicts = []
-        for part in claim.parts:
-            own = [one.verdict for of, on, one in found if of is part and on in these]
-            if own or not part.only:  # what is about a data set that is not here is not asked
-                verdicts.append(part.over(own))
-        return together(verdicts)
+        asked = [part for part in claim.parts if any(part.concerns(bench) for bench in these)]
+        verdicts = [part.over([one.verdict for of, on, one in found if of is part and on in these]) for part in asked]
+        whole = together(verdicts)
+        if whole == CONFIRMED:  # each part somewhere is not yet the claim anywhere
+            everywhere = [part for part in asked if part.over is every]
+            for bench in these:
+                own = together([one.verdict for of, on, one in found if of in everywhere and on is bench])
+                whole = whole if own in (CONFIRMED, NOT_RUN) else UNDECIDED
+        return whole
 
-    own = [bench for bench in benches if bench.of_the_paper]
-    return Judged(claim, [finding for *_, finding in found], by_bench, over(benches), over(own))
+    counted = one_each(benches)
+    own = [bench for bench in counted if bench.of_the_paper]
+    return Judged(claim, [finding for *_, finding in found], by_bench, over(counted), over(own))
 
 
 def examined(part: Part, bench: Bench) -> Finding:
@@ -92,34 +103,40 @@ def examined(part: Part, bench: Bench) -> Finding:
         return replace(base, why=f"not run: {', '.join(missing)}")
     sample = measure(bench, rival)
     if not sample.n:
-        return replace(base, why="no seed in common under one protocol of three rounds or more")
-    effect, few = sample.effect, sample.n < FEW
-    bound = part.rule.bound
+        return replace(base, why="nothing to compare: no seed in common under one protocol, or too few rounds")
+    effect, bound = sample.effect, part.rule.bound
     # Who is best or slowest of all is not known while one is missing.
     absent = [] if isinstance(measure.theirs, str) else [name for name in BENCHMARKS if not bench.cells(name)]
-    why = f"fewer than {FEW} seeds" if few else f"not run: {', '.join(absent)}" if absent else ""
+    why = f"fewer than {FEW} seeds" if sample.n < FEW else f"not run: {', '.join(absent)}" if absent else ""
+    verdict = UNDECIDED if why else part.rule.verdict(effect)
+    if part.rule.meets and verdict == REFUTED:
+        why = "more than claimed" if effect.low > part.rule.high else "less than claimed"
     return replace(
         base,
-        verdict=UNDECIDED if why else part.rule.verdict(effect),
+        verdict=verdict,
         effect=effect,
         unit=sample.unit,
         n=sample.n,
-        representations=bench.representations(*names),
-        p=None if few or bound is None else sample.p(bound),
+        representations=bench.representations(sample.values.keys(), *names),
+        p=None if (verdict == UNDECIDED and why) or bound is None else sample.p(bound),
         why=why,
-        beside=part.timed and bench.beside(*names),
+        source=sample.source,
+        beside=sample.beside,
     )
 
 
-def _after_holm(finding: Finding, p: float | None) -> Finding:
+def _after_holm(finding: Finding, p: float | None, n_tests: int) -> Finding:
     if p is None:
         return finding
     undone = p > ALPHA and finding.verdict in (CONFIRMED, REFUTED)
-    why = "not after Holm's correction" if undone else finding.why
+    why = finding.why
+    if undone:
+        why = "not after Holm's correction"
+        if smallest_p(finding.n) * n_tests > ALPHA and finding.n >= MANY:
+            why += f", which {finding.n} seeds cannot pass over {n_tests} tests"
     return replace(finding, holm_p=p, verdict=UNDECIDED if undone else finding.verdict, why=why)
 
 
 def measured(claim: Claim, findings: Sequence[Finding]) -> Judged:
     """By measurements of its own, which are of no data set."""
-    verdict = every([one.verdict for one in findings])
-    return Judged(claim, findings, {}, verdict, verdict)
+    return Judged(claim, findings, {}, every([one.verdict for one in findings]), "")

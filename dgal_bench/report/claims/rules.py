@@ -22,10 +22,14 @@ POINT = 0.01
 
 @dataclass(frozen=True)
 class Sample:
-    """A number of each seed: a difference of shares (POINTS), the logarithm of a ratio (TIMES), or an EXPONENT."""
+    """A number of each seed: a difference of shares (POINTS) or the logarithm of a ratio (TIMES)."""
 
     values: Mapping[int, float]
     unit: str
+    source: str = ""
+    """Of seconds: replay or rows."""
+    beside: bool | None = False
+    """Whether seconds were taken beside other work; None: not known."""
 
     @property
     def n(self) -> int:

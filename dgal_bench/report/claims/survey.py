@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgal_bench.report.claims.bench import PAPER_SETS, Bench, benches
+from dgal_bench.report.claims.bench import PAPER_SETS, Bench
 from dgal_bench.report.claims.choices import Weighed, weighed
 from dgal_bench.report.claims.departures import departures
+from dgal_bench.report.claims.gather import benches
 from dgal_bench.report.claims.growth import ABSENT, growth
 from dgal_bench.report.claims.judge import Judged, judged, measured
 from dgal_bench.report.claims.paper import CLAIMS
@@ -31,7 +32,7 @@ def survey(groups: Sequence[Group], growth_file: Path | None = None) -> Survey:
         ResultsError: the growth file is missing or something else.
     """
     grown = [ABSENT] if growth_file is None else growth(growth_file)
-    found = [bench for bench in benches(groups) if bench.group.strategies]
+    found = benches(groups)
     claims = [judged(claim, found) if claim.parts else measured(claim, grown) for claim in CLAIMS]
     run = {bench.group.dataset for bench in found}
     return Survey(

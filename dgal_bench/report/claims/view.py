@@ -10,6 +10,7 @@ from dgal_bench.report.claims.rules import NOT_RUN
 from dgal_bench.report.claims.survey import Survey
 from dgal_bench.report.claims.words import (
     BESIDE,
+    BOTH_WAYS,
     MARKS,
     RULES,
     counts,
@@ -82,6 +83,7 @@ class ClaimsView:
     claims: Sequence[ClaimView]
     not_run: str
     rules: str
+    both_ways: str
     choices: Sequence[ChoiceView]
     settings: Sequence[tuple[str, Sequence[str]]]
 
@@ -100,6 +102,7 @@ def claims_view(survey: Survey) -> ClaimsView | None:
         [_claim(one, names) for one in survey.claims],
         not_run_line(survey),
         RULES,
+        BOTH_WAYS,
         [_choice(weighed) for weighed in survey.weighed],
         [*settings, ("left open by the paper", LEFT_OPEN), *left_out],
     )
@@ -107,7 +110,7 @@ def claims_view(survey: Survey) -> ClaimsView | None:
 
 def _claim(one: Judged, names: Sequence[str]) -> ClaimView:
     each = [_verdict(one, name) for name in names]
-    whole = [Verdict(kind, MARKS[kind], "") for kind in (one.over_all, one.of_the_paper)]
+    whole = [Verdict(kind, MARKS.get(kind, ""), "") for kind in (one.over_all, one.of_the_paper)]
     claim = one.claim
     return ClaimView(
         claim.number, claim.title, claim.words, claim.where, claim.reading, claim.figure, [*each, *whole],

@@ -5,12 +5,12 @@ import io
 from collections.abc import Sequence
 from math import isinf
 
-from dgal_bench.report.claims.bench import Bench
+from dgal_bench.report.claims.bench import ALL, Bench
 from dgal_bench.report.claims.choices import BothWays, Weighed
 from dgal_bench.report.claims.departures import LEFT_OPEN
 from dgal_bench.report.claims.judge import Finding, Judged
-from dgal_bench.report.claims.paper import best
-from dgal_bench.report.claims.rules import EXPONENT, FEW, NOT_RUN, POINTS, TIMES
+from dgal_bench.report.claims.paper import BENCHMARKS, best
+from dgal_bench.report.claims.rules import EXPONENT, FEW, NOT_RUN, POINTS, TIMES, Sample
 from dgal_bench.report.claims.survey import Survey
 from dgal_bench.report.statistics import Estimate, mean_interval
 from dgal_bench.report.text import aligned, difference, harmless, p_value, three_digits
@@ -21,13 +21,14 @@ MARKS = {"confirmed": "✓ confirmed", "refuted": "✗ refuted", "undecided": "?
 
 RULES = (
     "Fixed before any row existed. Better or worse: the 95 % interval of the difference, paired over seeds, excludes "
-    "0, and still does after Holm's correction for all tests of a claim. Equal: the interval of the difference in area "
-    "under the curve lies within ±1 point. Early: the first third of the rounds. About 100 (1,000) times: the "
-    "interval of the ratio meets [30, 300] ([300, 3,000]). At least 10 times: its lower end is at least 10. Most: more "
-    "than half of the data sets run. Contradicted is refuted, neither is undecided, and so is anything on fewer than "
-    f"{FEW} seeds. Under 10 seeds intervals and tests are Student's, which takes differences to be normally "
-    "distributed; from 10 they are BCa bootstraps and sign flips. A claim of several parts is confirmed where all are, "
-    "and refuted where one is."
+    "0, and still does after Holm's correction for all such tests of a claim. Equal: the interval of the difference in "
+    "area under the curve lies within ±1 point. Early: the first third of the rounds. About 100 (1,000) times: the "
+    "interval of the ratio meets [30, 300] ([300, 3,000]); about as long: it meets [0.3, 3]. At least 10 times: its "
+    "lower end is at least 10. Most: more than half of the data sets run. Contradicted is refuted, neither is "
+    f"undecided, and so is anything on fewer than {FEW} seeds. Under 10 seeds intervals and tests are Student's, which "
+    "takes differences to be normally distributed; from 10 they are BCa bootstraps and sign flips. Bands (equal, "
+    "about) are judged by the interval alone. A claim of several parts is confirmed where all are, and refuted where "
+    "one is; over all, where it is so on every data set that was run, unless it says otherwise."
 )
 
 
@@ -44,36 +45,39 @@ def measured(one: Estimate, unit: str) -> str:
 
 
 def headline(bench: Bench) -> str:
-    """What DGMG costs and is worth on a data set, against margin, random and the most accurate benchmark."""
+    """What DGMG costs and is worth on a data set, against random, margin and the most accurate benchmark."""
     cells = bench.cells("dgmg")
     if not cells:
         return f"{bench.name}: DGMG has no finished cell."
     logs = list(cells.values())
-    final = mean_interval([log.records[-1].accuracy for log in logs])
-    said = [f"On {bench.name}, with {logs[0].records[-1].n_labeled} labels, DGMG reaches {100 * final.mean:.1f} %"]
-    top = best(bench)
+    final = 100 * mean_interval([log.records[-1].accuracy for log in logs]).mean
+    said = [f"On {bench.name} DGMG ends at {final:.1f} % with {logs[0].records[-1].n_labeled} labels"]
+    top, missing = best(bench), any(not bench.cells(name) for name in BENCHMARKS)
+    apart = []
     for rival in dict.fromkeys(("random", *([top] if top else []))):
-        sample = bench.accuracy("dgmg", rival, "over all rounds")
+        sample = bench.accuracy("dgmg", rival, ALL)
         if sample.n:
-            kind = "the most accurate benchmark, " if rival == top else ""
-            said.append(f"{_apart(sample.effect)} {kind}{rival}")
+            kind = f"the most accurate benchmark{' of those run' if missing else ''}, " if rival == top else ""
+            apart.append(f"{_apart(sample)} {kind}{rival}")
+    if apart:
+        said.append(f"its mean accuracy over all rounds is {' and '.join(apart)}")
     faster = bench.speed("dgmg", "margin")
-    cost = ""
     if faster.n:
         ratio = faster.effect
-        how = (f"{three_digits(ratio.mean)} times less" if ratio.mean > 1
-               else f"{three_digits(1 / ratio.mean)} times more")  # fmt: skip
-        cost = f"; a query takes {how} time than margin's{_ends(ratio)}"
-    over = f" (mean accuracy over all rounds, {len(logs)} seeds)" if len(said) > 1 else f" ({len(logs)} seeds)"
-    return f"{said[0]}{': ' if said[1:] else ''}{', '.join(said[1:])}{over}{cost}."
+        times = ratio if ratio.mean >= 1 else Estimate(1 / ratio.mean, 1 / ratio.high, 1 / ratio.low, ratio.n)
+        less = "less" if ratio.mean >= 1 else "more"
+        said.append(f"a query takes {three_digits(times.mean)} times{_ends(times)} {less} time than margin's")
+    return f"{'; '.join(said)} ({len(logs)} seed{'' if len(logs) == 1 else 's'})."
 
 
-def _apart(one: Estimate) -> str:
-    """``2.1 points [1.0, 3.2] above``, or not to be told from where the interval holds 0."""
-    interval = "" if isinf(one.high) else f" [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
-    if one.low <= 0 <= one.high:
-        return f"not to be told from{interval}"
-    return f"{abs(100 * one.mean):.1f} points{interval} {'above' if one.mean > 0 else 'below'}"
+def _apart(sample: Sample) -> str:
+    """``2.1 points [1.0, 3.2] above``; not to be told from, where the interval holds 0 or the seeds are few."""
+    one = sample.effect
+    ends = "" if isinf(one.high) else f" [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
+    few = "" if sample.n >= FEW else f", {sample.n} seeds"
+    if one.low <= 0 <= one.high or sample.n < FEW:
+        return f"not to be told ({100 * one.mean:+.1f} points{ends}{few}) from that of"
+    return f"{abs(100 * one.mean):.1f} points{ends} {'above' if one.mean > 0 else 'below'} that of"
 
 
 def _ends(one: Estimate) -> str:
@@ -112,7 +116,7 @@ def claims_md(survey: Survey) -> str:
     lines = [f"# {TITLE}", "", overview(survey), RULES, ""]
     for one in survey.claims:
         lines += _claim(one, survey.benches)
-    lines += ["## The choices that could change this, both ways", ""]
+    lines += ["## The choices that could change this, both ways", "", BOTH_WAYS, ""]
     for weighed in survey.weighed:
         lines += [f"**{weighed.choice.title}**: {weighing(weighed)}", "", *_pairs(weighed.pairs)]
     lines += ["## Where the settings differ from the paper's", ""]
@@ -139,7 +143,7 @@ def _table(survey: Survey) -> list[str]:
             f"{one.claim.number}. {one.claim.title}",
             *(MARKS[one.by_bench.get(name, NOT_RUN)] if one.by_bench else "" for name in names),
             MARKS[one.over_all],
-            MARKS[one.of_the_paper],
+            MARKS.get(one.of_the_paper, ""),
         ]
         for one in survey.claims
     ]
@@ -180,6 +184,12 @@ def verdict(finding: Finding) -> str:
     return MARKS[finding.verdict] + (f" ({finding.why})" if finding.why else "")
 
 
+BOTH_WAYS = (
+    "Judged again on each data set alone, on the seeds that both ways have and in the parts that the choice touches: a "
+    "verdict here may differ from the one above, which is of all parts and corrected for all data sets."
+)
+
+
 def weighing(weighed: Weighed) -> str:
     """Whether the other way was run, and whether any verdict is another there."""
     ways = f"here {weighed.choice.here}; the other way {weighed.choice.else_}."
@@ -208,15 +218,19 @@ def _pairs(pairs: Sequence[BothWays]) -> list[str]:
 def telling(pair: BothWays) -> list[tuple[str, str, str]]:
     """The parts whose effect is another: in words, here and the other way."""
     return [
-        (here.words, effect(here), effect(other))
+        (here.words if here.words == other.words else f"{here.words} / {other.words}", _counted(here), _counted(other))
         for here, other in zip(pair.here.findings, pair.other.findings, strict=True)
         if here.effect != other.effect
     ]
 
 
+def _counted(finding: Finding) -> str:
+    return f"{effect(finding)} (n = {finding.n})" if finding.effect else ""
+
+
 _COLUMNS = (
     "claim", "title", "data_set", "that", "rule", "verdict", "why", "effect", "low", "high", "unit", "n_seeds",
-    "n_representations", "p", "p_holm", "beside_other_work",
+    "n_representations", "p", "p_holm", "seconds_of", "beside_other_work",
 )  # fmt: skip
 
 
@@ -231,15 +245,15 @@ def claims_csv(survey: Survey) -> str:
             writer.writerow([*known, finding.bench, finding.words, finding.rule, finding.verdict, finding.why,
                              *_numbers(finding)])  # fmt: skip
         whole = {**one.by_bench, "over all run": one.over_all, "paper's own": one.of_the_paper}
-        writer.writerows([*known, where, "the claim", "", found, *[""] * 10] for where, found in whole.items())
+        writer.writerows([*known, where, "the claim", "", found, *[""] * 11] for where, found in whole.items())
     return text.getvalue()
 
 
 def _numbers(finding: Finding) -> list[str | float | int]:
     one = finding.effect
     if one is None:
-        return [""] * 9
+        return [""] * 10
     ends = ("", "") if isinf(one.high) else (one.low, one.high)
     tests = ("" if p is None else p for p in (finding.p, finding.holm_p))
-    return [one.mean, *ends, finding.unit, finding.n, finding.representations, *tests,
-            "yes" if finding.beside else "no"]  # fmt: skip
+    beside = {True: "yes", False: "no", None: "unknown"}[finding.beside] if finding.source else ""
+    return [one.mean, *ends, finding.unit, finding.n, finding.representations, *tests, finding.source, beside]
