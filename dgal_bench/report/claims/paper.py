@@ -217,8 +217,8 @@ CLAIMS = (
             Part("DGLC's accuracy is above VAE-SEALS' early", Accuracy("dglc", "vae_seals", EARLY), MORE),
         ),
         "Similar times: the interval of the ratio meets [0.3, 3], as about 100 times meets [30, 300]; a DGMG query "
-        "that is cheaper than that refutes the similarity. Accuracy for that time: at equal numbers of labels, which is "
-        "to DGMG's disadvantage where its queries are cheaper.",
+        "that is cheaper than that refutes the similarity. Accuracy for that time: at equal numbers of labels, which "
+        "is to DGMG's disadvantage where its queries are cheaper.",
     ),
     Claim(
         6, "Margin beats least confidence after diffusion", "DGMG is more accurate than DGLC on most data sets.",
@@ -250,8 +250,8 @@ CLAIMS = (
             Part("a query of DGMG takes about as long as RSMG's", Speed("rsmg", "dgmg"), about(1)),
         ),
         "Sometimes: on one data set at least. Well above: longer, by whatever the interval leaves. A little cheaper: "
-        "cheaper, and about as long (the ratio meets [0.3, 3]). The text's \"about one eighth\" contradicts Figs. 5 and "
-        "7; the ratio measured here stands beside the verdict.",
+        "cheaper, and about as long (the ratio meets [0.3, 3]). The text's \"about one eighth\" contradicts Figs. 5 "
+        "and 7; the ratio measured here stands beside the verdict.",
     ),
     Claim(
         9, "Other criteria after diffusion cost more",
