@@ -580,7 +580,7 @@ class TestWords:
         (bench,) = benches(world.groups)
         said = headline(bench)
         assert re.search(r"On mnist DGMG ends at \d\d\.\d % with 100 labels; its mean accuracy", said)
-        assert re.search(r"\d\d\.\d points \[.*\] above that of random and not to be told", said)
+        assert re.search(r"\d\d\.\d points \[.*\] above that of random, and not to be told", said)
         assert "that of the most accurate benchmark of those run, margin" in said
         assert re.search(r"a query takes (9\d|1\d\d)(\.\d)? times \[.*\] less time than margin's \(5 seeds\)\.", said)
 

@@ -276,7 +276,7 @@ def test_the_reference_rows_reckon_a_suite_of_which_no_data_are_here(tmp_path):
     """As a user would ask before there is a machine: mnist by its rows, the others counted."""
     jobs = cells(
         tmp_path, "margin", "badge", seeds=("0", "1"), dataset=["mnist", "svhn"], representation=["default"],
-        profile=["cpu"],
+        profile=["cpu"], **{"representation.threads": ["2"]},
     )  # fmt: skip
     logs = dict.fromkeys((job.path for job in jobs), None)
     found = estimated(jobs, logs, read_results(Path(__file__).parent.parent / "results" / "reference"), 8, 8)

@@ -72,6 +72,17 @@ def test_the_fields_it_names_are_those_of_a_row():
     assert named == set(RoundRecord.__dataclass_fields__)
 
 
+def test_what_came_out_is_what_the_claims_say():
+    """Headlines, verdicts and what is not run yet, word for word, and the first figure is of the same report."""
+    report = HERE / "results" / "reference" / "report"
+    told = (report / "claims.md").read_text().partition("\nFixed before")[0].splitlines()
+    said = [line for line in told if line.startswith(("- On ", "|", "Not run yet"))]
+    assert len(said) > 14
+    assert [line for line in said if line not in README] == []
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", README)
+    assert [picture.startswith("results/reference/report/figures/all-mnist") for picture in pictures] == [True]
+
+
 def test_every_path_and_make_target_it_names_is_there():
     for path in re.findall(r"\]\(([\w./-]+)\)", README):
         assert (HERE / path).exists(), path

@@ -65,7 +65,7 @@ def test_the_committed_verdicts_are_those_of_the_committed_rows(tmp_path):
     growth = REFERENCE.parent / "benchmarks" / "scaling.json"
     verdicts, numbers = write_survey(REFERENCE, tmp_path, growth).files
     assert verdicts.read_text() == (REFERENCE / "report" / verdicts.name).read_text()
-    lines = [list(csv.reader(path.open())) for path in (numbers, REFERENCE / "report" / numbers.name)]
+    lines = [list(csv.reader(path.read_text().splitlines())) for path in (numbers, REFERENCE / "report" / numbers.name)]
     for ours, theirs in zip(*lines, strict=True):
         assert [number(one) for one in ours] == [number(one) for one in theirs]
 

@@ -54,13 +54,15 @@ def headline(bench: Bench) -> str:
     said = [f"On {bench.name} DGMG ends at {final:.1f} % with {logs[0].records[-1].n_labeled} labels"]
     top, missing = best(bench), any(not bench.cells(name) for name in BENCHMARKS)
     apart = []
-    for rival in dict.fromkeys(("random", *([top] if top else []))):
+    for rival in dict.fromkeys(("random", "rsmg", *([top] if top else []))):
         sample = bench.accuracy("dgmg", rival, ALL)
         if sample.n:
             kind = f"the most accurate benchmark{' of those run' if missing else ''}, " if rival == top else ""
-            apart.append(f"{_apart(sample)} {kind}{rival}")
+            more = ", which restricts at random" if rival == "rsmg" else ""
+            apart.append(f"{_apart(sample)} {kind}{rival}{more}")
     if apart:
-        said.append(f"its mean accuracy over all rounds is {' and '.join(apart)}")
+        listed = ", and ".join([", ".join(apart[:-1]), apart[-1]]) if len(apart) > 1 else apart[0]
+        said.append(f"its mean accuracy over all rounds is {listed}")
     faster = bench.speed("dgmg", "margin")
     if faster.n:
         ratio = faster.effect
