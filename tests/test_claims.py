@@ -525,6 +525,21 @@ class TestChoices:
         (pair,) = [pair for pair in found.pairs if pair.here.claim.number == 7]
         assert pair.verdicts == (CONFIRMED, REFUTED)
 
+    def test_seconds_of_both_ways_are_of_one_source(self, tmp_path):
+        """DGMG is replayed and its variant is not: a replay against rows would be a difference of its own."""
+        other = "dgmg+strategy.restrict.tie_break=position"
+        world = World(tmp_path).add("dgmg", seconds=0.02).add("margin").add(other, seconds=0.02, early=0.4)
+        for seed in range(5):
+            world.replay("dgmg", seed, 0.01)
+            world.replay("margin", seed, 1.0)
+        assert {one.source for one in world.judge(1).findings if one.effect} == {"replay"}
+        pair = self.other(world, "Ties of the diffusion")[1]
+        assert {one.source for side in (pair.here, pair.other) for one in side.findings if one.effect} == {"rows"}
+        for seed in range(5):
+            world.replay(other, seed, 0.02)
+        pair = self.other(world, "Ties of the diffusion")[1]
+        assert {one.source for side in (pair.here, pair.other) for one in side.findings if one.effect} == {"replay"}
+
     def test_what_was_not_run_is_said(self, tmp_path):
         text = claims_md(survey(World(tmp_path).add("dgmg").add("margin").groups))
         assert "**Ties of the diffusion**: here broken by a seeded hash; the other way by position, as a sort" in text

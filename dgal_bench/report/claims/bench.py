@@ -40,6 +40,8 @@ class Bench:
     counted: Counted = whole
     shared: bool = False
     seeds: frozenset[int] | None = None
+    replays: bool = True
+    """Whether seconds may be a replay's: of both ways or of neither."""
 
     @property
     def of_the_paper(self) -> bool:
@@ -54,7 +56,9 @@ class Bench:
     ) -> tuple["Bench", "Bench"]:
         """As it is, and with these in the others' places; both of the seeds alone that each pair has."""
         pairs = [self.cells(name).keys() & self.group.finished(label).keys() for name, label in stands_for.items()]
-        here = replace(self, seeds=frozenset.intersection(*map(frozenset, pairs)) if pairs else None)
+        seeds = frozenset.intersection(*map(frozenset, pairs)) if pairs else None
+        both = [self.group.replayed(label).keys() for pair in stands_for.items() for label in pair]
+        here = replace(self, seeds=seeds, replays=all((seeds or frozenset()) <= of for of in both))
         return here, replace(here, stands_for=stands_for, counted=counted, shared=shared)
 
     def label(self, strategy: str) -> str:
@@ -114,12 +118,16 @@ class Bench:
         """
         pairs = self.pairs(ours, theirs)
         replayed = [self.group.replayed(self.label(one)) for one in (ours, theirs)]
-        usable = bool(pairs) and all(
-            seed in replayed[0]
-            and seed in replayed[1]
-            and alike(replayed[0][seed], replayed[1][seed])
-            and (not whole_run or all(_stands_for(replayed[side][seed], log) for side, log in enumerate(pair)))
-            for seed, pair in pairs.items()
+        usable = (
+            self.replays
+            and bool(pairs)
+            and all(
+                seed in replayed[0]
+                and seed in replayed[1]
+                and alike(replayed[0][seed], replayed[1][seed])
+                and (not whole_run or all(_stands_for(replayed[side][seed], log) for side, log in enumerate(pair)))
+                for seed, pair in pairs.items()
+            )
         )
         found = []
         for side in (0, 1):
@@ -142,7 +150,7 @@ class Bench:
             if seed in replayed
         }
         timed = {seed: thirds(seconds, cells[seed].rounds) for seed, seconds in by_round.items()}
-        if cells and all(timed.get(seed) for seed in cells):
+        if self.replays and cells and all(timed.get(seed) for seed in cells):
             times = from_replay({seed: replayed[seed] for seed in cells})
         else:
             times = from_rows(cells)

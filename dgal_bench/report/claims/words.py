@@ -188,7 +188,8 @@ def verdict(finding: Finding) -> str:
 
 BOTH_WAYS = (
     "Judged again on each data set alone, on the seeds that both ways have and in the parts that the choice touches: a "
-    "verdict here may differ from the one above, which is of all parts and corrected for all data sets."
+    "verdict here may differ from the one above, which is of all parts and corrected for all data sets. Seconds are of "
+    "replays only where both ways have them."
 )
 
 
