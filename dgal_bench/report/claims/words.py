@@ -20,15 +20,18 @@ TITLE = "The paper's claims, by these rows"
 MARKS = {"confirmed": "✓ confirmed", "refuted": "✗ refuted", "undecided": "? undecided", NOT_RUN: "not run"}
 
 RULES = (
-    "Fixed before any row existed. Better or worse: the 95 % interval of the difference, paired over seeds, excludes "
-    "0, and still does after Holm's correction for all such tests of a claim. Equal: the interval of the difference in "
-    "area under the curve lies within ±1 point. Early: the first third of the rounds. About 100 (1,000) times: the "
-    "interval of the ratio meets [30, 300] ([300, 3,000]); about as long: it meets [0.3, 3]. At least 10 times: its "
-    "lower end is at least 10. Most: more than half of the data sets run. Contradicted is refuted, neither is "
+    "Fixed before any row existed: Better or worse: the 95 % interval of the difference, paired over seeds, excludes "
+    "0. Equal: the interval of the difference in area under the curve lies within ±1 point. Early: the first third of "
+    "the rounds. About 100 (1,000) times: the interval of the ratio meets [30, 300] ([300, 3,000]). At least 10 times: "
+    "its lower end is at least 10. Most: more than half of the data sets run. Contradicted is refuted, neither is "
     f"undecided, and so is anything on fewer than {FEW} seeds. Under 10 seeds intervals and tests are Student's, which "
-    "takes differences to be normally distributed; from 10 they are BCa bootstraps and sign flips. Bands (equal, "
-    "about) are judged by the interval alone. A claim of several parts is confirmed where all are, and refuted where "
-    "one is; over all, where it is so on every data set that was run, unless it says otherwise."
+    "takes differences to be normally distributed; from 10 they are BCa bootstraps and sign flips. Holm's correction "
+    "is for all tests of a claim. Read into that, before any verdict was looked at: what does not survive Holm's "
+    "correction is undecided; bands (equal, about) are judged by the interval alone; about as long: the ratio meets "
+    "[0.3, 3]; competitive: within ±1 point, or better; a claim of several parts is confirmed where all are, and "
+    "refuted where one is. Added when the first verdicts were there, each of which can only turn one into undecided: "
+    "who is best or slowest is not known while a benchmark was not run; over all, a claim is confirmed only where "
+    "every data set that ran it confirms it."
 )
 
 
