@@ -46,3 +46,15 @@ def test_the_network_is_asked_in_eval_mode_without_gradients(lab):
     outputs = predict(torch.arange(20))
     assert not module.training
     assert not outputs.log_probs.requires_grad
+
+
+def test_every_network_answers_for_itself(lab):
+    """Nothing is kept from the predictor of one round for that of the next, on the same points."""
+    cell, ids = Cell.of(practice("margin"), lab), torch.arange(20)
+    for round_ in (0, 1):
+        predict, module = predictor(lab, cell.new_module(round_))
+        outputs = predict(ids)
+        with torch.no_grad():
+            logits, _ = module.net(lab.transform(lab.data.images[ids]))
+        assert torch.allclose(outputs.log_probs, torch.log_softmax(logits, 1), atol=1e-6)
+        assert predict.n_scored == len(ids)

@@ -1,6 +1,7 @@
 """Laws over the whole registry: every strategy in conf/strategy, whatever it is made of."""
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,20 @@ def test_seed_and_round_matter(lab, strategy):
         for round_ in (0, 1)
     }
     assert len(batches) == 4
+
+
+def test_the_streams_of_a_round_belong_to_seed_and_round_alone(lab):
+    """The query's draws and its order of ties: another seed or round has others, another strategy the same."""
+    ids = torch.arange(5)
+
+    def streams(strategy, seed, round_):
+        query = Asked(lab, strategy, seed, round_=round_).query
+        return query.rng.random(), tuple(query.ties(ids).tolist())
+
+    rounds = [streams("random", seed, round_) for seed in (0, 1) for round_ in (0, 1)]
+    for stream in zip(*rounds, strict=True):
+        assert len(set(stream)) == 4
+    assert rounds == [streams("dgmg", seed, round_) for seed in (0, 1) for round_ in (0, 1)]
 
 
 def everything_reachable(root):
@@ -127,6 +142,8 @@ def test_diffusion_takes_the_smallest_scores_ties_by_hash(lab, name):
     left = [scores[i] for i in set(pool.unlabeled.tolist()) - set(expected)]
     share = taken.count(max(taken)) / 20 if max(taken) in left else 0.0
     assert query.notes["ties"]() == pytest.approx(share)
+    forgets = replace(cell.strategy.restrict, memory_limit=0)  # by the whole product, and the scores of all points
+    assert forgets(query).tolist() == expected
 
 
 def test_diffusion_breaks_ties_by_position_where_told(lab):
