@@ -15,7 +15,7 @@ ARGS = $(if $(SUITE),suite=$(SUITE)) $(if $(DATASET),dataset=$(DATASET)) $(if $(
        $(if $(PLUGINS),plugins=$(PLUGINS)) $(OVERRIDES)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-browser bench smoke report claims dashboard status validate replay benchmarks data doctor test test-all lint type clean
+.PHONY: help setup setup-browser bench smoke report claims dashboard status validate replay benchmarks data doctor test test-all mutants lint type clean
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +97,9 @@ test: setup  ## the fast tests
 test-all: setup  ## every test, the slow ones too; GPU tests are skipped without a GPU
 	$(PYTEST) -rs -m 'not alone'
 	@$(BIN)/python -m pytest -m alone
+
+mutants: setup  ## make seeded mistakes in a copy, one at a time, each to be caught by its tests
+	@$(BIN)/python tests/mutants.py
 
 lint: setup  ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
