@@ -65,7 +65,7 @@ MUTANTS = (
     Mutant("the setting of ties is ignored", '"position": lambda _: lambda ids: ids,', '"position": lambda ties: ties,',
            ("test_diffusion_breaks_ties_by_position_where_told",)),
     Mutant("labeled points among the candidates", "    scores[labeled] = torch.inf\n", "    pass\n",
-           (SMALLEST_SCORES,)),
+           ("test_labeled_points_are_no_candidates_where_all_scores_are_equal",)),
     Mutant("one candidate more than told", "size = min(self.restricted_size, pool.size",
            "size = min(self.restricted_size + 1, pool.size", (SMALLEST_SCORES,)),
     Mutant("a restriction that is not random", "rng.choice(len(points), min(size, len(points)), replace=False)",

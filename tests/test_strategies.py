@@ -9,6 +9,7 @@ import torch
 
 from dgal_bench.compose import group_names
 from dgal_bench.config import StrategyConfig
+from dgal_bench.data.pool import Pool
 from dgal_bench.errors import ConfigError
 from dgal_bench.graph import backends
 from dgal_bench.graph.diffusion import diffuse, score
@@ -144,6 +145,16 @@ def test_diffusion_takes_the_smallest_scores_ties_by_hash(lab, name):
     assert query.notes["ties"]() == pytest.approx(share)
     forgets = replace(cell.strategy.restrict, memory_limit=0)  # by the whole product, and the scores of all points
     assert forgets(query).tolist() == expected
+
+
+def test_labeled_points_are_no_candidates_where_all_scores_are_equal(lab):
+    """With one class every point is as certain as a labeled one, and as many are asked for as there are points."""
+    asked = Asked(lab, "dgmg")
+    pool = Pool(asked.pool.size, 1, asked.pool.labeled, torch.zeros_like(asked.pool.labels))
+    restrict = Cell.of(practice("dgmg", "strategy.restrict.score=confidence"), lab).strategy.restrict
+    for limit in (restrict.memory_limit, 0):
+        greedy = replace(restrict, restricted_size=pool.size, memory_limit=limit)
+        assert sorted(greedy(replace(asked.query, pool=pool)).tolist()) == pool.unlabeled.tolist()
 
 
 def test_diffusion_breaks_ties_by_position_where_told(lab):
