@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dgal_bench.config import RunConfig
+from dgal_bench.threads import thread_environment
 
 ENDINGS = ("ready", "done", "held", "skipped", "failed")
 """The last events of a job."""
@@ -83,14 +84,13 @@ class Worker:
 
 
 def environment(config: RunConfig, gpu: str | None = None) -> dict[str, str]:
-    """Set before torch, FAISS and BLAS are imported; the workspace setting is cuBLAS's condition for equal bits.
+    """Threads, and what else must be set before torch is imported; the workspace is cuBLAS's condition for equal bits.
 
     ``gpu``: the one to see, None: as they are.
     """
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     seen = "" if config.device == "cpu" else gpu
     shown = {} if seen is None else {"CUDA_VISIBLE_DEVICES": seen}
-    return {**dict.fromkeys(names, str(config.threads)), "CUBLAS_WORKSPACE_CONFIG": ":4096:8", **shown}
+    return {**thread_environment(config.threads), "CUBLAS_WORKSPACE_CONFIG": ":4096:8", **shown}
 
 
 def visible_gpus() -> list[str]:

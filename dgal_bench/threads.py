@@ -1,5 +1,6 @@
 """How many threads torch works on: part of a cell's identity, since they change the bits of a training."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,6 +11,16 @@ import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def thread_environment(count: int) -> dict[str, str]:
+    """What a process that works on ``count`` threads is started with: read when torch, FAISS and BLAS are imported.
+
+    How threads wait is said once more, for a node of a cluster that starts it with an environment of its own.
+    """
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+    waiting = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+    return {**dict.fromkeys(names, str(count)), "OMP_WAIT_POLICY": waiting}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import os
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, and for every process of a test
 os.environ["WANDB_ERROR_REPORTING"] = "false"  # before wandb is imported, by whichever test comes first
 
 from collections.abc import Iterator

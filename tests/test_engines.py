@@ -1,7 +1,10 @@
 """What every engine owes a sweep: the docket of its cells, and the lanes that they run on."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -14,7 +17,8 @@ from dgal_bench.engines.setup import set_up
 from dgal_bench.errors import CacheError, ConfigError, DataError, ResultsError, UserError
 from dgal_bench.identity import outline
 from dgal_bench.laws import practice, run_here
-from dgal_bench.process import environment
+from dgal_bench.models.ranks import Rank
+from dgal_bench.process import Worker, environment
 from dgal_bench.record import choice, read_cell
 from dgal_bench.recorder import Recorder
 from dgal_bench.request.sweeps import ENGINES as ENGINES_TO_ASK_FOR
@@ -393,3 +397,25 @@ def test_the_environment_gives_threads_and_one_gpu():
     assert "CUDA_VISIBLE_DEVICES" not in environment(config)
     assert environment(config, "5")["CUDA_VISIBLE_DEVICES"] == "5"
     assert environment(replace(config, device="cpu"), "5")["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize("own", [None, "ACTIVE"])
+def test_threads_of_every_process_that_works_sleep_while_they_wait(own, tmp_path, monkeypatch):
+    """Unless the user says otherwise: the command's, on a node of a cluster, and whoever starts it here."""
+    wanted, seen, popen = own or "PASSIVE", [], subprocess.Popen
+
+    def start(words, **how):
+        seen.append(how["env"])
+        return popen(["true"], **how)
+
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    say = "import os, dgal_bench; print(os.environ['OMP_WAIT_POLICY'])"
+    assert subprocess.check_output([sys.executable, "-c", say], text=True) == f"{wanted}\n"
+    asked = environment(practice("random"))
+    assert asked["OMP_WAIT_POLICY"] == wanted
+    monkeypatch.setattr(subprocess, "Popen", start)
+    Worker(asked).close()
+    Rank(tmp_path, 0, 2, 1, SimpleQueue()).end()
+    assert [one["OMP_WAIT_POLICY"] for one in seen] == [wanted, wanted]

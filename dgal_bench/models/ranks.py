@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 from dgal_bench.arrays import Progress
 from dgal_bench.errors import ConfigError, DataError, UserError
+from dgal_bench.threads import thread_environment
 
 # What a process may raise that is its user's to mend; the rest is reported with its type and place.
 _ERRORS = {error.__name__: error for error in (UserError, ConfigError, DataError)}
@@ -75,9 +76,8 @@ class Rank:
 
 def _environment(threads: int) -> dict[str, str]:
     """Thread counts before torch is imported (Lightning sets its own where there is none); gloo on this host alone."""
-    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
-    return counts | ({"GLOO_SOCKET_IFNAME": loopback[0]} if loopback else {})
+    return thread_environment(threads) | ({"GLOO_SOCKET_IFNAME": loopback[0]} if loopback else {})
 
 
 def follow(ranks: Sequence[Rank], events: Events, progress: Progress) -> dict[str, float]:
