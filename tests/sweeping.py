@@ -1,14 +1,23 @@
-"""Real sweeps of worker processes, for tests that disturb them."""
+"""Sweeps: of real worker processes, for tests that disturb them, and in the process of the test for all others."""
 
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
+import threading
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
+from dgal_bench.cli import main
 from dgal_bench.disk import below
+from dgal_bench.engines import local
 from dgal_bench.laws import PRACTICE, practice, run_here
 from dgal_bench.record import choice, read_results
+from dgal_bench.retiming import work
+from dgal_bench.worker import Emitter, ending, handle
 
 HERE = Path(__file__).parent.parent
 
@@ -23,6 +32,58 @@ def finish(words, limit=240, **environment):
     return subprocess.run(
         words, capture_output=True, text=True, timeout=limit, cwd=HERE, check=False, env=os.environ | environment
     )
+
+
+class WorkerHere:
+    """Stands for ``process.Worker``: jobs and events are JSON all the same, and nothing is imported anew."""
+
+    pid = os.getpid()
+    one_at_a_time = threading.Lock()  # lanes are threads of this process, which has one global generator
+
+    def __init__(self, environment):
+        self.environment, self.labs = environment, {}
+
+    def fit_for(self, wanted):
+        return self if self.environment == wanted else type(self)(wanted)
+
+    def run(self, job):
+        events = []
+
+        def emit(event, **facts):
+            events.append({"event": event, **facts})
+
+        emitter, log = Emitter(emit), logging.getLogger("dgal_bench")
+        with self.one_at_a_time:
+            log.addHandler(emitter)
+            try:
+                handle(json.loads(json.dumps(job)), emit, self.labs)
+            except Exception as error:  # noqa: BLE001 - the boundary, as in worker.main
+                emit(**ending(error, job["job"]))
+            finally:
+                log.removeHandler(emitter)
+        yield from json.loads(json.dumps(events))
+
+    def close(self):
+        pass
+
+
+def here(words, **environment):
+    """What ``finish`` does, with the command and its workers in this process: for tests of what they do and say.
+
+    Where the process itself is what is tested (it is killed, limited, alone, or one of two), it is ``finish``.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with ExitStack() as changed:
+        for change in (
+            patch.object(local, "Worker", WorkerHere),
+            patch.object(work, "Worker", WorkerHere),
+            patch.dict(os.environ, environment),
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
+            changed.enter_context(change)
+        code = main(words[words.index("dgal_bench.cli") + 1 :])
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def descendants(pid):

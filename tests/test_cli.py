@@ -17,7 +17,7 @@ from dgal_bench.laws import PRACTICE, practice, run_here
 from dgal_bench.progress import Bar, Lines, duration
 from dgal_bench.record import read_cell, read_results
 from dgal_bench.sweep import Settings, plan
-from tests.sweeping import HERE, alone, choices_of, command, descendants, finish, written  # noqa: F401 - for others
+from tests.sweeping import HERE, alone, choices_of, command, descendants, finish, here, written  # noqa: F401 - for others
 
 
 def settings(tmp_path, **changes):
@@ -206,14 +206,14 @@ def test_durations():
     assert [duration(s) for s in (7.4, 185, 3765)] == ["7 s", "3:05", "1:02:45"]
 
 
-# Real processes from here on.
+# Sweeps from here on.
 
 
 @pytest.mark.slow
 def test_a_failed_cell_is_recorded_the_others_go_on_and_a_second_try_runs_only_it(tmp_path, cache_root, capsys):
     root = tmp_path / "results"
     words = command(root, cache_root, "strategy=random", "seed=0", "training.lr=0.001,1e25", "jobs=1")
-    done = finish(words)
+    done = here(words)
     assert done.returncode == 1
     assert "FAILED: the training loss is nan" in done.stderr
     assert "1 of 2 cells failed" in done.stderr
@@ -230,7 +230,7 @@ def test_a_failed_cell_is_recorded_the_others_go_on_and_a_second_try_runs_only_i
     assert capsys.readouterr().out.splitlines()[1].startswith("failed ")
     assert main([*words[3:], "retry=failed", "--dry-run"]) == 0
     assert "2 cells: 1 done, 1 to run, 1 side by side" in capsys.readouterr().out
-    again = finish(words)
+    again = here(words)
     assert (again.returncode, bad.path.read_bytes()) == (1, bad_before)
     assert "1 of 2 cells failed; retry=failed tries them again" in again.stderr
     assert (folder / "random+training.lr=0.001" / "seed-0.jsonl").read_bytes() == before
@@ -240,7 +240,7 @@ def test_a_failed_cell_is_recorded_the_others_go_on_and_a_second_try_runs_only_i
 def test_a_collapsed_representation_costs_its_own_cells_only(tmp_path, cache_root):
     words = ["representation=pca,vae", "representation.recon_weight=1e-5", "strategy=random", "seed=0"]
     base = [word for word in command(tmp_path, cache_root, report=True) if word != "representation=pca"]
-    done = finish([*base, *words])
+    done = here([*base, *words])
     assert done.returncode == 1
     assert "random+representation=vae/seed-0: FAILED: the VAE says too little of these images" in done.stderr
     assert "1 of 2 cells failed" in done.stderr

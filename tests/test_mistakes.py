@@ -9,15 +9,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from dgal_bench.cli import main
+from dgal_bench.graph.backends import faiss_packages
 from dgal_bench.laws import PRACTICE, practice, run_here
 from dgal_bench.record import read_results
-
-HERE = Path(__file__).parent.parent
+from tests.sweeping import HERE, command, finish, here
 
 MISTAKES = [
     (["ben"], "unknown verb 'ben'; did you mean 'bench'?"),
@@ -203,7 +202,7 @@ class TestResultsFolder:
         assert "cannot be written: set results=DIR" in capsys.readouterr().err
 
 
-# Real workers from here on: they start, load, and refuse.
+# Sweeps from here on: workers load, and refuse.
 
 FOR_THESE_DATA = {
     "graph.graph_k=200": "graph.graph_k=200, but a point of 200 has only 199 neighbours: use 199 or less",
@@ -216,13 +215,10 @@ FOR_THESE_DATA = {
 }
 
 
-def bench(tmp_path, *words, **environment):
+def bench(tmp_path, *words):
     given = {word.partition("=")[0] for word in words}
     base = [word for word in SWEEP if word.partition("=")[0] not in given]
-    command = [sys.executable, "-m", "dgal_bench.cli", *base, f"results={tmp_path}/r", *words]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=240, cwd=HERE, check=False, env=os.environ | environment
-    )
+    return here([sys.executable, "-m", "dgal_bench.cli", *base, f"results={tmp_path}/r", *words])
 
 
 def message(done):
@@ -255,30 +251,42 @@ def test_missing_data_is_one_line_and_exit_code_3(tmp_path):
     assert list((tmp_path / "r").rglob("*.jsonl")) == []
 
 
+@pytest.fixture
+def installed_anew():
+    """What is installed is looked up once in a process."""
+    faiss_packages.cache_clear()
+    yield
+    faiss_packages.cache_clear()
+
+
 @pytest.mark.slow
-def test_two_faiss_packages_stop_a_sweep_and_the_advised_repair_works(tmp_path):
+@pytest.mark.usefixtures("installed_anew")
+def test_two_faiss_packages_stop_a_sweep_and_the_advised_repair_works(tmp_path, monkeypatch):
     """A second one as pip leaves it: its metadata say that the module is its own."""
     info = tmp_path / "faiss_gpu-1.15.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faiss-gpu\nVersion: 1.15.1\n")
     (info / "top_level.txt").write_text("faiss\n")
     words = ["strategy=random", "seed=0", f"cache={tmp_path}/c"]
-    done = bench(tmp_path, *words, PYTHONPATH=f"{tmp_path}:{HERE}")
+    monkeypatch.syspath_prepend(tmp_path)
+    done = bench(tmp_path, *words)
     assert done.returncode == 2
     assert message(done).startswith(
         "dgal-bench: faiss-cpu and faiss-gpu are both installed and own the same module: pip "
     )
-    done = bench(tmp_path, *words, "graph.backend=torch", PYTHONPATH=f"{tmp_path}:{HERE}")
+    done = bench(tmp_path, *words, "graph.backend=torch")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 def test_one_class_and_no_faiss_are_each_said_once_and_the_sweep_is_done(tmp_path):
-    """Two workers, two strategies: the same warning of both is told once. FAISS is hidden as if never installed."""
+    """Two workers, two strategies: the same warning of both is told once. FAISS is hidden as if never installed.
+
+    Real ones: each says it once in its process.
+    """
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['faiss'] = None\n")
-    words = ["strategy=random,dgmg", "seed=0", "initial_size=1", "jobs=2", f"cache={tmp_path}/c"]
-    words.append("full_supervision=false")
-    done = bench(tmp_path, *words, PYTHONPATH=f"{tmp_path}:{HERE}")
+    words = command(tmp_path / "r", tmp_path / "c", "strategy=random,dgmg", "seed=0", "initial_size=1", "jobs=2")
+    done = finish(words, PYTHONPATH=f"{tmp_path}:{HERE}")
     assert done.returncode == 0, done.stderr
     warnings = sorted(line for line in done.stderr.splitlines() if line.startswith("warning: "))
     assert len(warnings) == 2

@@ -13,7 +13,7 @@ from dgal_bench.lab import own_content
 from dgal_bench.laws import practice, run_here
 from dgal_bench.record import read_cell, read_results
 from dgal_bench.report.groups import group
-from tests.test_cli import finish
+from tests.sweeping import here
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def embeddings(tmp_path):
 
 def bench(tmp_path, *words, seed=0):
     settings = "initial_size=10 batch_size=5 restricted_size=20 graph.graph_k=5 representation.threads=1 jobs=1"
-    settings += " training.max_epochs=2 training.min_epochs=1 rounds=1 strategy=random dataset=embeddings"
+    settings += " training.max_epochs=2 training.min_epochs=1 rounds=1 strategy=random dataset=embeddings report=false"
     places = [f"seed={seed}", f"results={tmp_path}/results", f"cache={tmp_path}/cache"]
-    return finish([sys.executable, "-m", "dgal_bench.cli", "bench", *settings.split(), *places, *words])
+    return here([sys.executable, "-m", "dgal_bench.cli", "bench", *settings.split(), *places, *words])
 
 
 def test_a_finished_cell_is_compared_by_what_its_files_hold(lab, tmp_path):

@@ -1,6 +1,5 @@
 """Strategies from outside the package: what a plugin adds, how it is checked, and what becomes of one that cheats."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from dgal_bench.errors import ConfigError, StrategyError
 from dgal_bench.laws import PRACTICE, practice, run_here
 from dgal_bench.record import read_cell
 from dgal_bench.strategies import ACQUISITIONS, resolved
+from tests.sweeping import here
 
 pytestmark = pytest.mark.usefixtures("registries")
 
@@ -335,7 +335,7 @@ def test_an_entry_point_is_a_plugin_too(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_sweep_with_a_cheat_fails_its_cells_only_and_exits_1(tmp_path, cache_root):
-    """Real workers: the plugin reaches them, its honest strategy is swept, its cheat is recorded and named."""
+    """The plugin reaches the workers, its honest strategy is swept, its cheat is recorded and named."""
     path = acquisition(tmp_path, "return candidates[: batch_size - 2]")
     honest = "query.ties(candidates).argsort()[:batch_size]"
     path.write_text(
@@ -349,7 +349,7 @@ def test_a_sweep_with_a_cheat_fails_its_cells_only_and_exits_1(tmp_path, cache_r
     words = [sys.executable, "-m", "dgal_bench.cli", "bench", f"plugins={path}", "strategy=cheat,honest", "seed=0"]
     words.append("full_supervision=false")
     base = ["representation=pca", "profile=smoke", f"results={tmp_path}/r", f"cache={cache_root}", *PRACTICE]
-    done = subprocess.run([*words, *base], capture_output=True, text=True, timeout=240, check=False)
+    done = here([*words, *base])
     assert done.returncode == 1, done.stderr
     assert "digits/cheat/seed-0: FAILED: the strategy picked 3 points where the batch size is 5" in done.stderr
     assert "1 of 2 cells failed; retry=failed tries them again" in done.stderr
