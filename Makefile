@@ -96,8 +96,8 @@ PYTEST = @$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=wo
 test: setup  ## the fast tests
 	$(PYTEST)
 
-test-all: setup  ## every test, the slow ones too; GPU tests are skipped without a GPU
-	$(PYTEST) -rs -m 'not alone'
+test-all: test  ## every test: the fast ones, then the slow ones; GPU tests are skipped without a GPU
+	$(PYTEST) -rs -m '(slow or gpu) and not alone'
 	@$(BIN)/python -m pytest -m alone
 
 mutants: setup  ## make seeded mistakes in a copy, one at a time, each to be caught by its tests
