@@ -18,15 +18,21 @@ CLASSES = [f"n{number:08}" for number in (7, 21, 100, 1000, 20_000)]  # in sorte
 PER_CLASS = 6
 
 
-@pytest.fixture
-def small(monkeypatch, tmp_path):
-    """Five classes of six images, of which 3 are pool and 2 are test; the split drawn like the published one."""
-    for name, value in (("N_CLASSES", 5), ("PER_CLASS", PER_CLASS), ("N_POOL", 3), ("N_TEST", 2)):
+def shrink(monkeypatch, tmp_path, n_classes, per_class, n_pool, n_test):
+    """Fewer files, the split of every class drawn like the published one."""
+    sizes = {"N_CLASSES": n_classes, "PER_CLASS": per_class, "N_POOL": n_pool, "N_TEST": n_test}
+    for name, value in sizes.items():
         monkeypatch.setattr(mini_imagenet, name, value)
     raw = drawn_split()
     (tmp_path / "split.txt").write_bytes(raw)
     monkeypatch.setattr(mini_imagenet, "SPLIT_FILE", tmp_path / "split.txt")
     monkeypatch.setattr(mini_imagenet, "SPLIT_SHA256", hashlib.sha256(raw).hexdigest())
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """Five classes of six images, of which 3 are pool and 2 are test."""
+    shrink(monkeypatch, tmp_path, n_classes=5, per_class=PER_CLASS, n_pool=3, n_test=2)
 
 
 @pytest.fixture
