@@ -3,7 +3,6 @@
 import gc
 import json
 import shutil
-import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -26,6 +25,7 @@ from dgal_bench.retiming.plan import Wanted, plan
 from dgal_bench.retiming.work import execute, table
 from dgal_bench.strategies import Selection
 from dgal_bench.timings import COMMON, read_timings, timings_path
+from tests.sweeping import finish, here
 
 STRATEGIES = ("margin", "dgmg", "vae_seals", "seals", "badge")
 ROUNDS = 4
@@ -399,17 +399,17 @@ def test_queries_of_a_replay_begin_with_the_same_memory_each_time(lab, made, mon
 def test_the_verb_asks_a_process_of_its_own(lab, cache_root, results):
     """All on one state; then each on its own, where a changed pick is exit code 1 and one line that says where."""
 
-    def command(*words):
+    def command(do, *words):
         words = [sys.executable, "-m", "dgal_bench.cli", "replay", str(results), f"cache={cache_root}", *words]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        done = do(words)
         assert "Traceback" not in done.stderr
         return done.returncode, done.stdout, done.stderr
 
-    code, said, _ = command("--common", "digits/dgmg/seed-0")
+    code, said, _ = command(here, "--common", "digits/dgmg/seed-0")
     assert code == 0
     assert "margin on digits/dgmg/seed-0" in said
     tampered(cell_of(results, "margin"), 2)
-    code, said, warned = command("rounds=0,2", "repeats=2")
+    code, said, warned = command(finish, "rounds=0,2", "repeats=2")
     assert code == 1
     assert "equal |" in said
     assert "digits/margin/seed-0 picks others than its rows say in round 2" in warned

@@ -22,7 +22,7 @@ from dgal_bench.loop import run_cell
 from dgal_bench.record import choice, read_cell
 from dgal_bench.recorder import Recorder, UnwritableError
 from dgal_bench.schema import SCHEMA_VERSION
-from tests.sweeping import HERE, alone, command, finish, listing, texts_of
+from tests.sweeping import HERE, alone, command, finish, here, listing, texts_of
 
 FULL = "No space left on device"
 TOO_LARGE = "File too large"
@@ -264,7 +264,7 @@ def test_a_sweep_stops_at_storage_that_takes_no_more_and_goes_on_elsewhere(lab, 
     better = tmp_path / "better"
     shutil.copytree(root, better)
     words = command(better, cache_root, "strategy=random,margin,dgmg", "seed=0,1,2", LONG, "jobs=2")
-    done = finish(words)
+    done = here(words)
     assert done.returncode == 0, done.stderr
     after = listing(better)
     assert all(after[name].startswith(content) for name, content in before.items() if content.count(b"\n") > 1)
@@ -275,7 +275,7 @@ def test_a_sweep_stops_at_storage_that_takes_no_more_and_goes_on_elsewhere(lab, 
 def test_a_full_cache_stops_a_sweep_in_a_line(tmp_path, mounted):
     cache = mounted(tmp_path / "cache", "size=64k")
     (cache / "ballast").write_bytes(bytes(40 * 1024))
-    done = finish(command(tmp_path / "results", cache, "strategy=random"))
+    done = here(command(tmp_path / "results", cache, "strategy=random"))
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("[set-up]")]
     assert line.startswith(f"dgal-bench: the cache at {cache} cannot be used: [Errno 28] {FULL}")
