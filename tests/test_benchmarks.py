@@ -31,6 +31,7 @@ from benchmarks.loops import Task
 from benchmarks.memory_worker import Peaks
 from benchmarks.plan import CRITERIA, IMPLEMENTATIONS, Case
 from dgal_bench.data.pool import Pool
+from tests.measuring import answer_here
 
 ROOT = Path(__file__).parent.parent
 CASE = Case("badge", 60_000, 10, 50, "ours")
@@ -105,11 +106,11 @@ def test_every_size_is_planned_for_every_implementation():
 
 
 @pytest.mark.slow
-def test_a_quick_run_compares_all_on_the_same_picks(tmp_path):
+def test_a_quick_run_compares_all_on_the_same_picks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(acquisition, "answer", answer_here)
     out = tmp_path / "acquisition.json"
-    words = [sys.executable, "benchmarks/acquisition.py", "--quick", "--out", str(out)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert acquisition.main(["--quick", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
     results = json.loads(out.read_text())
     measured = {(one["criterion"], one["implementation"]): one for one in results["measurements"]}
     assert set(measured) == {(criterion, name) for criterion in CRITERIA for name in IMPLEMENTATIONS}
@@ -122,7 +123,7 @@ def test_a_quick_run_compares_all_on_the_same_picks(tmp_path):
             assert one[name]["x_ours"] == measured[one["criterion"], name]["seconds"] / ours
             expected = None if (one["criterion"], name) == ("badge", "scikit-activeml") else one["picks"]
             assert one[name]["shared_picks"] == expected
-        assert f"\n{one['criterion']} " in done.stdout
+        assert f"\n{one['criterion']} " in said
     assert results["bandwidth"]["torch_threads"] == results["threads"]
     assert results["provenance"]["machine"]["cpu"]
     assert out.with_suffix(".png").stat().st_size > 10_000
@@ -405,9 +406,7 @@ def test_generated_files_hold_what_is_generated_in_memory(tmp_path):
 @needs_proc
 def test_a_small_run_says_where_each_peak_is(tmp_path):
     out = tmp_path / "memory.json"
-    words = [sys.executable, "benchmarks/memory.py", "--small", "--out", str(out)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert memory.main(["--small", "--out", str(out)]) == 0
     parts = {row["part"]: row for row in read(out)["parts"]}
     assert set(parts) == set(memory.PARTS)
     for row in parts.values():
@@ -475,9 +474,7 @@ def test_only_a_local_sweep_has_a_goal_and_troubles_are_told():
 @pytest.mark.slow
 def test_a_small_sweep_is_run_to_its_end_and_its_own_work_is_most_of_it(tmp_path):
     out = tmp_path / "scheduling.json"
-    words = [sys.executable, "benchmarks/scheduling.py", "--cells", "8", "--sweeps", "local:1", "--out", str(out)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert scheduling.main(["--cells", "8", "--sweeps", "local:1", "--out", str(out)]) == 0
     (found,) = read(out)["sweeps"]
     assert found["complete"]
     assert found["of_cells"] == 7
