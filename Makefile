@@ -8,7 +8,11 @@ unexport PYTHONDONTWRITEBYTECODE
 export OMP_WAIT_POLICY ?= PASSIVE
 # faiss-cpu and faiss-gpu own the same module: exactly one is installed, by whether a GPU driver answers.
 FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
+# What running needs, what tests need too, and what only benchmarks do (peers: some of them need a C++ compiler).
 INSTALLED := $(VENV)/.installed-$(FAISS)
+FOR_TESTS := $(VENV)/.installed-dev
+FOR_BENCHMARKS := $(VENV)/.installed-peers
+FOR_ENGINE = $(if $(filter ray slurm,$(ENGINE)),$(VENV)/.installed-$(ENGINE))
 
 ARGS = $(if $(SUITE),suite=$(SUITE)) $(if $(DATASET),dataset=$(DATASET)) $(if $(DATA_PATH),dataset.path=$(DATA_PATH)) \
        $(if $(STRATEGIES),strategy=$(STRATEGIES)) \
@@ -23,14 +27,24 @@ help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  bench takes DATASET= DATA_PATH= STRATEGIES= SEEDS= ROUNDS= PROFILE= SUITE= RESULTS= ENGINE= JOBS= PLUGINS= OVERRIDES='key=value ...'"
 
-setup: $(INSTALLED)  ## make .venv and install everything into it (a few minutes, once)
+setup: $(FOR_TESTS)  ## make .venv with everything that tests need (a few minutes, once)
 
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check --no-input -e
 $(INSTALLED): pyproject.toml
 	@echo "Set-up, once: $(VENV) gets torch and the rest, about 6 GB, in two to five minutes."
 	$(PYTHON) -m venv $(VENV)
 	@rm -f $(VENV)/.installed-*
 	@$(BIN)/python -m pip uninstall --quiet --yes faiss-cpu faiss-gpu faiss-gpu-cuvs 2>/dev/null || true
-	$(BIN)/python -m pip install --disable-pip-version-check --no-input -e '.[$(FAISS),ray,slurm,dashboard,dev]'
+	$(PIP_INSTALL) '.[$(FAISS)]'
+	@touch $@
+
+$(FOR_TESTS): $(INSTALLED)
+	$(PIP_INSTALL) '.[$(FAISS),ray,slurm,dashboard,dev]'
+	@touch $@
+
+# an extra by its name: ray, slurm, dashboard, peers
+$(VENV)/.installed-%: $(INSTALLED)
+	$(PIP_INSTALL) '.[$(FAISS),$*]'
 	@touch $@
 
 # For the tests alone, which look at report.html as its reader does; they are skipped where there is no browser.
@@ -44,36 +58,36 @@ setup-browser:  ## install Debian's Chromium, unless a browser is there: tests l
 	echo "Set-up, once: Chromium and a font, by apt-get."; \
 	$(APT) update && $(APT) install --yes --no-install-recommends chromium fonts-dejavu-core >/dev/null
 
-bench: setup  ## run a suite (default: digits, the strategies of the paper, 5 seeds), then report
+bench: $(INSTALLED) $(FOR_ENGINE)  ## run a suite (default: digits, the strategies of the paper, 5 seeds), then report
 	@$(BIN)/dgal-bench bench $(strip $(ARGS))
 
-smoke: setup  ## run every strategy for seconds, on a tiny subset
+smoke: $(INSTALLED) $(FOR_ENGINE)  ## run every strategy for seconds, on a tiny subset
 	@$(BIN)/dgal-bench bench suite=smoke $(filter-out suite=%,$(strip $(ARGS)))
 
 ON_RESULTS = @$(BIN)/dgal-bench $@ $(or $(RESULTS),results/runs)
-report: setup  ## tables and figures of RESULTS (default results/runs)
+report: $(INSTALLED)  ## tables and figures of RESULTS (default results/runs)
 	$(ON_RESULTS) $(if $(GROWTH),growth=$(GROWTH))
 
-claims: setup  ## the paper's claims, each with its verdict by RESULTS (GROWTH=FILE: of benchmarks/scaling.py)
+claims: $(INSTALLED)  ## the paper's claims, each with its verdict by RESULTS (GROWTH=FILE: of benchmarks/scaling.py)
 	$(ON_RESULTS) $(if $(GROWTH),growth=$(GROWTH))
 
-dashboard: setup  ## the W&B workspace of RESULTS, as JSON in RESULTS/dashboard.json
+dashboard: $(VENV)/.installed-dashboard  ## the W&B workspace of RESULTS, as JSON in RESULTS/dashboard.json
 	$(ON_RESULTS) --dry-run $(or $(RESULTS),results/runs)/dashboard.json
 	@echo "To push it: $(BIN)/dgal-bench dashboard $(or $(RESULTS),results/runs) --push wandb.entity=NAME"
 
-status: setup  ## what is done, at work, failed or missing in RESULTS
+status: $(INSTALLED)  ## what is done, at work, failed or missing in RESULTS
 	$(ON_RESULTS)
 
-validate: setup  ## every row of RESULTS checked
+validate: $(INSTALLED)  ## every row of RESULTS checked
 	$(ON_RESULTS)
 
-replay: setup  ## queries of RESULTS timed again, alone
+replay: $(INSTALLED)  ## queries of RESULTS timed again, alone
 	$(ON_RESULTS)
 
 # The small sizes, beside the committed results; benchmarks/README.md has the commands of those.
 MEASURED = build/benchmarks
 measure = @$(BIN)/python benchmarks/$(1).py $(2) --out $(MEASURED)/$(1).json
-benchmarks: setup  ## measure graphs, queries, their growth, training, memory and the rest; an hour on two cores, quiet
+benchmarks: $(FOR_BENCHMARKS)  ## measure graphs, queries, their growth, training, memory and the rest; an hour on two cores, quiet
 	$(call measure,graph_build,--large 250000 --limit 120)
 	$(call measure,diffusion,--points 60000)
 	$(call measure,query,--sample 200)
@@ -86,10 +100,10 @@ benchmarks: setup  ## measure graphs, queries, their growth, training, memory an
 	$(call measure,reporting)
 
 comma := ,
-data: setup  ## find, download and check the files of DATASET (none named: say what is there)
+data: $(INSTALLED)  ## find, download and check the files of DATASET (none named: say what is there)
 	@$(BIN)/dgal-bench data $(subst $(comma), ,$(DATASET))
 
-doctor: setup  ## is this machine fit to run, and if not, what mends it
+doctor: $(INSTALLED)  ## is this machine fit to run, and if not, what mends it
 	@$(BIN)/dgal-bench doctor
 
 PYTEST = @$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal

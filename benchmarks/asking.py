@@ -10,18 +10,17 @@ from torch import Tensor
 
 from benchmarks.contenders import network_outputs
 from benchmarks.inputs import SEED, standardise
-from dgal_bench.arrays import Features, Index, Outputs
-from dgal_bench.clock import Stopwatch
-from dgal_bench.config import RunConfig
+from dgal_bench.config.schema import RunConfig
+from dgal_bench.core.clock import Stopwatch
+from dgal_bench.core.seeding import rng_for
+from dgal_bench.core.types import Features, Index, Outputs
 from dgal_bench.data.datamodule import PoolDataModule
-from dgal_bench.data.images import ImageData
+from dgal_bench.data.image_data import ImageData
 from dgal_bench.data.pool import Pool
-from dgal_bench.graph.transition import Graph
-from dgal_bench.lab import Cell, Lab
+from dgal_bench.experiment import Experiment, Prepared, Run
+from dgal_bench.graph.graph import Graph
 from dgal_bench.models.predict import Predictor
 from dgal_bench.models.task import TaskModule
-from dgal_bench.representation import Setup
-from dgal_bench.seeding import rng_for
 
 CPU = torch.device("cpu")
 PASS = ("infer", "embed")
@@ -76,9 +75,9 @@ def synthetic_outputs(n_points: int, n_classes: int) -> Outputs:
     return Outputs(torch.from_numpy(made.log_probs), torch.from_numpy(made.features))
 
 
-def lab_of(config: RunConfig, data: ImageData, latents: Features, graph: Graph) -> Lab:
-    """As open_lab makes it, of features that nobody trained for; they may be of more points than there are images."""
-    return Lab(data, standardise(config, data), Setup(latents, graph, None, "none", "none", {}), CPU)
+def experiment_of(config: RunConfig, data: ImageData, latents: Features, graph: Graph) -> Experiment:
+    """As ``open_experiment`` makes it, of untrained features; they may be of more points than there are images."""
+    return Experiment(data, standardise(config, data), Prepared(latents, graph, None, "none", "none", {}), CPU)
 
 
 def pool_of(n_points: int, n_classes: int, n_labeled: int) -> Pool:
@@ -106,7 +105,7 @@ class Answer:
 
 
 def ask(
-    cell: Cell, pool: Pool, round_: int, module: TaskModule, memory: Mapping[str, Any],
+    run: Run, pool: Pool, round_: int, module: TaskModule, memory: Mapping[str, Any],
     make: MakePredictor = whole_pass,
 ) -> Answer:  # fmt: skip
     """A query as loop.ask puts it, with the predictor that ``make`` makes.
@@ -115,11 +114,11 @@ def ask(
         StrategyError: the strategy broke its contract.
     """
     clock = Stopwatch(CPU)
-    predict = make(module, cell.datamodule(pool, round_), clock)
-    query = cell.query(pool, predict, clock, round_, memory)
+    predict = make(module, run.datamodule(pool, round_), clock)
+    query = run.query(pool, predict, clock, round_, memory)
     with clock.running():
-        selection = cell.strategy.select(query, cell.config.batch_size)
-    pool.check(selection.indices, cell.config.batch_size)
+        selection = run.strategy.select(query, run.config.batch_size)
+    pool.check(selection.indices, run.config.batch_size)
     unpaid = predict.unpaid_seconds if isinstance(predict, SampledPass) else 0.0
     return Answer(
         clock.total + unpaid, _grouped(clock.seconds, unpaid), unpaid > 0, predict.n_scored,
@@ -127,14 +126,14 @@ def ask(
     )  # fmt: skip
 
 
-def remembered(cell: Cell, pool: Pool, round_: int, module: TaskModule, answers: Outputs) -> Mapping[str, Any]:
+def remembered(run: Run, pool: Pool, round_: int, module: TaskModule, answers: Outputs) -> Mapping[str, Any]:
     """What the query of the round before has left, when the last batch had no labels yet; its pass is cut short."""
-    n_before = len(pool.labeled) - cell.config.batch_size
+    n_before = len(pool.labeled) - run.config.batch_size
     before = Pool(pool.size, pool.n_classes, pool.labeled[:n_before], pool.labels[:n_before])
     clock = Stopwatch(CPU)
-    predict = SampledPass(module, cell.datamodule(before, round_ - 1), clock, _GLIMPSE, answers)
-    query = cell.query(before, predict, clock, round_ - 1)
-    cell.strategy.select(query, cell.config.batch_size)
+    predict = SampledPass(module, run.datamodule(before, round_ - 1), clock, _GLIMPSE, answers)
+    query = run.query(before, predict, clock, round_ - 1)
+    run.strategy.select(query, run.config.batch_size)
     return query.remembered
 
 

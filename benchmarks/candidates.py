@@ -8,10 +8,10 @@ from torch import Tensor
 
 from benchmarks import inputs
 from benchmarks.repetitions import Maker, interleaved, ratio, ratio_text, spread
-from dgal_bench.clock import Stopwatch
-from dgal_bench.data.images import ImageData
+from dgal_bench.core.clock import Stopwatch
+from dgal_bench.core.seeding import rng_for
+from dgal_bench.data.image_data import ImageData
 from dgal_bench.models.predict import Predictor
-from dgal_bench.seeding import rng_for
 
 SIZES = (100, 500, 1000, 5000)
 OURS, BARE = "ours", "bare"

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dgal_bench.checks import above_zero
-from dgal_bench.errors import ConfigError
-from dgal_bench.provenance import provenance
+from dgal_bench.config.schema import parse_positive
+from dgal_bench.core.errors import ConfigError
+from dgal_bench.core.system import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 THREAD_VARIABLES = (
@@ -31,7 +31,7 @@ def parser(name: str, document: str | None) -> argparse.ArgumentParser:
     default = ROOT / "results" / "benchmarks" / f"{name}.json"
     made.add_argument("--out", type=Path, default=default, help="the JSON file (default: results/benchmarks)")
     made.add_argument(
-        "--threads", type=at_least_one, default=1, help="for torch, BLAS and OpenMP alike (default: 1, as a cell has)"
+        "--threads", type=at_least_one, default=1, help="for torch, BLAS and OpenMP alike (default: 1, as a run has)"
     )
     return made
 
@@ -44,7 +44,7 @@ def at_least_one(word: str) -> int:
 
 def positive_seconds(word: str) -> float:
     try:
-        return above_zero("seconds", word, "a number above 0")
+        return parse_positive("seconds", word, "a number above 0")
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -59,7 +59,7 @@ def _draws() -> np.random.Generator:
 def badge_ours(outputs: NetworkOutputs, n_picks: int) -> Call:
     import torch
 
-    from dgal_bench.seeding import TieBreak
+    from dgal_bench.core.seeding import TieBreak
     from dgal_bench.strategies.badge import gradient_errors, seed_batch
 
     log_probs, features = torch.from_numpy(outputs.log_probs), torch.from_numpy(outputs.features)
@@ -95,7 +95,7 @@ def badge_peer(outputs: NetworkOutputs, n_picks: int) -> Call:
 def coreset_ours(outputs: NetworkOutputs, n_picks: int) -> Call:
     import torch
 
-    from dgal_bench.seeding import TieBreak
+    from dgal_bench.core.seeding import TieBreak
     from dgal_bench.strategies.coreset import farthest_first
 
     features, centres = torch.from_numpy(outputs.features), torch.from_numpy(outputs.centres)
@@ -124,8 +124,8 @@ def margin_ours(outputs: NetworkOutputs, n_picks: int) -> Call:
     """From log probabilities, as the strategy gets them: it pays for the exp that the others are spared."""
     import torch
 
-    from dgal_bench.arrays import margins, smallest
-    from dgal_bench.seeding import TieBreak
+    from dgal_bench.core.seeding import TieBreak
+    from dgal_bench.core.types import margins, smallest
 
     log_probs = torch.from_numpy(outputs.log_probs)
     ids = torch.arange(len(log_probs))

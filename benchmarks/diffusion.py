@@ -36,9 +36,9 @@ from benchmarks.products import (
     some_values,
 )
 from benchmarks.repetitions import Repeated, interleaved
+from dgal_bench.core.system import on_threads
 from dgal_bench.graph.knn import knn
 from dgal_bench.graph.transition import transition
-from dgal_bench.threads import on_threads
 
 GRAPH_K = 20
 NEW = (10, 50)

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from dgal_bench.identity import outline
-from dgal_bench.projection import LEVELS, PROJECTION_VERSION, file_name
-from dgal_bench.record import PHASES
-from dgal_bench.schema import SCHEMA_VERSION
-from dgal_bench.sweep import Job, Settings, plan
+from dgal_bench.engines.sweep import PlannedRun, SweepSettings, plan_runs
+from dgal_bench.results.projection import LEVELS, PROJECTION_VERSION, file_name
+from dgal_bench.results.resume import header_outline
+from dgal_bench.results.rows import PHASES, SCHEMA_VERSION
 
 PAPER = ("random", "lc", "margin", "entropy", "badge", "coreset", "seals", "vae_seals", "ganvae", "rsmg",
          "dglc", "dgmg")  # fmt: skip
@@ -38,14 +37,16 @@ def generate(
     suite: str = "paper",
     projections: bool = False,
 ) -> list[Path]:
-    """Finished cells of every combination, and of full supervision; returns their files."""
+    """Finished runs of every combination, and of full supervision; returns their files."""
     axes = {"dataset": list(datasets), "representation": ["default"], "profile": ["cpu"],
             "seed": [str(seed) for seed in seeds], "strategy": list(strategies)}  # fmt: skip
     axes |= {} if rounds is None else {"rounds": [str(rounds)]}
     axes |= {key: [value] for key, _, value in (one.partition("=") for one in overrides)}
-    settings = Settings(Path(root), suite, Path("data"), Path("cache"), None, False, True, (), full_supervision=True)
+    settings = SweepSettings(
+        Path(root), suite, Path("data"), Path("cache"), None, False, True, (), full_supervision=True
+    )
     files = []
-    for job in plan(axes, settings):
+    for job in plan_runs(axes, settings):
         lines = [header(job), *rows(job)]
         job.path.parent.mkdir(parents=True, exist_ok=True)
         job.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -55,9 +56,9 @@ def generate(
     return files
 
 
-def header(job: Job) -> dict[str, Any]:
+def header(job: PlannedRun) -> dict[str, Any]:
     """As a worker writes it, of a machine that is not there."""
-    config, known = job.config, outline(job.config, job.name)
+    config, known = job.config, header_outline(job.config, job.name)
     n_classes, pool = CLASSES[config.dataset.kind], POOL[config.dataset.kind]
     rng = np.random.default_rng(config.seed)
     initial = rng.permutation(pool)[: config.initial_size or pool].tolist()
@@ -88,7 +89,7 @@ def header(job: Job) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rows(job: Job) -> Iterator[dict[str, Any]]:
+def rows(job: PlannedRun) -> Iterator[dict[str, Any]]:
     """Curves that rise at a rate of the strategy's own, and queries that cost what its kind costs."""
     config = job.config
     number = sum(config.strategy.name.encode())
@@ -153,4 +154,4 @@ def write_projection(folder: Path, n_points: int, n_classes: int = 10, seed: int
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{len(generate(Path(sys.argv[1]), SIX, rounds=30, projections=True))} cells in {sys.argv[1]}\n")
+    sys.stdout.write(f"{len(generate(Path(sys.argv[1]), SIX, rounds=30, projections=True))} runs in {sys.argv[1]}\n")

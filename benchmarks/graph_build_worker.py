@@ -15,9 +15,9 @@ import torch
 from benchmarks.floors import search_operations, sgemm_rate
 from benchmarks.machine import cores_of_others, peak_beyond, reset_peak, return_free_memory
 from benchmarks.points import Floats, points
-from dgal_bench.graph.exact import exact
+from dgal_bench.core.system import workers
+from dgal_bench.graph.exact_knn import exact
 from dgal_bench.graph.knn import Neighbors, knn
-from dgal_bench.threads import workers
 
 _WARM = 2000
 _SAMPLE = 1000  # queries whose true neighbours are looked up

@@ -21,16 +21,16 @@ from torch.utils.data import DataLoader
 from benchmarks import candidates, inputs
 from benchmarks.common import at_least_one, header, machine_text, parser, quiet, say, write
 from benchmarks.repetitions import Maker, interleaved, ratio, ratio_text, spread
-from dgal_bench.clock import Stopwatch
-from dgal_bench.config import available_cores
-from dgal_bench.data.images import ImageData
-from dgal_bench.errors import DataError
+from dgal_bench.config.schema import available_cores
+from dgal_bench.core.clock import Stopwatch
+from dgal_bench.core.errors import DataError
+from dgal_bench.core.seeding import isolated
+from dgal_bench.core.system import on_threads
+from dgal_bench.data.image_data import ImageData
+from dgal_bench.engines.worker import hide_missing_gpus
 from dgal_bench.models.predict import Predictor
 from dgal_bench.models.task import TaskModule, fit, new_trainer
 from dgal_bench.models.trainer import silence_lightning
-from dgal_bench.seeding import isolated
-from dgal_bench.threads import on_threads
-from dgal_bench.worker import hide_missing_gpus
 
 GOAL = 1.7
 TIE = 1e-4

@@ -10,23 +10,23 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from dgal_bench.compose import compose
-from dgal_bench.config import RunConfig
+from dgal_bench.config.compose import compose
+from dgal_bench.config.schema import RunConfig
+from dgal_bench.core.seeding import isolated, rng_for, torch_rng_for
 from dgal_bench.data import datasets
 from dgal_bench.data.datamodule import PoolDataModule, Standardise, channel_statistics
-from dgal_bench.data.images import ImageData, Request
+from dgal_bench.data.image_data import DatasetRequest, ImageData
 from dgal_bench.data.pool import Pool
 from dgal_bench.models.nets import build_net
 from dgal_bench.models.task import TaskModule
-from dgal_bench.seeding import isolated, rng_for, torch_rng_for
 
 SEED = 0
 SIDE = 28
-_COARSE = 7  # cells a side of a class's pattern: convolutions see edges, as in drawn strokes
+_COARSE = 7  # runs a side of a class's pattern: convolutions see edges, as in drawn strokes
 
 
 def settings(*overrides: str, strategy: str = "margin", dataset: str = "mnist") -> RunConfig:
-    """A cell's configuration, on the CPU: MNIST's network, batch sizes and training unless ``overrides`` say else."""
+    """A run's configuration, on the CPU: MNIST's network, batch sizes and training unless ``overrides`` say else."""
     choices = {"dataset": dataset, "representation": "default", "profile": "paper", "strategy": strategy}
     return compose(choices, ["device=cpu", f"seed={SEED}", *overrides])
 
@@ -34,11 +34,11 @@ def settings(*overrides: str, strategy: str = "margin", dataset: str = "mnist") 
 def patterns(n_images: int, n_classes: int, role: str) -> tuple[np.ndarray, np.ndarray]:
     """(n, 28, 28) uint8 and (n,) int64: one pattern per class, half covered by noise."""
     coarse = rng_for(SEED, "benchmark patterns").integers(0, 256, (n_classes, _COARSE, _COARSE), dtype=np.uint8)
-    cell = SIDE // _COARSE
+    run = SIDE // _COARSE
     rng = rng_for(SEED, "benchmark", role)
     labels = rng.integers(n_classes, size=n_images)
     images = rng.integers(0, 128, (n_images, SIDE, SIDE), dtype=np.uint8)
-    images += (coarse.repeat(cell, axis=1).repeat(cell, axis=2) // 2)[labels]
+    images += (coarse.repeat(run, axis=1).repeat(run, axis=2) // 2)[labels]
     return images, labels
 
 
@@ -78,7 +78,7 @@ def write_files(folder: Path, n_pool: int, n_test: int, n_classes: int, n_featur
 def mnist(config: RunConfig, root: Path, n_images: int) -> ImageData:
     """The first images of the real one under ``root``, in torchvision's layout; DataError where it is not there."""
     no_cache = root  # MNIST's files need no decoding
-    data = datasets.load(Request(config.dataset, root, no_cache, lambda what, done, of: None))
+    data = datasets.load(DatasetRequest(config.dataset, root, no_cache, lambda what, done, of: None))
     return replace(data, images=data.images[:n_images], labels=data.labels[:n_images])
 
 
@@ -88,7 +88,7 @@ def first_pool(data: ImageData, n_labeled: int) -> Pool:
 
 
 def new_module(config: RunConfig, data: ImageData) -> TaskModule:
-    """As Cell.new_module makes it: the same weights every time."""
+    """As Run.new_module makes it: the same weights every time."""
     with isolated(config.seed, "weights", 0):
         net = build_net(data.image_shape, data.n_classes, config.net)
     return TaskModule(net, data.n_classes, config.training)
@@ -100,7 +100,7 @@ def standardise(config: RunConfig, data: ImageData) -> Standardise:
 
 
 def datamodule(config: RunConfig, data: ImageData, pool: Pool, transform: Standardise) -> PoolDataModule:
-    """As Cell.datamodule makes it: the same order of the labeled points every time."""
+    """As Run.datamodule makes it: the same order of the labeled points every time."""
     order = torch_rng_for(config.seed, "order", 0)
     return PoolDataModule(data, pool, transform, config.training.train_batch_size, config.predict_batch_size, order)
 

@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from benchmarks import inputs
 from benchmarks.repetitions import Maker
-from dgal_bench.config import RunConfig
+from dgal_bench.config.schema import RunConfig
+from dgal_bench.core.seeding import isolated, torch_rng_for
 from dgal_bench.data.datamodule import PoolDataModule, Standardise
-from dgal_bench.data.images import ImageData
+from dgal_bench.data.image_data import ImageData
 from dgal_bench.models.task import TaskModule, fit, new_trainer
 from dgal_bench.models.trainer import silent_trainer
-from dgal_bench.seeding import isolated, torch_rng_for
 
 OURS, BARE, USUAL = "Lightning, slices: ours", "bare loop, slices", "Lightning, per-item DataLoader"
 _CPU = torch.device("cpu")

@@ -1,7 +1,7 @@
 """One part of benchmarks/memory.py in a process of its own: ``python -m benchmarks.memory_worker REQUEST``.
 
-The request and the answer are JSON objects. The part ``setup`` opens the lab with an empty cache, every other one is
-the name of a strategy whose first round is run on what the cache then holds.
+The request and the answer are JSON objects. The part ``setup`` opens the experiment with an empty cache, every other
+one is the name of a strategy whose first round is run on what the cache then holds.
 """
 
 import json
@@ -15,19 +15,20 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.machine import reset_peak, status_megabytes
-from dgal_bench import lab, loop, representation
-from dgal_bench.compose import compose
-from dgal_bench.config import RunConfig
+from dgal_bench import experiment as experiment
+from dgal_bench import loop, representation
+from dgal_bench.config.compose import compose
+from dgal_bench.config.schema import RunConfig
+from dgal_bench.core.system import on_threads
 from dgal_bench.data.datamodule import Standardise
 from dgal_bench.data.pool import Pool, initial_set
+from dgal_bench.engines.worker import hide_missing_gpus
 from dgal_bench.models.trainer import silence_lightning
-from dgal_bench.strategies import Strategy
-from dgal_bench.threads import on_threads
-from dgal_bench.worker import hide_missing_gpus
+from dgal_bench.strategies.base import Strategy
 
 # What is watched: whose function of that name is which phase. What is in none of them is the rest.
 PHASES: tuple[tuple[Any, str, str], ...] = (
-    (lab, "load", "read images"),
+    (experiment, "load", "read images"),
     (Standardise, "of_pool", "mean and deviation"),
     (representation, "label_shares", "label_shares"),
     (representation, "neighbors_of", "graph: neighbours"),
@@ -119,7 +120,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         peaks.watch(owner, name, phase)
     folder = Path(request["folder"])
     with peaks.phase(REST), on_threads(config.threads):
-        opened = lab.open_lab(config, folder, folder / "cache", lambda what, done, of: None)
+        opened = experiment.open_experiment(config, folder, folder / "cache", lambda what, done, of: None)
         facts = {} if request["part"] == "setup" else first_round(config, opened)
     return {
         "status": "measured",
@@ -132,12 +133,12 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def first_round(config: RunConfig, opened: lab.Lab) -> dict[str, Any]:
+def first_round(config: RunConfig, opened: experiment.Experiment) -> dict[str, Any]:
     """Train, test, query: as in a run, and what shows that it did."""
     data = opened.data
     first = initial_set(data.labels, data.n_classes, config.initial_size, config.seed)
     pool = Pool(data.size, data.n_classes, first, data.labels[first])
-    record, _, _ = loop.run_round(lab.Cell.of(config, opened), pool, 0, memory={})
+    record, _, _ = loop.run_round(experiment.Run.of(config, opened), pool, 0, memory={})
     return {"epochs": record.epochs, "n_scored": record.n_scored, "n_candidates": record.n_candidates}
 
 

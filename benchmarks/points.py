@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from dgal_bench.seeding import rng_for
+from dgal_bench.core.seeding import rng_for
 
 SEED = 0
 _BLOCK = 100_000  # rows that are drawn at once: a pool of any size is made in bounded memory

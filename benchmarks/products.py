@@ -13,11 +13,11 @@ from scipy import sparse
 from torch import Tensor
 
 from benchmarks.repetitions import Keep, Maker
-from dgal_bench.clock import Stopwatch
+from dgal_bench.core.clock import Stopwatch
+from dgal_bench.core.seeding import TieBreak, rng_for
 from dgal_bench.data.pool import Pool
 from dgal_bench.graph.diffusion import product, step
-from dgal_bench.graph.transition import Graph
-from dgal_bench.seeding import TieBreak, rng_for
+from dgal_bench.graph.graph import Graph
 from dgal_bench.strategies.base import Query
 from dgal_bench.strategies.restrict import Diffusion
 

@@ -24,7 +24,7 @@ from benchmarks.asking import (
     Answer,
     MakePredictor,
     ask,
-    lab_of,
+    experiment_of,
     pool_of,
     remembered,
     sampled_pass,
@@ -36,16 +36,17 @@ from benchmarks.floors import best_seconds
 from benchmarks.inference import trained
 from benchmarks.points import KINDS, points
 from benchmarks.repetitions import Maker, interleaved, ratio, ratio_text, spread
-from dgal_bench.arrays import Outputs
-from dgal_bench.config import RunConfig
+from dgal_bench.config.schema import RunConfig
+from dgal_bench.core.system import on_threads
+from dgal_bench.core.types import Outputs
 from dgal_bench.data.pool import Pool
+from dgal_bench.engines.worker import hide_missing_gpus
+from dgal_bench.experiment import Run
+from dgal_bench.graph.graph import Graph
 from dgal_bench.graph.knn import knn
-from dgal_bench.graph.transition import Graph, transition
-from dgal_bench.lab import Cell
+from dgal_bench.graph.transition import transition
 from dgal_bench.models.task import TaskModule
 from dgal_bench.models.trainer import silence_lightning
-from dgal_bench.threads import on_threads
-from dgal_bench.worker import hide_missing_gpus
 
 OURS, FIRST = "dgmg", "dgmg, nothing remembered"
 RESTRICTED = ("dgmg", "dgbadge", "rsmg", "vae_seals", "random")
@@ -118,9 +119,9 @@ def cnn(options: argparse.Namespace, latents: Tensor, graph: Graph) -> dict[str,
     data = inputs.generated(options.points, 10)
     module = inputs.new_module(configured("cnn", OURS), data)
     module.net.load_state_dict(trained(data))
-    lab = lab_of(configured("cnn", OURS), data, latents, graph)
-    cells = {name: Cell.of(configured("cnn", name), lab) for name in (*RESTRICTED, *WHOLE, *OTHERS)}
-    return measured("CNN", cells, module.eval(), options.repeats, whole_pass, GOALS["cnn"])
+    experiment = experiment_of(configured("cnn", OURS), data, latents, graph)
+    runs = {name: Run.of(configured("cnn", name), experiment) for name in (*RESTRICTED, *WHOLE, *OTHERS)}
+    return measured("CNN", runs, module.eval(), options.repeats, whole_pass, GOALS["cnn"])
 
 
 def resnet(options: argparse.Namespace, latents: Tensor, graph: Graph) -> dict[str, Any]:
@@ -129,11 +130,11 @@ def resnet(options: argparse.Namespace, latents: Tensor, graph: Graph) -> dict[s
     configs = {name: configured("resnet", name, *overrides) for name in (OURS, *WHOLE)}
     data = inputs.coloured(inputs.generated(options.points, 10))
     module = inputs.new_module(configs[OURS], data).eval()
-    lab = lab_of(configs[OURS], data, latents, graph)
-    cells = {name: Cell.of(config, lab) for name, config in configs.items()}
+    experiment = experiment_of(configs[OURS], data, latents, graph)
+    runs = {name: Run.of(config, experiment) for name, config in configs.items()}
     make = sampled_pass(options.sample, synthetic_outputs(options.points, 10))
     repeats = min(2, options.repeats)
-    return measured(options.net, cells, module, repeats, make, GOALS["resnet"]) | {"sample": options.sample}
+    return measured(options.net, runs, module, repeats, make, GOALS["resnet"]) | {"sample": options.sample}
 
 
 def configured(net: str, strategy: str, *overrides: str) -> RunConfig:
@@ -142,20 +143,20 @@ def configured(net: str, strategy: str, *overrides: str) -> RunConfig:
 
 
 def measured(
-    net: str, cells: Mapping[str, Cell], module: TaskModule, repeats: int, make: MakePredictor, goal: tuple[int, int]
+    net: str, runs: Mapping[str, Run], module: TaskModule, repeats: int, make: MakePredictor, goal: tuple[int, int]
 ) -> dict[str, Any]:
     """Every query in turn, ``repeats`` times after one for warmth; whole seconds, phases, and ratios to dgmg's."""
-    some = cells[OURS]
+    some = runs[OURS]
     pool = pool_of(some.graph.size, 10, LABELED)
     answers = synthetic_outputs(pool.size, 10)
-    makers: dict[str, Maker] = {name: query(cell, pool, module, make, answers) for name, cell in cells.items()}
+    makers: dict[str, Maker] = {name: query(run, pool, module, make, answers) for name, run in runs.items()}
     makers[FIRST] = query(some, pool, module, make, answers, first=True)
     interleaved(makers, 1)
     repeated = interleaved(makers, repeats)
     image_seconds = bare_seconds(some, pool, module)
     return {
         "net": net,
-        "image_shape": list(some.lab.data.image_shape),
+        "image_shape": list(some.experiment.data.image_shape),
         "bare_image_seconds": image_seconds,
         "cores_of_others": repeated.cores_of_others,
         **summary(repeated.answers, image_seconds, goal),
@@ -163,21 +164,21 @@ def measured(
 
 
 def query(
-    cell: Cell, pool: Pool, module: TaskModule, make: MakePredictor, answers: Outputs, first: bool = False
+    run: Run, pool: Pool, module: TaskModule, make: MakePredictor, answers: Outputs, first: bool = False
 ) -> Maker:
     """A query of round 10, and anew each time what the one before has left it; or nothing, as in a first round."""
 
     def maker() -> Callable[[], Answer]:
-        memory = {} if first else remembered(cell, pool, ROUND, module, answers)
-        return lambda: ask(cell, pool, ROUND, module, memory, make)
+        memory = {} if first else remembered(run, pool, ROUND, module, answers)
+        return lambda: ask(run, pool, ROUND, module, memory, make)
 
     return maker
 
 
 @torch.inference_mode()
-def bare_seconds(cell: Cell, pool: Pool, module: TaskModule) -> float:
+def bare_seconds(run: Run, pool: Pool, module: TaskModule) -> float:
     """An image's seconds in the bare network, on a batch that is ready: the floor of a pass."""
-    batch, _ = next(iter(cell.datamodule(pool, ROUND).positions(torch.arange(100))))
+    batch, _ = next(iter(run.datamodule(pool, ROUND).positions(torch.arange(100))))
     return best_seconds(lambda: module.net(batch), repeats=3) / len(batch)
 
 

@@ -1,6 +1,6 @@
 """Seconds and megabytes of a report: the page, its figures and tables, over a folder of generated results.
 
-``python benchmarks/reporting.py`` writes 360 cells of 31 rows (six data sets, twelve strategies, five seeds; nobody ran
+``python benchmarks/reporting.py`` writes 360 runs of 31 rows (six data sets, twelve strategies, five seeds; nobody ran
 them), reports on them as the command does, in a process of its own with its imports, and sets that beside two floors of
 the same run: the lines parsed by json.loads alone, and bare figures as many as the report has, drawn and saved.
 """
@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 from benchmarks.common import at_least_one, header, machine_text, parser, quiet, say, write
 from benchmarks.generated import PAPER, SIX, generate
 from benchmarks.machine import cores_of_others
-from dgal_bench.report.canvas import RC, WIDTH
 from dgal_bench.report.figures import DPI
+from dgal_bench.report.plots.style import RC, WIDTH
 
 GOAL = {"seconds": 20.0, "mb": 10.0}
 
@@ -39,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
         root = Path(folder)
         files = generate(root / "results", SIX[: options.datasets], PAPER, range(options.seeds), options.rounds,
                          projections=True)  # fmt: skip
-        say(f"{len(files)} cells written")
+        say(f"{len(files)} runs written")
         results |= measured(root, files)
     say(f"\n{table(results)}\n\n{quiet([results['cores_of_others']])}")
     write(results, options.out)
@@ -58,7 +58,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
 def measured(root: Path, files: Sequence[Path]) -> dict[str, Any]:
     """The command's own seconds, what it wrote, and the floors."""
     out, others, start = root / "report", cores_of_others(), perf_counter()
-    words = [sys.executable, "-m", "dgal_bench.cli", "report", str(root / "results"), "--out", str(out)]
+    words = [sys.executable, "-m", "dgal_bench.cli.main", "report", str(root / "results"), "--out", str(out)]
     subprocess.run(words, check=True, capture_output=True)
     seconds, busy = perf_counter() - start, others()
     n_figures = len(list(out.rglob("*.png")))
@@ -111,7 +111,7 @@ def table(results: Mapping[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            f"{results['cells']} cells, {results['rows']:,} rows: {results['seconds']:.1f} s with all imports, "
+            f"{results['cells']} runs, {results['rows']:,} rows: {results['seconds']:.1f} s with all imports, "
             f"{results['figures']} figures, page {results['page_mb']:.1f} MB, all files {results['all_mb']:.1f} MB",
             f"floor: {results['parse_seconds']:.2f} s to parse the lines, {results['draw_seconds']:.1f} s to draw and "
             f"save as many bare figures on one core: the report takes {results['seconds'] / floor:.2f} times that",

@@ -205,8 +205,8 @@ def table(results: Mapping[str, Any]) -> str:
         lines += ["", f"{kind:<22}" + "".join(f"{one['points']:>14,}" for one in known)]
         for rows in zip(*(one["queries"] for one in known), strict=True):
             label = f"{rows[0]['name']} {rows[0]['how']}".strip()
-            cells = (f"{seconds_text(row['seconds'])}{'*' if row['extrapolated'] else ' '}" for row in rows)
-            lines.append(f"{label:<22}" + "".join(f"{cell:>14}" for cell in cells))
+            runs = (f"{seconds_text(row['seconds'])}{'*' if row['extrapolated'] else ' '}" for row in rows)
+            lines.append(f"{label:<22}" + "".join(f"{run:>14}" for run in runs))
             if rows[0]["name"] == "dgmg":
                 lines += [f"{'  ' + phase + ' ms':<22}" + milliseconds(rows, phase) for phase in PHASES]
                 lines.append(f"{'  edges':<22}" + "".join(f"{row['touched']:>13.1%} " for row in rows))

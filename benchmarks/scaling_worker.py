@@ -19,16 +19,27 @@ import torch
 from torch import Tensor
 
 from benchmarks import inputs
-from benchmarks.asking import CPU, PHASES, Answer, ask, lab_of, pool_of, remembered, sampled_pass, synthetic_outputs
+from benchmarks.asking import (
+    CPU,
+    PHASES,
+    Answer,
+    ask,
+    experiment_of,
+    pool_of,
+    remembered,
+    sampled_pass,
+    synthetic_outputs,
+)
 from benchmarks.machine import cores_of_others, reset_peak, status_megabytes
 from benchmarks.points import blocks
-from dgal_bench.arrays import Outputs, Progress
-from dgal_bench.graph.blocks import neighbors_of
-from dgal_bench.graph.transition import Graph, transition
-from dgal_bench.lab import Cell
+from dgal_bench.core.system import on_threads
+from dgal_bench.core.types import Outputs, Progress
+from dgal_bench.engines.worker import hide_missing_gpus
+from dgal_bench.experiment import Run
+from dgal_bench.graph.block_search import neighbors_of
+from dgal_bench.graph.graph import Graph
+from dgal_bench.graph.transition import transition
 from dgal_bench.models.trainer import silence_lightning
-from dgal_bench.threads import on_threads
-from dgal_bench.worker import hide_missing_gpus
 
 CLASSES = 10
 ROUND, LABELED = 10, 110  # 100 labels before the last round's, 10 in each
@@ -158,13 +169,13 @@ class Asker:
     def __call__(self, name: str, how: str, size: int) -> list[Answer]:
         config = inputs.settings(*([WHOLE] if how == "full" else []), strategy=name)
         # Only ON_POOL are asked for fewer than all points, and none of them walks on the graph.
-        cell = Cell.of(config, lab_of(config, self._data, self._latents[:size], self._graph))
+        run = Run.of(config, experiment_of(config, self._data, self._latents[:size], self._graph))
         pool, make = pool_of(size, CLASSES, LABELED), sampled_pass(self._sample, self._answers)
         asked = []
         for _ in range(1 + self._repeats):
             goes_on = name in REMEMBERING and how not in ("full", "first round")
-            memory = remembered(cell, pool, ROUND, self._module, self._answers) if goes_on else {}
-            asked.append(ask(cell, pool, ROUND, self._module, memory, make))
+            memory = remembered(run, pool, ROUND, self._module, self._answers) if goes_on else {}
+            asked.append(ask(run, pool, ROUND, self._module, memory, make))
             del memory  # gigabytes, of ten million points
         return asked[1:]
 

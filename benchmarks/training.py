@@ -1,7 +1,7 @@
 """Seconds of a round's training: under Lightning against a bare loop over the same slices.
 
 ``python benchmarks/training.py`` trains the CNN of conf/dataset/mnist on 10, 100 and 1,000 generated images of 28x28
-for a fixed number of epochs: as a round of a cell does (the Trainer's construction counts too), in a bare loop, and
+for a fixed number of epochs: as a round of a run does (the Trainer's construction counts too), in a bare loop, and
 under Lightning as it is usually used. Same first weights, same order, and the last weights must be the same.
 """
 
@@ -19,9 +19,9 @@ from benchmarks import inputs
 from benchmarks.common import at_least_one, header, machine_text, parser, quiet, say, write
 from benchmarks.loops import BARE, OURS, USUAL, Task, Trained, trainings
 from benchmarks.repetitions import interleaved, ratio, ratio_text, spread
+from dgal_bench.core.system import on_threads
+from dgal_bench.engines.worker import hide_missing_gpus
 from dgal_bench.models.trainer import silence_lightning
-from dgal_bench.threads import on_threads
-from dgal_bench.worker import hide_missing_gpus
 
 GOAL = 1.10
 EPOCHS = {10: 300, 100: 150, 1_000: 30}

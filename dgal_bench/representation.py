@@ -4,8 +4,7 @@ The seconds of what a query rests on are kept in a ledger; what only the evaluat
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -15,18 +14,217 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgal_bench import cache
-from dgal_bench.arrays import Features, Progress
-from dgal_bench.config import GraphConfig, RunConfig, to_dict, without_paths
-from dgal_bench.data.images import ImageData
-from dgal_bench.errors import ConfigError
-from dgal_bench.features import REPRESENTATIONS, blocks, content_key, flat_pixels, principal_components
-from dgal_bench.graph.backends import pick_backend
-from dgal_bench.graph.blocks import Spread, neighbors_of, one_by_one
-from dgal_bench.graph.transition import GRAPH_ARRAYS, Attachment, Graph, attach, diagnostics, transition
-from dgal_bench.provenance import provenance
-from dgal_bench.seeding import rng_for
-from dgal_bench.threads import on_threads
+from dgal_bench.config.schema import RepresentationConfig, RunConfig, to_dict, without_paths
+from dgal_bench.core import cache
+from dgal_bench.core.cache import file_sha256, free_memory
+from dgal_bench.core.errors import ConfigError, DataError
+from dgal_bench.core.seeding import isolated, rng_for, seed_for
+from dgal_bench.core.system import on_threads, provenance
+from dgal_bench.core.types import Features, Progress
+from dgal_bench.data.image_data import ImageData, Subset
+from dgal_bench.models.backbones import Backbone, BackboneSpec, load_weights
+from dgal_bench.models.vae import encode, posterior_means, train_vae
+
+# Representations by name: what turns the images of a pool into points that a graph can be built on.
+
+
+Made = tuple[Features, Callable[[], Features | None], dict[str, float]]
+"""Features of the pool (N, d), how to make those of the test images (n, d), which is timed apart, and facts.
+
+A maker of None: there is no way to put the test images into this space.
+"""
+
+# Floats of a block of images on its way through: 64 MB.
+_BLOCK = 16 * 2**20
+# Values a point up to which components come from the whole covariance matrix (a second at 1,000 values); above, from
+# subspace iteration with so many steps and directions to spare.
+_EXACT_WIDTH = 1024
+_STEPS, _SPARE = 8, 10
+_AT_A_TIME = 128
+
+
+def _vae(data: ImageData, config: RunConfig, device: torch.device, progress: Progress) -> Made:
+    seed = config.representation_seed
+    with isolated(seed, "vae"):
+        module, facts = train_vae(
+            data, config.representation, seed_for(seed, "vae order"), device, progress, config.trainer.devices
+        )
+    latents, quality = encode(module, data)
+    return latents, lambda: posterior_means(module, data.test_images, data.maximum), {**facts, **quality}
+
+
+def _pixels(data: ImageData, config: RunConfig, device: torch.device, progress: Progress) -> Made:
+    return flat_pixels(data.images, data.maximum), lambda: flat_pixels(data.test_images, data.maximum), {}
+
+
+def _pca(data: ImageData, config: RunConfig, device: torch.device, progress: Progress) -> Made:
+    project = principal_components(data.images, config.representation.latent_dim, data.maximum)
+    return project(data.images), lambda: project(data.test_images), {}
+
+
+def _npy(data: ImageData, config: RunConfig, device: torch.device, progress: Progress) -> Made:
+    path, test_path = config.representation.path, config.representation.test_path
+    assert path is not None
+    latents = _embeddings("path", path, data.size, data.kept)
+
+    def make_test() -> Features | None:
+        if test_path is None and data.one_source:  # the same file holds them
+            return _embeddings("path", path, len(data.test_images), data.test_kept)
+        return _embeddings("test_path", test_path, len(data.test_images), data.test_kept) if test_path else None
+
+    return latents, make_test, {}
+
+
+def _embeddings(key: str, path: str, size: int, kept: Subset | None) -> Features:
+    """(size, d) float32 out of a .npy file with a row for each image, or for each of the whole set of a subset.
+
+    Memory-mapped where the file is float32, wanted whole, and larger than half of the free memory.
+    """
+    try:
+        # copy-on-write: torch takes only arrays that could be written to
+        found = np.load(Path(path).expanduser(), mmap_mode="c", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise DataError(f"representation.{key}={path} is not there: name a .npy file of shape (N, d)") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"representation.{key}={path} is no .npy file of numbers ({error})") from error
+    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind != "f":
+        what = f"{found.shape} {found.dtype}" if isinstance(found, np.ndarray) else "several arrays"
+        raise ConfigError(f"representation.{key}={path} holds {what}, not (N, d) floats")
+    if len(found) != size:
+        if kept is None or len(found) != kept.of:
+            raise ConfigError(
+                f"representation.{key}={path} has {len(found):,} rows where the data set has {size:,} images"
+                + (f" ({kept.of:,} before they were split or cut)" if kept else "")
+                + ": a row for each, in order"
+            )
+        found = found[kept.positions.numpy()]
+    stays = isinstance(found, np.memmap) and found.dtype == np.float32 and found.flags.c_contiguous
+    stays = stays and found.nbytes > free_memory() / 2
+    features = torch.from_numpy(found if stays else np.array(found, dtype=np.float32))
+    if bad := sum(int((~torch.isfinite(block).all(dim=1)).sum()) for block in blocks(features)):
+        raise ConfigError(f"representation.{key}={path}: {bad:,} of {size:,} rows hold NaN or infinity")
+    return features
+
+
+def _timm(data: ImageData, config: RunConfig, device: torch.device, progress: Progress) -> Made:
+    from timm.data.config import resolve_data_config
+
+    spec = _backbone(data, config.representation)
+    with isolated(config.representation_seed, "backbone"):
+        backbone = Backbone(spec, load_weights(spec)).eval().to(device)
+    about = resolve_data_config(pretrained_cfg=backbone.net.pretrained_cfg)
+    mean, deviation = (torch.tensor(about[name]).view(1, 3, 1, 1).to(device) for name in ("mean", "std"))
+
+    @torch.inference_mode()
+    def features(images: Tensor) -> Features:
+        parts: list[Tensor] = []
+        for block in images.split(_AT_A_TIME):
+            progress(f"features of {spec.model}", _AT_A_TIME * len(parts), len(images))
+            pixels = block.to(device).float() / data.maximum
+            parts.append(backbone((pixels - mean) / deviation).float().flatten(1).cpu())
+        return torch.cat(parts)
+
+    return features(data.images), lambda: features(data.test_images), {}
+
+
+def _backbone(data: ImageData, config: RepresentationConfig) -> BackboneSpec:
+    assert config.model is not None
+    weights = config.pretrained and config.checkpoint_path is None
+    return BackboneSpec(config.model, data.image_shape, config.input_size, "auto", weights, config.checkpoint_path)
+
+
+REPRESENTATIONS: dict[str, Callable[[ImageData, RunConfig, torch.device, Progress], Made]] = {
+    "vae": _vae,
+    "pixels": _pixels,
+    "pca": _pca,
+    "npy": _npy,
+    "timm": _timm,
+}
+
+
+def content_key(data: ImageData, config: RepresentationConfig) -> dict[str, Any]:
+    """Hashes of the files beside the images that a representation is made from."""
+    if config.kind == "npy":
+        return {name: _sha256(name, path) for name in ("path", "test_path") if (path := getattr(config, name))}
+    if config.kind == "timm":
+        weights = load_weights(_backbone(data, config))
+        return {"weights": weights and weights.sha256}
+    return {}
+
+
+def _sha256(key: str, path: str) -> str:
+    try:
+        return file_sha256(Path(path).expanduser())
+    except OSError as error:
+        raise DataError(
+            f"representation.{key}={path} cannot be read ({error.strerror}): name a .npy file of shape (N, d)"
+        ) from error
+
+
+def flat_pixels(images: Tensor, maximum: float = 1) -> Features:
+    """(n, pixels) float32 in [0, 1]."""
+    return images.flatten(1).float() / maximum
+
+
+def blocks(images: Tensor, row: int | None = None) -> Iterator[Tensor]:
+    """Slices of so few images that their floats take little memory, in order; ``row``: floats needed for each."""
+    return iter(images.split(max(1, _BLOCK // max(1, row or images[0].numel()))))
+
+
+def principal_components(images: Tensor, n_components: int, maximum: float = 1) -> Callable[[Tensor], Features]:
+    """The projection of images or points (n, d) -> (n, min(n_components, d)), on the pool's leading directions.
+
+    Less the mean, on the covariance's leading eigenvectors; mean and covariance are those of ``images``, whatever is
+    projected. Above 1,024 values a point the eigenvectors come from subspace iteration (Halko et al., 2011). No more
+    than a block of floats is in memory beside the result.
+    """
+    mean = _mean(images, maximum)
+    find = _eigenvectors if len(mean) <= _EXACT_WIDTH else _leading_subspace
+    leading = find(images, mean, n_components, maximum)
+
+    def project(points: Tensor) -> Features:
+        return torch.cat(
+            [((flat_pixels(block, maximum) - mean).double() @ leading).float() for block in blocks(points)]
+        )
+
+    return project
+
+
+def _mean(images: Tensor, maximum: float) -> Tensor:
+    total = sum(flat_pixels(block, maximum).double().sum(0) for block in blocks(images))
+    assert isinstance(total, Tensor)
+    return (total / len(images)).float()
+
+
+def _eigenvectors(images: Tensor, mean: Tensor, n_components: int, maximum: float) -> Tensor:
+    covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+    for block in blocks(images):
+        centred = (flat_pixels(block, maximum) - mean).double()
+        covariance += centred.T @ centred
+    leading: Tensor = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :n_components]
+    return leading
+
+
+def _leading_subspace(images: Tensor, mean: Tensor, n_components: int, maximum: float) -> Tensor:
+    """(d, n_components) float64: orthonormal, the leading directions last found in descending order of variance."""
+    start = rng_for(0, "components").standard_normal((len(mean), min(n_components + _SPARE, len(mean))))
+    basis = torch.linalg.qr(torch.from_numpy(start).float()).Q
+    for _ in range(_STEPS):
+        basis = torch.linalg.qr(_scatter_times(images, mean, basis, maximum)).Q
+    small = basis.T @ _scatter_times(images, mean, basis, maximum)
+    order: Tensor = torch.linalg.eigh((small + small.T).double() / 2).eigenvectors.flip(1)
+    leading: Tensor = basis.double() @ order
+    return leading[:, :n_components]
+
+
+def _scatter_times(images: Tensor, mean: Tensor, basis: Tensor, maximum: float) -> Tensor:
+    """X^T X basis for the centred points X, a block at a time."""
+    product = torch.zeros_like(basis)
+    for block in blocks(images):
+        centred = flat_pixels(block, maximum) - mean
+        product += centred.T @ (centred @ basis)
+    return product
+
 
 RECIPE_VERSION = 4
 """Raised with any change of the numbers that set-up makes; tests/test_golden.py fails otherwise."""
@@ -36,78 +234,10 @@ _QUALITY_SAMPLE = 2000
 _QUALITY_NEIGHBORS = 20
 
 
-@dataclass(frozen=True, eq=False)
-class Setup:
-    """What every cell of a data set shares: features of the pool (N, d), the graph, and the test images tied to it.
-
-    No attachment where nothing is known of the test images in that space. Besides, hashes of what they were made
-    from, and the ledger.
-    """
-
-    latents: Features
-    graph: Graph
-    attachment: Attachment | None
-    latents_sha256: str
-    graph_sha256: str
-    ledger: dict[str, Any]
-
-
-def without_graph(size: int) -> Setup:
-    """For full supervision: no features, and a graph of ``size`` points without an edge."""
-    empty = torch.zeros(0)
-    pointers = torch.zeros(size + 1, dtype=torch.int64)
-    graph = Graph(pointers, empty.int(), empty, torch.zeros(size).double(), torch.arange(size), 1, symmetric=True)
-    return Setup(torch.zeros(size, 0), graph, None, "none", "none", {})
-
-
-def prepare(
-    config: RunConfig,
-    data: ImageData,
-    root: Path,
-    device: torch.device,
-    progress: Progress,
-    spread: Spread = one_by_one,
-) -> Setup:
-    """The features and the graph of a data set from the cache under ``root``, or made and put there.
-
-    Made on ``representation.threads`` threads, whatever the process uses otherwise: a VAE's bits depend on them.
-    ``spread`` says who else answers the blocks of a large graph's search.
-
-    Raises:
-        UserError: the representation has collapsed, or graph_k does not fit the pool.
-    """
-    latents = cache.get_or_make(
-        root, latents_key(config, data, device), lambda folder: _make_latents(config, data, device, progress)
-    )
-    features = torch.from_numpy(latents.arrays["latents"])
-    test_features = torch.from_numpy(latents.arrays["test_latents"]) if "test_latents" in latents.arrays else None
-    shares = cache.get_or_make(
-        root, shares_key(config, data, latents.sha256), lambda folder: _make_shares(config, data, features, progress)
-    )
-    graph_key = cache.key_of(
-        {"latents": latents.sha256, "recipe": RECIPE_VERSION, "device": device.type, **_graph_key(config.graph)}
-    )
-    graph = cache.get_or_make(
-        root,
-        graph_key,
-        lambda folder: _make_graph(config, features, test_features, device, progress, cache.workshop(folder), spread),
-    )
-    arrays = {name: torch.from_numpy(array) for name, array in graph.arrays.items()}
-    parts = {name: arrays[name] for name in GRAPH_ARRAYS}
-    return Setup(
-        features,
-        Graph(**parts, graph_k=config.graph.graph_k, symmetric=graph.facts["symmetric"]),
-        Attachment(arrays["attached_ids"], arrays["attached_weights"]) if test_features is not None else None,
-        latents_sha256=latents.sha256,
-        graph_sha256=graph.sha256,
-        ledger={"representation": latents.facts | shares.facts, "graph": graph.facts},
-    )
-
-
-def shares_key(config: RunConfig, data: ImageData, latents_sha256: str) -> str:
+def shares_key(config: RunConfig, data: ImageData, features_sha256: str) -> str:
     """The one thing that labels are looked at for in set-up, and so in the key of no other."""
     labels = hashlib.sha256(data.labels.numpy().tobytes()).hexdigest()
-    parts = {"latents": latents_sha256, "pixels": data.pool_sha256, "labels": labels, "recipe": RECIPE_VERSION}
+    parts = {"latents": features_sha256, "pixels": data.pool_sha256, "labels": labels, "recipe": RECIPE_VERSION}
     return cache.key_of(parts | {"n_components": config.representation.latent_dim})
 
 
@@ -119,11 +249,7 @@ def _make_shares(
         return {}, {"label_share": label_shares(data, latents, config.representation.latent_dim)}
 
 
-def _graph_key(config: GraphConfig) -> dict[str, Any]:
-    return {**to_dict(config), "backend": pick_backend(config.backend)}
-
-
-def latents_key(config: RunConfig, data: ImageData, device: torch.device) -> str:
+def features_key(config: RunConfig, data: ImageData, device: torch.device) -> str:
     """The cache key of a representation: whatever its numbers depend on."""
     settings = without_paths(to_dict(config.representation)) | {
         "seed": config.representation_seed,
@@ -141,7 +267,7 @@ def latents_key(config: RunConfig, data: ImageData, device: torch.device) -> str
     return cache.key_of(parts | settings)
 
 
-def _make_latents(
+def _make_features(
     config: RunConfig, data: ImageData, device: torch.device, progress: Progress
 ) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
     if all(bool((block == data.images[0]).all()) for block in blocks(data.images)):
@@ -166,42 +292,6 @@ def _make_latents(
     }
     arrays = {"latents": latents.numpy()}
     return arrays | ({} if test_latents is None else {"test_latents": test_latents.numpy()}), ledger
-
-
-def _make_graph(
-    config: RunConfig,
-    features: Features,
-    test_features: Features | None,
-    device: torch.device,
-    progress: Progress,
-    workshop: Path,
-    spread: Spread,
-) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
-    if all(bool((block == features[0]).all()) for block in blocks(features)):
-        raise ConfigError(
-            f"all {len(features):,} images have the same representation: there is no graph to build on it; "
-            "choose another representation="
-        )
-    progress("graph", 0, 1)
-    start = perf_counter()
-    spec = config.graph
-    with on_threads(config.setup_threads):
-        neighbors, search_facts = neighbors_of(features, spec, device, workshop, progress, spread)
-        graph = transition(neighbors, spec.kernel, spec.symmetrize)
-        seconds = perf_counter() - start
-        arrays = {name: getattr(graph, name) for name in GRAPH_ARRAYS}
-        if test_features is not None:
-            attachment = attach(neighbors, features, test_features, spec.kernel, spec.backend)
-            arrays |= {"attached_ids": attachment.ids, "attached_weights": attachment.weights}
-        test_seconds = perf_counter() - start - seconds
-    facts = {
-        "seconds": seconds,
-        "test_seconds": test_seconds,
-        **diagnostics(neighbors, graph),
-        **search_facts,
-        "made_by": provenance(),
-    }
-    return {name: tensor.numpy() for name, tensor in arrays.items()}, facts
 
 
 def label_shares(data: ImageData, latents: Features, n_components: int) -> dict[str, float]:

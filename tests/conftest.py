@@ -1,4 +1,4 @@
-"""One small lab on real digits for all tests; nothing is downloaded."""
+"""One small experiment on real digits for all tests; nothing is downloaded."""
 
 import os
 
@@ -14,7 +14,7 @@ from hypothesis import settings
 
 # Nothing that takes seconds to import: the process that hands out tests would wait for it before it starts the others.
 if TYPE_CHECKING:
-    from dgal_bench.lab import Lab
+    from dgal_bench.experiment import Experiment
 
 # No test is timed: a machine that is busy is no mistake.
 settings.register_profile("untimed", deadline=None)
@@ -60,28 +60,35 @@ def cache_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def lab(cache_root: Path) -> "Lab":
-    from dgal_bench.laws import practice_lab
+def experiment(cache_root: Path) -> "Experiment":
+    from dgal_bench.conformance import example_experiment
 
-    return practice_lab(cache_root)
+    return example_experiment(cache_root)
 
 
 @pytest.fixture
 def registries() -> Iterator[None]:
     """What a test registers is gone after it."""
-    from dgal_bench import compose, plugins, sweep
-    from dgal_bench.laws import practice
-    from dgal_bench.strategies import ACQUISITIONS, ORIGINS, RESTRICTIONS
+    from dgal_bench.config import compose
+    from dgal_bench.conformance import example_config
+    from dgal_bench.engines import sweep
+    from dgal_bench.strategies import ACQUISITIONS, PLUGIN_ORIGINS, RESTRICTIONS, plugins
 
-    tables: list[dict[Any, Any]] = [compose._ADDED, RESTRICTIONS, ACQUISITIONS, ORIGINS, plugins.INSTALLED]
+    tables: list[dict[Any, Any]] = [
+        compose._ADDED_CHOICES,
+        RESTRICTIONS,
+        ACQUISITIONS,
+        PLUGIN_ORIGINS,
+        plugins.INSTALLED,
+    ]
     before = [dict(table) for table in tables]
     yield
     for table, content in zip(tables, before, strict=True):
         table.clear()
         table.update(content)
-    compose._chosen.cache_clear()
-    practice.cache_clear()
-    sweep._configured.cache_clear()
+    compose._compose_choices.cache_clear()
+    example_config.cache_clear()
+    sweep._configure.cache_clear()
 
 
 @pytest.fixture

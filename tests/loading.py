@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from dgal_bench.config import DatasetConfig
+from dgal_bench.config.schema import DatasetConfig
 from dgal_bench.data import datasets
-from dgal_bench.data.images import ImageData, Request
+from dgal_bench.data.image_data import DatasetRequest, ImageData
 
 
 def request(kind, root, cache=Path("no cache"), progress=lambda what, done, of: None, **settings):
@@ -13,7 +13,7 @@ def request(kind, root, cache=Path("no cache"), progress=lambda what, done, of: 
         "name": kind, "kind": kind, "n_classes": None, "path": None, "image_size": None, "test_share": 0.2,
         "pool_size": None, "test_size": None,
     }  # fmt: skip
-    return Request(DatasetConfig(**(config | settings)), root, cache, progress)
+    return DatasetRequest(DatasetConfig(**(config | settings)), root, cache, progress)
 
 
 def load(kind, root, pool_size=None, test_size=None, **settings) -> ImageData:

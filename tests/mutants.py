@@ -41,7 +41,7 @@ class Mutant:
 BIT_FOR_BIT = "test_any_sequence_of_memories_gives_the_bits_and_picks_of_the_whole_product"
 SPECIFIED = "test_uncertainty_is_the_sort_of_its_formula"
 SMALLEST_SCORES = "test_diffusion_takes_the_smallest_scores_ties_by_hash"
-CONTINUED = "test_a_cell_stopped_and_continued_is_the_same_bits"
+CONTINUED = "test_a_run_stopped_and_continued_is_the_same_bits"
 
 # fmt: off
 MUTANTS = (
@@ -59,7 +59,7 @@ MUTANTS = (
     Mutant("one default step more", "log(max(2, self.graph_k)) - 1e-12)", "log(max(2, self.graph_k)) + 1)",
            ("test_default_steps_are_the_papers",)),
     # ties and the restriction
-    Mutant("break ties by position", "level = _first(level, size - len(below), ids, ties)",
+    Mutant("break ties by position", "level = _first_by_key(level, size - len(below), ids, ties)",
            "level = level[: size - len(below)]",
            ("test_ties_in_a_pool_stored_class_by_class_do_not_pick_one_class",)),
     Mutant("the setting of ties is ignored", '"position": lambda _: lambda ids: ids,', '"position": lambda ties: ties,',
@@ -74,7 +74,7 @@ MUTANTS = (
     Mutant("labels of other rounds go on", "torch.equal(self.labels, labels[old])", "True", (BIT_FOR_BIT,)),
     Mutant("old labels are not clamped", "journal[t][labeled] = seeds_mC",
            "journal[t][new] = seeds_mC[len(labeled) - len(new) :]",
-           ("test_rounds_of_a_cell_on_any_number_of_threads",)),
+           ("test_rounds_of_a_run_on_any_number_of_threads",)),
     Mutant("labeled points get scores again", '        journal["scores"][labeled] = torch.inf\n', "",
            (BIT_FOR_BIT,)),
     Mutant("a turn is not undone", "self._tensors[name].index_copy_(0, rows, old)", "pass",
@@ -160,7 +160,7 @@ MUTANTS = (
     Mutant("a query remembers nothing", "memory = asked.query.remembered", "memory = {}",
            ("test_what_a_query_remembers_is_the_next_ones_memory_and_no_others",)),
     Mutant("a torn last line is read", 'whole = raw[: raw.rfind(b"\\n") + 1]', "whole = raw",
-           ("test_a_torn_last_line_is_cut_and_the_cell_goes_on",)),
+           ("test_a_torn_last_line_is_cut_and_the_run_goes_on",)),
     Mutant("a row twice is accepted", "if [r.round for r in records] != list(range(len(records))):", "if False:",
            ("test_rows_out_of_order_are_refused",)),
     Mutant("neighbours of another class are not counted", "float((near != labels[point]).float().mean())",
@@ -170,8 +170,8 @@ MUTANTS = (
            ("test_a_collapsed_latent_is_an_error_that_says_so",)),
     Mutant("KL averaged over latents", "log_variance.exp() - 1 - log_variance).sum(1)",
            "log_variance.exp() - 1 - log_variance).mean(1)", ("test_the_loss_sums_over_pixels_and_over_latents",)),
-    Mutant("accuracy on the wrong split", "Slices(self.data.test_images, self.data.test_labels, everything,",
-           "Slices(self.data.images, self.data.labels, everything,", ("test_accuracy_is_the_share_of_right_answers",)),
+    Mutant("accuracy on the wrong split", "self.data.test_images, self.data.test_labels, everything, self",
+           "self.data.images, self.data.labels, everything, self", ("test_accuracy_is_the_share_of_right_answers",)),
     Mutant("patience one epoch too long", "armed and self.stale >=", "armed and self.stale >",
            ("test_training_stops_after_patience_epochs_without_min_delta",)),
 )

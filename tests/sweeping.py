@@ -11,21 +11,22 @@ from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
-from dgal_bench.cli import main
-from dgal_bench.disk import below
+from dgal_bench.cli.main import main
+from dgal_bench.conformance import EXAMPLE_SETTINGS, example_config, run_in_process
+from dgal_bench.core.files import find_files
 from dgal_bench.engines import local
-from dgal_bench.laws import PRACTICE, practice, run_here
-from dgal_bench.record import choice, read_results
-from dgal_bench.retiming import work
-from dgal_bench.worker import Emitter, ending, handle
+from dgal_bench.engines import replay as work
+from dgal_bench.engines.worker import ForwardWarnings, final_event, handle
+from dgal_bench.results.reader import read_results
+from dgal_bench.results.rows import choice
 
 HERE = Path(__file__).parent.parent
 
 
 def command(root, cache, *words, report=False):
-    base = ["bench", "representation=pca", "profile=smoke", f"results={root}", f"cache={cache}", *PRACTICE]
+    base = ["bench", "representation=pca", "profile=smoke", f"results={root}", f"cache={cache}", *EXAMPLE_SETTINGS]
     base += ["full_supervision=false", f"report={str(report).lower()}"]
-    return [sys.executable, "-m", "dgal_bench.cli", *base, *words]
+    return [sys.executable, "-m", "dgal_bench.cli.main", *base, *words]
 
 
 def finish(words, limit=240, **environment):
@@ -41,7 +42,7 @@ class WorkerHere:
     one_at_a_time = threading.Lock()  # lanes are threads of this process, which has one global generator
 
     def __init__(self, environment):
-        self.environment, self.labs = environment, {}
+        self.environment, self.experiments = environment, {}
 
     def fit_for(self, wanted):
         return self if self.environment == wanted else type(self)(wanted)
@@ -52,13 +53,13 @@ class WorkerHere:
         def emit(event, **facts):
             events.append({"event": event, **facts})
 
-        emitter, log = Emitter(emit), logging.getLogger("dgal_bench")
+        emitter, log = ForwardWarnings(emit), logging.getLogger("dgal_bench")
         with self.one_at_a_time:
             log.addHandler(emitter)
             try:
-                handle(json.loads(json.dumps(job)), emit, self.labs)
+                handle(json.loads(json.dumps(job)), emit, self.experiments)
             except Exception as error:  # noqa: BLE001 - the boundary, as in worker.main
-                emit(**ending(error, job["job"]))
+                emit(**final_event(error, job["job"]))
             finally:
                 log.removeHandler(emitter)
         yield from json.loads(json.dumps(events))
@@ -75,14 +76,14 @@ def here(words, **environment):
     out, err = io.StringIO(), io.StringIO()
     with ExitStack() as changed:
         for change in (
-            patch.object(local, "Worker", WorkerHere),
-            patch.object(work, "Worker", WorkerHere),
+            patch.object(local, "WorkerProcess", WorkerHere),
+            patch.object(work, "WorkerProcess", WorkerHere),
             patch.dict(os.environ, environment),
             redirect_stdout(out),
             redirect_stderr(err),
         ):
             changed.enter_context(change)
-        code = main(words[words.index("dgal_bench.cli") + 1 :])
+        code = main(words[words.index("dgal_bench.cli.main") + 1 :])
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
@@ -103,7 +104,7 @@ def descendants(pid):
 
 def written(root):
     """Bytes of results so far."""
-    return sum(path.stat().st_size for path in below(root, "*.jsonl"))
+    return sum(path.stat().st_size for path in find_files(root, "*.jsonl"))
 
 
 def choices_of(root):
@@ -111,19 +112,19 @@ def choices_of(root):
 
 
 def texts_of(root):
-    """The choice fields of every cell, and its first labels, as JSON: equal where the bits are."""
+    """The choice fields of every run, and its first labels, as JSON: equal where the bits are."""
     return {
         log.header["cell"]: json.dumps([log.header["initial"], *(choice(r) for r in log.records)])
         for log in read_results(root)
     }
 
 
-def alone(lab, root, strategies, seeds, *overrides):
-    """The same cells one after the other in this process, undisturbed."""
+def alone(experiment, root, strategies, seeds, *overrides):
+    """The same runs one after the other in this process, undisturbed."""
     for strategy in strategies:
         for seed in seeds:
-            config = practice(strategy, f"seed={seed}", *overrides)
-            run_here(lab, root / "s" / "digits" / strategy / f"seed-{seed}.jsonl", config)
+            config = example_config(strategy, f"seed={seed}", *overrides)
+            run_in_process(experiment, root / "s" / "digits" / strategy / f"seed-{seed}.jsonl", config)
     return choices_of(root)
 
 

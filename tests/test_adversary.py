@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from dgal_bench.config import AdversarySettings
-from dgal_bench.errors import ConfigError, UserError
-from dgal_bench.laws import BATCH, Asked, practice, run_here
-from dgal_bench.models.adversary import AdversaryModule, Draws, train_adversary
+from dgal_bench.config.schema import AdversarySettings
+from dgal_bench.conformance import BATCH, ExampleQuery, example_config, run_in_process
+from dgal_bench.core.errors import ConfigError, UserError
+from dgal_bench.models.vaal import PairLoader, VaalModule, train_vaal
 from dgal_bench.models.vae_nets import Vae, build_vae
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ def two_kinds(n_points=120):
 
 
 def trained(images, labeled, unlabeled, steps, seed=0, settings=SETTINGS):
-    return train_adversary(images, 16, labeled, unlabeled, settings, seed, CPU, steps)
+    return train_vaal(images, 16, labeled, unlabeled, settings, seed, CPU, steps)
 
 
 @pytest.mark.slow
@@ -54,7 +54,7 @@ def test_the_losses_are_those_of_the_specification():
     """ELBO(L) + ELBO(U) + BCE(D(mu_L), 1) + BCE(D(mu_U), 1), and BCE(D(mu_L), 1) + BCE(D(mu_U), 0), set by set."""
     torch.manual_seed(0)
     settings = AdversarySettings(latent_dim=4, recon_weight=3.0)
-    module = AdversaryModule(build_vae((1, 8, 8), 4, "cnn"), settings)
+    module = VaalModule(build_vae((1, 8, 8), 4, "cnn"), settings)
     labeled, unlabeled = torch.rand(5, 1, 8, 8), torch.rand(5, 1, 8, 8)
     both = torch.cat([labeled, unlabeled])
     torch.manual_seed(1)
@@ -91,7 +91,7 @@ def test_embeddings_are_refused(images):
 
 
 def test_a_discriminator_step_leaves_the_vae_alone_and_the_other_way_round():
-    module = AdversaryModule(build_vae((1, 8, 8), 4, "cnn"), AdversarySettings(latent_dim=4, recon_weight=1.0))
+    module = VaalModule(build_vae((1, 8, 8), 4, "cnn"), AdversarySettings(latent_dim=4, recon_weight=1.0))
     images = torch.rand(6, 1, 8, 8)
     module.discriminator_loss(images).backward()
     assert all(p.grad is None for p in module.vae.parameters())
@@ -105,7 +105,7 @@ def test_a_discriminator_step_leaves_the_vae_alone_and_the_other_way_round():
 def test_a_step_is_two_batches_of_labeled_and_unlabeled_halves():
     images, _ = two_kinds()
     images[:7] = 16
-    draws = Draws(images, 16, torch.arange(7), torch.arange(7, 120), 8, 5, 2, torch.Generator().manual_seed(0))
+    draws = PairLoader(images, 16, torch.arange(7), torch.arange(7, 120), 8, 5, 2, torch.Generator().manual_seed(0))
     rounds = list(draws.rounds())
     assert [len(batches) for batches in rounds] == [2] * 5
     for batch in (batch for batches in rounds for batch in batches):
@@ -128,8 +128,8 @@ def test_scores_do_not_depend_on_what_else_is_in_the_batch():
     assert not module.training
 
 
-def test_out_of_memory_while_scoring_halves_the_batch_and_goes_on(lab, monkeypatch):
-    expected = Asked(lab, "ganvae").select().indices
+def test_out_of_memory_while_scoring_halves_the_batch_and_goes_on(experiment, monkeypatch):
+    expected = ExampleQuery(experiment, "ganvae").select().indices
     encode = Vae.encode
 
     def tight(vae, images):
@@ -138,7 +138,7 @@ def test_out_of_memory_while_scoring_halves_the_batch_and_goes_on(lab, monkeypat
         return encode(vae, images)
 
     monkeypatch.setattr(Vae, "encode", tight)
-    asked = Asked(lab, "ganvae")
+    asked = ExampleQuery(experiment, "ganvae")
     assert asked.select().indices.tolist() == expected.tolist()
     assert asked.query.notes["aux_halved_to"]() == 32  # 1,024, and halved five times
     assert asked.query.notes["aux_scored"]() == 188
@@ -160,8 +160,8 @@ def test_the_default_rates_separate_them_too_if_slower():
     assert not left[lowest].any()
 
 
-def test_its_row_says_what_it_cost(lab, tmp_path):
-    rows = run_here(lab, tmp_path / "seed-0.jsonl", practice("ganvae", "initial_size=1"))
+def test_its_row_says_what_it_cost(experiment, tmp_path):
+    rows = run_in_process(experiment, tmp_path / "seed-0.jsonl", example_config("ganvae", "initial_size=1"))
     first = rows[0]
     assert first.n_scored == 0
     assert first.extra == {"aux_scored": 199, "aux_steps": 2}
@@ -169,11 +169,11 @@ def test_its_row_says_what_it_cost(lab, tmp_path):
     assert sum(first.seconds.values()) <= first.query_seconds
 
 
-def test_the_picks_have_the_lowest_scores(lab):
-    asked = Asked(lab, "ganvae")
+def test_the_picks_have_the_lowest_scores(experiment):
+    asked = ExampleQuery(experiment, "ganvae")
     batch = asked.select().indices
-    again = Asked(lab, "ganvae")
-    seed, pool, settings = int(again.query.rng.integers(2**62)), again.pool, again.cell.strategy.acquire
-    module = train_adversary(lab.data.images, 16, pool.labeled, pool.unlabeled, settings, seed, CPU, 2)
-    scores, _ = module.score(lab.data.images[pool.unlabeled], 16)
+    again = ExampleQuery(experiment, "ganvae")
+    seed, pool, settings = int(again.query.rng.integers(2**62)), again.pool, again.run.strategy.acquire
+    module = train_vaal(experiment.data.images, 16, pool.labeled, pool.unlabeled, settings, seed, CPU, 2)
+    scores, _ = module.score(experiment.data.images[pool.unlabeled], 16)
     assert batch.tolist() == pool.unlabeled[scores.argsort()[:BATCH]].tolist()

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgal_bench.arrays import margins, smallest, tied_share
-from dgal_bench.errors import UserError
-from dgal_bench.seeding import TieBreak
+from dgal_bench.core.errors import UserError
+from dgal_bench.core.seeding import TieBreak
+from dgal_bench.core.types import margins, smallest, tied_share
 
 levels = st.lists(st.sampled_from([-1.0, 0.0, 0.25, 0.5, float("inf")]), min_size=1, max_size=60)
 

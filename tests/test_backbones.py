@@ -6,13 +6,13 @@ import timm
 import torch
 from torch import nn
 
-from dgal_bench.checks import check_backbone
-from dgal_bench.compose import compose
-from dgal_bench.errors import ConfigError, DataError
+from dgal_bench.config.compose import compose
+from dgal_bench.config.schema import check_backbone
+from dgal_bench.core.errors import ConfigError, DataError
+from dgal_bench.core.seeding import isolated
 from dgal_bench.models.backbones import Backbone, BackboneSpec, load_weights, patch_size
 from dgal_bench.models.nets import build_net, check_fits, cost, initial_weights
 from dgal_bench.models.task import TaskModule
-from dgal_bench.seeding import isolated
 
 
 def net_config(*overrides, dataset="digits"):

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgal_bench.arrays import Outputs
-from dgal_bench.laws import BATCH, Asked
-from dgal_bench.seeding import TieBreak
+from dgal_bench.conformance import BATCH, ExampleQuery
+from dgal_bench.core.seeding import TieBreak
+from dgal_bench.core.types import Outputs
 from dgal_bench.strategies.badge import draw, gradient_errors, seed_batch
 from tests import reference
 
@@ -131,11 +131,11 @@ def test_copies_of_a_pick_are_not_picked_while_others_are_left():
         assert n_uniform == 0
 
 
-def test_the_row_says_how_many_picks_were_indistinct(lab):
-    asked = Asked(lab, "badge")
+def test_the_row_says_how_many_picks_were_indistinct(experiment):
+    asked = ExampleQuery(experiment, "badge")
     asked.select()
     assert asked.query.notes["indistinct"]() == 0
-    blind = Asked(lab, "badge")
+    blind = ExampleQuery(experiment, "badge")
     for parameter in blind.predict._module.net.parameters():
         parameter.data.zero_()
     blind.pool.check(blind.select().indices, BATCH)

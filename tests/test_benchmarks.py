@@ -336,7 +336,7 @@ def test_no_rule_can_stop_a_training_early():
         (training.main, ["--epochs", "1"]),
         (acquisition.main, ["--limit", "0"]),
         *((graph_build.main, ["--limit", word]) for word in ("0", "-5", "nan", "soon")),
-        (scheduling.main, ["--cells", "5"]),
+        (scheduling.main, ["--runs", "5"]),
     ],
 )
 def test_a_setting_that_measures_nothing_is_refused(main, words, capsys):
@@ -434,27 +434,27 @@ def test_a_part_that_fails_says_why_and_fails_the_run(tmp_path, monkeypatch, cap
     assert "goal for margin: not known, failed" in capsys.readouterr().out
 
 
-def played(n_workers, n_cells, rng):
-    """Cells on workers, in whole milliseconds: what was seen of each, and every worker's time, ``w`` for own work."""
-    times, cells = [""] * n_workers, []
-    for _ in range(n_cells):
+def played(n_workers, n_runs, rng):
+    """Runs on workers, in whole milliseconds: what was seen of each, and every worker's time, ``w`` for own work."""
+    times, runs = [""] * n_workers, []
+    for _ in range(n_runs):
         worker = min(range(n_workers), key=lambda one: len(times[one]))
         begun = len(times[worker])
         start = rng.integers(100, 200) if begun == 0 else rng.integers(1, 8)
         own = rng.integers(20, 60)
         times[worker] += "-" * start + "w" * own
-        cells.append(scheduling.Ended(begun / 1000, len(times[worker]) / 1000, own / 1000))
-    return cells, times
+        runs.append(scheduling.Ended(begun / 1000, len(times[worker]) / 1000, own / 1000))
+    return runs, times
 
 
 @pytest.mark.parametrize("n_workers", [1, 2, 5])
 def test_overhead_is_every_millisecond_without_own_work_between_start_and_end(n_workers):
-    cells, times = played(n_workers, 60, np.random.default_rng(n_workers))
+    runs, times = played(n_workers, 60, np.random.default_rng(n_workers))
     first = max(len(time) - len(time.lstrip("-").lstrip("w")) for time in times)
     last = min(len(time) for time in times)
     idle = sum(time[first:last].count("-") for time in times)
-    ended = sum(first < round(1000 * cell.done) <= last for cell in cells)
-    found = scheduling.overhead(cells, n_workers)
+    ended = sum(first < round(1000 * run.done) <= last for run in runs)
+    found = scheduling.overhead(runs, n_workers)
     assert (found["ms"], found["of_cells"]) == (pytest.approx(idle / ended), ended)
     wall = max(len(time) for time in times)
     assert found["all_in_ms"] == pytest.approx(sum(wall - time.count("w") for time in times) / 60)
@@ -467,14 +467,14 @@ def test_only_a_local_sweep_has_a_goal_and_troubles_are_told():
     }  # fmt: skip
     sweeps = [row | {"engine": "local"}, row | {"engine": "ray", "troubles": ["digits/random/seed-3: diverged"]}]
     text = scheduling.table({"sweeps": sweeps, "goal": {"ms": scheduling.GOAL_MS}})
-    assert "local on 2: goal: under 10 ms a cell: 12.00 ms, NOT reached" in text
+    assert "local on 2: goal: under 10 ms a run: 12.00 ms, NOT reached" in text
     assert "ray on 2: 12.00 ms, noted\n  digits/random/seed-3: diverged" in text
 
 
 @pytest.mark.slow
 def test_a_small_sweep_is_run_to_its_end_and_its_own_work_is_most_of_it(tmp_path):
     out = tmp_path / "scheduling.json"
-    assert scheduling.main(["--cells", "8", "--sweeps", "local:1", "--out", str(out)]) == 0
+    assert scheduling.main(["--runs", "8", "--sweeps", "local:1", "--out", str(out)]) == 0
     (found,) = read(out)["sweeps"]
     assert found["complete"]
     assert found["of_cells"] == 7
@@ -490,5 +490,5 @@ def test_a_small_report_is_measured_as_the_large_one_is(tmp_path):
     results = json.loads(out.read_text())
     assert (results["cells"], results["rows"]) == (25, 24 * 4 + 1)
     assert results["figures"] > 10
-    assert "25 cells, 97 rows" in done.stdout
+    assert "25 runs, 97 rows" in done.stdout
     assert "page, MB: goal under 10: " in done.stdout

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from dgal_bench import cache, progress
-from dgal_bench.errors import CacheError, ConfigError
-from dgal_bench.graph import blocks as module
-from dgal_bench.graph.blocks import BlockSearch, cuts, search_in_blocks
+from dgal_bench.conformance import example_config
+from dgal_bench.core import cache
+from dgal_bench.core.errors import CacheError, ConfigError
+from dgal_bench.core.system import on_threads
+from dgal_bench.engines import progress
+from dgal_bench.graph import block_search as module
+from dgal_bench.graph.block_search import BlockSearch, cut_blocks, search_in_blocks
+from dgal_bench.graph.ivf import InvertedLists
 from dgal_bench.graph.knn import knn
-from dgal_bench.graph.lists import Lists
-from dgal_bench.laws import practice
-from dgal_bench.threads import on_threads
 
 K = 6
 
@@ -88,7 +89,9 @@ def test_cuts_cover_every_list_once_and_bound_every_block(monkeypatch, n_blocks,
     sizes = torch.from_numpy(rng.integers(0, 60, size=50) ** 2)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
     probed = torch.from_numpy(rng.integers(0, 50, size=(50, 4)))
-    found = cuts(Lists(torch.arange(int(offsets[-1])), offsets, probed, torch.zeros(50, 1), 1.0), n_blocks)
+    found = cut_blocks(
+        InvertedLists(torch.arange(int(offsets[-1])), offsets, probed, torch.zeros(50, 1), 1.0), n_blocks
+    )
     assert [number for first, last in found for number in range(first, last)] == list(range(50))
     assert len(found) <= n_blocks
     for first, last in found:
@@ -110,7 +113,7 @@ def test_a_search_that_was_stopped_goes_on_from_its_last_block(tmp_path, feature
 def test_time_left_is_reckoned_from_what_this_try_has_done(monkeypatch):
     now, out = [0.0], StringIO()
     monkeypatch.setattr(progress, "perf_counter", lambda: now[0])
-    lines = progress.Lines({}, out)
+    lines = progress.LineProgress({}, out)
     for seconds, done in ((0, 50), (10, 55), (20, 60), (60, 80), (100, 100)):
         now[0] = seconds
         lines.setting_up("set", "neighbours", done, 100)
@@ -132,7 +135,7 @@ def test_the_lists_are_planned_once(tmp_path, monkeypatch, features, truth):
 KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from dgal_bench.graph.blocks import one_by_one, search_in_blocks
+    from dgal_bench.graph.block_search import one_by_one, search_in_blocks
     from tests.test_blocks import K, points, quiet
 
     def killed(search, blocks):
@@ -170,7 +173,7 @@ def test_a_damaged_block_is_made_again(tmp_path, features, truth, name):
 
 
 def test_blocks_leave_no_key_among_those_that_a_set_up_rests_on(tmp_path, features):
-    with cache.noting() as keys:
+    with cache.record_keys() as keys:
         search_in_blocks(features, K, 0.9, tmp_path, quiet)
     assert keys == set()
 
@@ -194,7 +197,7 @@ def test_a_large_search_plans_once(tmp_path, monkeypatch):
     made, plan = [], module.plan_lists
     monkeypatch.setattr(module, "plan_lists", lambda *how: made.append(how) or plan(*how))
     monkeypatch.setattr(module, "knn", None)
-    spec = replace(practice("random").graph, graph_k=K, exact_limit=100)
+    spec = replace(example_config("random").graph, graph_k=K, exact_limit=100)
     for n, some in enumerate([points(), torch.from_numpy(np.random.default_rng(0).normal(size=(300, 40))).float()]):
         module.neighbors_of(some, spec, torch.device("cpu"), tmp_path / str(n), quiet)
     assert len(made) == 2
@@ -257,7 +260,7 @@ MEASURED = """
     from pathlib import Path
     import numpy as np, torch
     from dgal_bench.graph import blocks, knn
-    from dgal_bench.graph.lists import Lists
+    from dgal_bench.graph.ivf import Lists
 
     def anonymous():
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dgal_bench import cache
-from dgal_bench.cache import get_or_make, key_of
-from dgal_bench.errors import ResultsError
-from dgal_bench.lease import Lease, locked
+from dgal_bench.core import cache
+from dgal_bench.core.cache import get_or_make, key_of
+from dgal_bench.core.errors import ResultsError
+from dgal_bench.core.files import Lease, locked
 
 
 class Maker:
@@ -92,14 +92,14 @@ def test_what_a_maker_left_to_go_on_from_is_gone_with_the_entry(tmp_path):
     """When the entry is made, and when it is found: a maker may have been killed between the two."""
 
     def make(folder):
-        cache.workshop(folder).mkdir(exist_ok=True)
-        (cache.workshop(folder) / "done").touch()
+        cache.partial_folder(folder).mkdir(exist_ok=True)
+        (cache.partial_folder(folder) / "done").touch()
         return Maker()(folder)
 
     for _ in range(2):
         get_or_make(tmp_path, "key-0.5", make)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["key-0.5", "key-0.5.lock"]
-        cache.workshop(tmp_path / "key-0.5").mkdir()
+        cache.partial_folder(tmp_path / "key-0.5").mkdir()
     assert (tmp_path / "key-0.5.blocks").is_dir()
 
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from dgal_bench.disk import below
-from dgal_bench.lease import at_work
-from dgal_bench.record import read_results
-from dgal_bench.schema import SCHEMA_VERSION
-from dgal_bench.validate import validate
+from dgal_bench.core.files import find_files, live_holder
+from dgal_bench.results.reader import read_results
+from dgal_bench.results.rows import SCHEMA_VERSION
+from dgal_bench.results.validate import validate
 from tests.sweeping import HERE, alone, command, descendants, finish, texts_of, written
 
 STRATEGIES, SEEDS = ("random", "margin", "dgmg"), (0, 1, 2)
@@ -35,7 +34,7 @@ def chaos(folder, chance, kinds=()):
 
 
 def until_done(words, environment, tries=40):
-    """Start it again until it ends well. Killed or with cells that failed, it never says more than a line."""
+    """Start it again until it ends well. Killed or with runs that failed, it never says more than a line."""
     for attempt in range(tries):
         done = finish([*words, "retry=failed"], **environment, CHAOS_SEED=str(attempt))
         assert done.returncode in (0, 1, -signal.SIGKILL), done.stderr
@@ -47,15 +46,15 @@ def until_done(words, environment, tries=40):
     return done
 
 
-def check_no_cell_lost_or_doubled(root, n_cells, rounds):
+def check_no_run_lost_or_doubled(root, n_runs, rounds):
     paths = sorted(root.rglob("seed-*.jsonl"))
-    assert len(paths) == n_cells
+    assert len(paths) == n_runs
     for path in paths:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         assert [n for n, line in enumerate(lines) if line["kind"] == "header"] == [0]
         assert [line["round"] for line in lines if line["kind"] == "round"] == list(range(rounds + 1))
         assert lines[-1]["kind"] == "round"
-        assert at_work(path) is None
+        assert live_holder(path) is None
     assert validate(root).problems == []
 
 
@@ -68,7 +67,7 @@ KINDS = ["cache", "lease", "upgrade", *itertools.islice(itertools.cycle(OFTEN), 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
-def test_kills_and_the_bits_of_a_sweep_left_alone(lab, tmp_path, engine):
+def test_kills_and_the_bits_of_a_sweep_left_alone(experiment, tmp_path, engine):
     """SIGKILLs of the whole sweep, then others from within, at moments of every kind; Slurm's are in test_slurm."""
     words = ["jobs=2"]
     if engine == "ray":
@@ -84,9 +83,9 @@ def test_kills_and_the_bits_of_a_sweep_left_alone(lab, tmp_path, engine):
     shutil.rmtree(cache)
     environment = chaos(tmp_path / "tokens", 0.4, KINDS)
     until_done(words, environment)
-    alone(lab, tmp_path / "alone", STRATEGIES, SEEDS, "rounds=6")
+    alone(experiment, tmp_path / "alone", STRATEGIES, SEEDS, "rounds=6")
     assert texts_of(root) == texts_of(tmp_path / "alone")
-    check_no_cell_lost_or_doubled(root, 9, rounds=6)
+    check_no_run_lost_or_doubled(root, 9, rounds=6)
     assert not list(root.rglob("*.lease"))
     assert not list(root.rglob(".*.new"))
     assert not list(cache.rglob("*.part"))
@@ -95,7 +94,7 @@ def test_kills_and_the_bits_of_a_sweep_left_alone(lab, tmp_path, engine):
 
 
 def kill_from_outside(words, root, rng):
-    """SIGKILL of the command itself, at a moment when cells are in their middle."""
+    """SIGKILL of the command itself, at a moment when runs are in their middle."""
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=HERE) as process:
         enough = written(root) + 10_000
         wait_until(lambda: process.poll() is not None or (written(root) > enough and in_the_middle(root)))
@@ -109,19 +108,19 @@ def kill_from_outside(words, root, rng):
 
 
 def in_the_middle(root):
-    """Whether a cell has some rows: a header, and two to four of seven."""
-    return any(3 <= path.read_bytes().count(b"\n") <= 5 for path in below(root, "seed-*.jsonl"))
+    """Whether a run has some rows: a header, and two to four of seven."""
+    return any(3 <= path.read_bytes().count(b"\n") <= 5 for path in find_files(root, "seed-*.jsonl"))
 
 
 def works(pid):
     """Whether it is a worker that is still there."""
     with suppress(FileNotFoundError, ProcessLookupError):
-        return any(name in Path(f"/proc/{pid}/cmdline").read_text() for name in ("dgal_bench.worker", "/seed-"))
+        return any(name in Path(f"/proc/{pid}/cmdline").read_text() for name in ("dgal_bench.engines.worker", "/seed-"))
     return False
 
 
 def make_older(root):
-    """Cells in the middle look as if the version before had begun them, so that going on renews their files."""
+    """Runs in the middle look as if the version before had begun them, so that going on renews their files."""
     begun = [log.path for log in read_results(root) if log.records and not log.done]
     assert begun
     now, before = (f'"schema_version": {version}'.encode() for version in (SCHEMA_VERSION, 1))
@@ -161,7 +160,7 @@ def test_a_stop_takes_under_five_seconds_and_keeps_what_was_finished(tmp_path, c
     assert not any(Path(f"/proc/{pid}").exists() for pid in below)
     assert not list(root.rglob("*.lease"))
     # What a maker leaves in the cache is in nobody's way: its process is gone, and the next one starts over.
-    assert all(at_work(lease.with_suffix("")) is None for lease in cache.glob("*.lease"))
+    assert all(live_holder(lease.with_suffix("")) is None for lease in cache.glob("*.lease"))
     if moment == "cells":
         logs = read_results(root)
         assert sum(len(log.records) for log in logs) > 0

@@ -14,16 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as some_of
 from scipy import stats
 
-from dgal_bench.cli import main
-from dgal_bench.errors import ResultsError
-from dgal_bench.record import read_cell, read_results
-from dgal_bench.report.areas import area_under_curve
-from dgal_bench.report.claims.bench import ALL, EARLY, LATE, PAPER_SETS, thirds
-from dgal_bench.report.claims.choices import weighed
-from dgal_bench.report.claims.departures import departures
-from dgal_bench.report.claims.gather import benches
-from dgal_bench.report.claims.growth import exponent, growth
-from dgal_bench.report.claims.judge import judged
+from dgal_bench.cli.main import main
+from dgal_bench.core.errors import ResultsError
+from dgal_bench.report.claims import survey_claims
+from dgal_bench.report.claims.evidence import ALL, EARLY, LATE, PAPER_SETS, gather_evidence, thirds
+from dgal_bench.report.claims.judge import exponent, growth_findings, judge_claim
 from dgal_bench.report.claims.paper import BENCHMARKS, CLAIMS
 from dgal_bench.report.claims.rules import (
     COMPETITIVE,
@@ -38,20 +33,22 @@ from dgal_bench.report.claims.rules import (
     TEN_TIMES,
     TIMES,
     UNDECIDED,
-    Sample,
+    SeedSample,
     about,
     every,
     most,
     some,
     together,
 )
-from dgal_bench.report.claims.survey import survey
-from dgal_bench.report.claims.words import claims_csv, claims_md, headline
+from dgal_bench.report.claims.sensitivity import choice_effects, setting_differences
+from dgal_bench.report.claims.text import claims_csv, claims_md, headline
 from dgal_bench.report.groups import group
 from dgal_bench.report.statistics import Estimate
 from dgal_bench.report.write import write_report
-from dgal_bench.schema import SCHEMA_VERSION
-from dgal_bench.timings import Timing, digest, read_all_timings, timings_path, write_timings
+from dgal_bench.results.metrics import area_under_curve
+from dgal_bench.results.reader import read_all_timings, read_results, read_run, timings_path
+from dgal_bench.results.rows import SCHEMA_VERSION, Timing, state_digest
+from dgal_bench.results.writer import write_timings
 from tests.test_report import header, row
 
 ROUNDS = 9
@@ -112,9 +109,9 @@ class World:
 
     def replay(self, label, seed, seconds, rounds=(0, 4, 8)):
         path = self.root / self.suite / self.dataset / label / f"seed-{seed}.jsonl"
-        log = read_cell(path)
+        log = read_run(path)
         told = {
-            "cell": f"toy/{label}/seed-{seed}", "common": None, "picks": digest(log), "rounds": list(rounds),
+            "cell": f"toy/{label}/seed-{seed}", "common": None, "picks": state_digest(log), "rounds": list(rounds),
             "repeats": 1, "fingerprint": log.header["fingerprint"], "provenance": log.header["provenance"],
         }  # fmt: skip
         made = [Timing(label, n, [seconds], {"acquire": seconds}, 50, 50, True, 1, 0.0, 0.0) for n in rounds]
@@ -130,7 +127,7 @@ class World:
         return self
 
     def judge(self, number):
-        return judged(CLAIMS[number - 1], benches(self.groups))
+        return judge_claim(CLAIMS[number - 1], gather_evidence(self.groups))
 
 
 def papers_world(root, dataset="mnist"):
@@ -225,7 +222,7 @@ class TestRules:
 class TestSamples:
     def test_a_difference_is_students_below_ten_seeds(self):
         values = [0.01, 0.03, -0.01, 0.02, 0.04]
-        sample = Sample(dict(enumerate(values)), POINTS)
+        sample = SeedSample(dict(enumerate(values)), POINTS)
         low, high = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
         assert (sample.effect.low, sample.effect.high) == pytest.approx((low, high))
         assert sample.p(0.0) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
@@ -233,13 +230,13 @@ class TestSamples:
 
     def test_a_ratio_is_tested_on_its_logarithm(self):
         ratios = [90.0, 110.0, 100.0, 130.0, 80.0]
-        sample = Sample({seed: log(ratio) for seed, ratio in enumerate(ratios)}, TIMES)
+        sample = SeedSample({seed: log(ratio) for seed, ratio in enumerate(ratios)}, TIMES)
         assert sample.effect.mean == pytest.approx(stats.gmean(ratios))
         assert sample.p(10.0) == pytest.approx(stats.ttest_1samp(np.log(ratios), log(10)).pvalue)
 
     def test_accuracy_by_hand(self, true):
-        (bench,) = benches(true.groups)
-        ours, theirs = (bench.cells(name) for name in ("dgmg", "margin"))
+        (bench,) = gather_evidence(true.groups)
+        ours, theirs = (bench.runs(name) for name in ("dgmg", "margin"))
         for when, cut in ((ALL, slice(0, 10)), (EARLY, slice(0, 4)), (LATE, slice(3, 10))):
             expected = {
                 seed: area_under_curve(ours[seed].records[cut]) - area_under_curve(theirs[seed].records[cut])
@@ -248,10 +245,10 @@ class TestSamples:
             assert bench.accuracy("dgmg", "margin", when).values == pytest.approx(expected)
 
     def test_seconds_by_hand(self, true):
-        (bench,) = benches(true.groups)
+        (bench,) = gather_evidence(true.groups)
 
         def mean(name, seed):
-            return np.mean([r.query_seconds for r in bench.cells(name)[seed].records[:-1]])
+            return np.mean([r.query_seconds for r in bench.runs(name)[seed].records[:-1]])
 
         expected = {seed: log(mean("margin", seed) / mean("dgmg", seed)) for seed in range(5)}
         assert bench.speed("dgmg", "margin").values == pytest.approx(expected)
@@ -270,7 +267,7 @@ class TestSamples:
         told = json.loads(first)
         told["initial"] = [*told["initial"][:-1], 99]
         path.write_text("\n".join([json.dumps(told), *rest]) + "\n")
-        (bench,) = benches(world.groups)
+        (bench,) = gather_evidence(world.groups)
         assert list(bench.pairs("dgmg", "margin")) == [0, 1, 3, 4]
 
 
@@ -291,8 +288,8 @@ class TestWorlds:
 
     @pytest.mark.parametrize("number", BY_ROWS)
     def test_four_seeds_decide_nothing(self, true, number):
-        groups = [replace(one, cells={k: logs[:4] for k, logs in one.cells.items()}) for one in true.groups]
-        found = judged(CLAIMS[number - 1], benches(groups))
+        groups = [replace(one, runs={k: logs[:4] for k, logs in one.runs.items()}) for one in true.groups]
+        found = judge_claim(CLAIMS[number - 1], gather_evidence(groups))
         assert {one.verdict for one in found.findings} == {UNDECIDED}
         assert {one.p for one in found.findings} == {None}
         assert found.over_all == UNDECIDED
@@ -375,22 +372,22 @@ class TestBenches:
     def test_suites_are_put_together(self, tmp_path):
         World(tmp_path, suite="paper").add("dgmg", seconds=0.01)
         World(tmp_path, suite="ablation").add("dgbadge", seconds=0.02).add("dgmg", seeds=range(2))
-        (bench,) = benches(group(read_results(tmp_path)))
-        assert len(bench.cells("dgmg")) == 5
+        (bench,) = gather_evidence(group(read_results(tmp_path)))
+        assert len(bench.runs("dgmg")) == 5
         assert bench.speed("dgmg", "dgbadge").n == 5
 
-    def test_another_machines_cells_are_said_and_not_judged(self, tmp_path):
+    def test_another_machines_runs_are_said_and_not_judged(self, tmp_path):
         world = World(tmp_path).add("dgmg").add("margin", seeds=range(3)).add("margin", seeds=(3, 4), cpu="Slide rule")
-        (bench,) = benches(world.groups)
-        assert list(bench.cells("margin")) == [0, 1, 2]
-        assert bench.left_out == "2 finished cells of another machine, data or version are not judged"
-        assert bench.left_out in claims_md(survey(world.groups))
+        (bench,) = gather_evidence(world.groups)
+        assert list(bench.runs("margin")) == [0, 1, 2]
+        assert bench.left_out == "2 finished runs of another machine, data or version are not judged"
+        assert bench.left_out in claims_md(survey_claims(world.groups))
 
     def test_representations_are_counted_of_those_who_rest_on_one(self, tmp_path):
         world = World(tmp_path)
         for seed in range(5):
             world.add("dgmg", seeds=[seed], latents=f"l{seed}").add("margin", seeds=[seed], latents="another")
-        (bench,) = benches(world.groups)
+        (bench,) = gather_evidence(world.groups)
         found = [bench.representations(seeds, *of) for seeds, *of in
                  ((range(5), "dgmg", "margin"), (range(3), "dgmg"), (range(5), "margin"))]  # fmt: skip
         assert found == [5, 3, 0]
@@ -399,36 +396,39 @@ class TestBenches:
         world = World(tmp_path)
         for profile, seeds in (("cpu", range(5)), ("paper", range(2)), ("smoke", range(5))):
             world.add("dgmg", profile=profile, early=0.6, seeds=seeds).add("dglc", profile=profile, seeds=seeds)
-        assert {bench.name for bench in benches(world.groups)} == {"mnist (profile cpu)", "mnist (profile paper)"}
+        assert {bench.name for bench in gather_evidence(world.groups)} == {
+            "mnist (profile cpu)",
+            "mnist (profile paper)",
+        }
         assert world.judge(6).over_all == CONFIRMED
 
     def test_other_trainings_are_not_compared(self, tmp_path):
         world = World(tmp_path).add("dgmg", config={"training": {"max_epochs": 5}}).add("margin")
-        (bench,) = benches(world.groups)
+        (bench,) = gather_evidence(world.groups)
         assert bench.pairs("dgmg", "margin") == {}
         assert world.judge(8).findings[0].verdict == NOT_RUN
 
     def test_nor_are_neighbours_in_other_latents(self, tmp_path):
         world = World(tmp_path).add("dgmg", latents="a").add("vae_seals", latents="b").add("rsmg", latents="b")
-        (bench,) = benches(world.groups)
+        (bench,) = gather_evidence(world.groups)
         assert bench.pairs("dgmg", "vae_seals") == {}
         assert len(bench.pairs("dgmg", "rsmg")) == 5  # which rests on none
 
     def test_replays_count_where_they_cover_every_pair(self, tmp_path):
         world = World(tmp_path).add("dgmg", seconds=0.02).add("margin", seconds=1.0)
         for seed in range(5):
-            (bench,) = benches(world.groups)
+            (bench,) = gather_evidence(world.groups)
             assert bench.speed("dgmg", "margin").n == 5
             assert bench.speed("dgmg", "margin").source == "rows"
             for name, seconds in (("dgmg", 0.01), ("margin", 3.0)):
                 world.replay(name, seed, seconds)
-        (bench,) = benches(world.groups)
+        (bench,) = gather_evidence(world.groups)
         assert bench.speed("dgmg", "margin").source == bench.total("dgmg", "margin").source == "replay"
         assert bench.speed("dgmg", "margin").effect.mean == pytest.approx(300)
         assert bench.total("dgmg", "margin").effect.mean == pytest.approx(27 / 0.19)
         world.replay("margin", 4, 3.0, rounds=(0, 4))
         world.replay("dgmg", 4, 0.01, rounds=(0, 4))
-        (bench,) = benches(world.groups)
+        (bench,) = gather_evidence(world.groups)
         assert bench.speed("dgmg", "margin").source == "replay"
         assert bench.total("dgmg", "margin").source == "rows"  # the last round is missing
 
@@ -452,14 +452,14 @@ class TestGrowth:
     def test_the_exponent_decides(self, tmp_path, power, verdict):
         rng = np.random.default_rng(0)
         path = self.file(tmp_path, {n: 1e-8 * n**power * rng.uniform(0.98, 1.02) for n in self.SIZES})
-        (found,) = growth(path)
+        (found,) = growth_findings(path)
         assert found.verdict == verdict
         assert found.effect.low < power < found.effect.high
 
     def test_few_sizes_decide_nothing(self, tmp_path):
-        (found,) = growth(self.file(tmp_path, {n: 1e-8 * n for n in self.SIZES[:4]}))
+        (found,) = growth_findings(self.file(tmp_path, {n: 1e-8 * n for n in self.SIZES[:4]}))
         assert (found.verdict, found.why, found.n) == (UNDECIDED, "fewer than 5 sizes", 4)
-        assert growth(self.file(tmp_path, {10_000: 1.0}))[0].effect is None
+        assert growth_findings(self.file(tmp_path, {10_000: 1.0}))[0].effect is None
 
     def test_the_interval_is_that_of_least_squares(self):
         seconds = {10: 1.0, 100: 11.0, 1000: 90.0, 10_000: 1200.0}
@@ -475,15 +475,15 @@ class TestGrowth:
         path = tmp_path / "other.json"
         path.write_text(text)
         with pytest.raises(ResultsError, match=r"growth=.*other.json"):
-            growth(path)
+            growth_findings(path)
 
     def test_no_file_is_not_run(self, true):
-        assert survey(true.groups).claims[10].over_all == NOT_RUN
+        assert survey_claims(true.groups).claims[10].over_all == NOT_RUN
 
 
 class TestChoices:
     def other(self, world, title):
-        (found,) = [one for one in weighed(benches(world.groups)) if one.choice.title == title]
+        (found,) = [one for one in choice_effects(gather_evidence(world.groups)) if one.choice.title == title]
         return {pair.here.claim.number: pair for pair in found.pairs}
 
     def test_ties_by_position_stand_in_for_dgmg(self, tmp_path):
@@ -491,7 +491,7 @@ class TestChoices:
         world.add("dgmg+strategy.restrict.tie_break=position", early=0.3)
         pair = self.other(world, "Ties of the diffusion")[7]
         assert pair.verdicts == (CONFIRMED, REFUTED)
-        assert "claim 7 on mnist is refuted instead of confirmed" in claims_md(survey(world.groups))
+        assert "claim 7 on mnist is refuted instead of confirmed" in claims_md(survey_claims(world.groups))
 
     def test_seals_at_as_many_candidates(self, tmp_path):
         world = World(tmp_path).add("dgmg").add("seals", early=0.3, late=0.6, slower=2, more=3).add("seals_matched")
@@ -519,7 +519,9 @@ class TestChoices:
     def test_another_representation_stands_in_for_all_that_rest_on_it(self, tmp_path):
         world = World(tmp_path).add("dgmg", early=0.6).add("rsmg", early=0.5).add("random", early=0.4)
         world.add("dgmg+representation.seed=1", early=0.45).add("rsmg+representation.seed=1", early=0.5)
-        (found,) = [one for one in weighed(benches(world.groups)) if one.choice.title == "The representation"]
+        (found,) = [
+            one for one in choice_effects(gather_evidence(world.groups)) if one.choice.title == "The representation"
+        ]
         assert found.choice.else_ == "that of seed 1"
         assert 6 not in {pair.here.claim.number for pair in found.pairs}  # DGLC has none of it
         (pair,) = [pair for pair in found.pairs if pair.here.claim.number == 7]
@@ -541,7 +543,7 @@ class TestChoices:
         assert {one.source for side in (pair.here, pair.other) for one in side.findings if one.effect} == {"replay"}
 
     def test_what_was_not_run_is_said(self, tmp_path):
-        text = claims_md(survey(World(tmp_path).add("dgmg").add("margin").groups))
+        text = claims_md(survey_claims(World(tmp_path).add("dgmg").add("margin").groups))
         assert "**Ties of the diffusion**: here broken by a seeded hash; the other way by position, as a sort" in text
         assert text.count("Not run.\n") >= 2
 
@@ -551,7 +553,7 @@ class TestDepartures:
         from benchmarks.generated import generate
 
         generate(tmp_path, ("mnist", "digits"), ("dgmg", "ganvae"), seeds=range(1), rounds=3)
-        told = {bench.name: departures(bench) for bench in benches(group(read_results(tmp_path)))}
+        told = {bench.name: setting_differences(bench) for bench in gather_evidence(group(read_results(tmp_path)))}
         assert told["digits"] == ["digits is not one of the paper's data sets: every setting is ours."]
         text = "\n".join(told["mnist"])
         assert "representation.max_epochs: 15 instead of 300 (on a CPU the paper's 300 epochs" in text
@@ -563,13 +565,13 @@ class TestDepartures:
         from benchmarks.generated import generate
 
         generate(tmp_path, ("mnist",), ("dgmg",), seeds=range(1), rounds=30, overrides=["profile=paper"])
-        (bench,) = benches(group(read_results(tmp_path)))
-        assert departures(bench) == []
+        (bench,) = gather_evidence(group(read_results(tmp_path)))
+        assert setting_differences(bench) == []
 
 
 class TestWords:
     def test_every_number_of_the_table_is_a_findings(self, true):
-        found = survey(true.groups)
+        found = survey_claims(true.groups)
         lines = list(csv.DictReader(io.StringIO(claims_csv(found))))
         parts = [line for line in lines if line["that"] != "the claim"]
         findings = [finding for one in found.claims for finding in one.findings]
@@ -583,7 +585,7 @@ class TestWords:
         assert whole["4", "mnist"] == whole["4", "over all run"] == whole["4", "paper's own"] == CONFIRMED
 
     def test_all_twelve_are_told_with_what_is_not_run(self, true):
-        text = claims_md(survey(true.groups))
+        text = claims_md(survey_claims(true.groups))
         assert re.findall(r"^## (\d+)\. ", text, re.MULTILINE) == [str(n) for n in range(1, 13)]
         assert "Not run yet: emnist, svhn, cifar10, cifar100, mini_imagenet." in text
         assert "paper's own (1 of 6)" in text
@@ -592,7 +594,7 @@ class TestWords:
         world = World(tmp_path, noise=0.02)
         world.add("dgmg", early=0.6, late=0.7, seconds=0.01).add("random", early=0.4, late=0.5)
         world.add("margin", early=0.61, late=0.71)
-        (bench,) = benches(world.groups)
+        (bench,) = gather_evidence(world.groups)
         said = headline(bench)
         assert re.search(r"On mnist DGMG ends at \d\d\.\d % with 100 labels; its mean accuracy", said)
         assert re.search(r"\d\d\.\d points \[.*\] above that of random, and not to be told", said)
@@ -601,7 +603,7 @@ class TestWords:
 
     def test_the_headline_of_a_slow_dgmg_turns_the_ratio_and_its_ends(self, tmp_path):
         world = World(tmp_path).add("dgmg", seconds=4.0, early=0.4).add("margin", seconds=1.0, early=0.5)
-        said = headline(benches(world.groups)[0])
+        said = headline(gather_evidence(world.groups)[0])
         low, high = map(float, re.search(r"a query takes [\d.]+ times \[([\d.]+), ([\d.]+)\] more time", said).groups())
         assert 3.9 < low < 4.0 < high < 4.1
         assert re.search(r"points \[-.*, -.*\] below that of", said)
@@ -609,13 +611,13 @@ class TestWords:
     def test_few_seeds_have_no_side_in_the_headline(self, tmp_path):
         world = World(tmp_path, seeds=range(3)).add("dgmg", early=0.7).add("random", early=0.4)
         assert re.search(
-            r"not to be told \(\+.* points \[.*\], 3 seeds\) from that of", headline(benches(world.groups)[0])
+            r"not to be told \(\+.* points \[.*\], 3 seeds\) from that of", headline(gather_evidence(world.groups)[0])
         )
 
     def test_order_of_data_sets_is_the_papers(self, tmp_path):
         for name in ("digits", *reversed(PAPER_SETS)):
             world = World(tmp_path, name).add("dgmg", seeds=[0])
-        assert [bench.name for bench in benches(world.groups)] == [*PAPER_SETS, "digits"]
+        assert [bench.name for bench in gather_evidence(world.groups)] == [*PAPER_SETS, "digits"]
 
 
 class TestPage:

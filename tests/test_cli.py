@@ -8,15 +8,15 @@ from contextlib import suppress
 
 import pytest
 
-from dgal_bench import cli
-from dgal_bench.arguments import parse, split_values
-from dgal_bench.cli import main
-from dgal_bench.compose import group_names, read_group
-from dgal_bench.errors import ConfigError
-from dgal_bench.laws import PRACTICE, practice, run_here
-from dgal_bench.progress import Bar, Lines, duration
-from dgal_bench.record import read_cell, read_results
-from dgal_bench.sweep import Settings, plan
+from dgal_bench.cli import main as cli
+from dgal_bench.cli.main import main
+from dgal_bench.cli.options import parse_arguments
+from dgal_bench.config.compose import group_names, read_group, split_values
+from dgal_bench.conformance import EXAMPLE_SETTINGS, example_config, run_in_process
+from dgal_bench.core.errors import ConfigError
+from dgal_bench.engines.progress import BarProgress, LineProgress, duration
+from dgal_bench.engines.sweep import SweepSettings, plan_runs
+from dgal_bench.results.reader import read_results, read_run
 from tests.sweeping import HERE, alone, choices_of, command, descendants, finish, here, written  # noqa: F401 - for others
 
 
@@ -32,7 +32,7 @@ def settings(tmp_path, **changes):
         "plugins": (),
         "full_supervision": False,
     }
-    return Settings(**{**base, **changes})
+    return SweepSettings(**{**base, **changes})
 
 
 def axes(**changes):
@@ -48,7 +48,7 @@ def test_values_split_at_commas_outside_brackets():
 
 
 def test_a_command_line_is_keys_words_and_flags():
-    command = parse(["results", "seed=0,1", "--out", "there", "--dry-run"])
+    command = parse_arguments(["results", "seed=0,1", "--out", "there", "--dry-run"])
     assert (command.words, command.values, command.flags) == (
         ["results"],
         {"seed": ["0", "1"]},
@@ -57,7 +57,7 @@ def test_a_command_line_is_keys_words_and_flags():
 
 
 def test_a_plan_is_the_grid_with_seeds_outside_strategies(tmp_path):
-    jobs = plan(axes(strategy=["random", "dgmg"], seed=["0", "1"]), settings(tmp_path))
+    jobs = plan_runs(axes(strategy=["random", "dgmg"], seed=["0", "1"]), settings(tmp_path))
     assert [job.name for job in jobs] == [
         "digits/random/seed-0", "digits/dgmg/seed-0", "digits/random/seed-1", "digits/dgmg/seed-1",
     ]  # fmt: skip
@@ -67,7 +67,7 @@ def test_a_plan_is_the_grid_with_seeds_outside_strategies(tmp_path):
 
 
 def test_other_grids_become_part_of_the_folder(tmp_path):
-    jobs = plan(axes(strategy=["dgmg"], graph__graph_k=["5", "10"]), settings(tmp_path))
+    jobs = plan_runs(axes(strategy=["dgmg"], graph__graph_k=["5", "10"]), settings(tmp_path))
     assert [job.path.parent.name for job in jobs] == ["dgmg+graph.graph_k=5", "dgmg+graph.graph_k=10"]
     assert [job.config.graph.graph_k for job in jobs] == [5, 10]
     assert len({job.setup_key for job in jobs}) == 2
@@ -75,21 +75,21 @@ def test_other_grids_become_part_of_the_folder(tmp_path):
 
 def test_a_strategy_may_bring_settings_of_its_own(tmp_path):
     names = ["dgmg", "dgmg+strategy.restrict.score=ova_norm+strategy.restrict.p=1e+1", "margin"]
-    jobs = plan(axes(strategy=names), settings(tmp_path))
+    jobs = plan_runs(axes(strategy=names), settings(tmp_path))
     assert [job.path.parent.name for job in jobs] == names
     assert [job.config.strategy.name for job in jobs] == ["dgmg", "dgmg", "margin"]
     assert jobs[0].config.strategy.restrict["score"] == "ova_min"
     assert (jobs[1].config.strategy.restrict["score"], jobs[1].config.strategy.restrict["p"]) == ("ova_norm", 10.0)
     with pytest.raises(ConfigError, match=r"strategy=...\+seed=3: that is an axis of its own, write seed=3 beside it"):
-        plan(axes(strategy=["dgmg+seed=3"]), settings(tmp_path))
+        plan_runs(axes(strategy=["dgmg+seed=3"]), settings(tmp_path))
     with pytest.raises(
         ConfigError, match=r"strategy.restrict.scroe is no setting of 'diffusion'; did you mean 'score'"
     ):
-        plan(axes(strategy=["dgmg+strategy.restrict.scroe=margin"]), settings(tmp_path))
+        plan_runs(axes(strategy=["dgmg+strategy.restrict.scroe=margin"]), settings(tmp_path))
 
 
 def test_suites_are_what_they_say():
-    """paper and ablation share no cell, together they are all, and smoke and all leave no strategy of conf/ out."""
+    """paper and ablation share no run, together they are all, and smoke and all leave no strategy of conf/ out."""
     suites = {name: list(read_group("suite", name).strategy) for name in ("paper", "ablation", "all", "smoke")}
     assert suites["all"] == suites["paper"] + suites["ablation"]
     assert len(set(suites["all"])) == len(suites["all"]) == 28
@@ -140,10 +140,10 @@ def test_print_config_is_the_resolved_yaml(capsys, tmp_path):
     assert not (tmp_path / "r").exists()
 
 
-def test_dry_run_says_what_would_run_and_what_is_done(capsys, lab, tmp_path):
+def test_dry_run_says_what_would_run_and_what_is_done(capsys, experiment, tmp_path):
     folder = tmp_path / "paper" / "digits"
-    run_here(lab, folder / "random" / "seed-0.jsonl", practice("random"))
-    run_here(lab, folder / "dgmg" / "seed-0.jsonl", practice("dgmg"))
+    run_in_process(experiment, folder / "random" / "seed-0.jsonl", example_config("random"))
+    run_in_process(experiment, folder / "dgmg" / "seed-0.jsonl", example_config("dgmg"))
     cut = folder / "dgmg" / "seed-0.jsonl"
     cut.write_bytes(b"".join(cut.read_bytes().splitlines(keepends=True)[:2]))
     words = [
@@ -153,7 +153,7 @@ def test_dry_run_says_what_would_run_and_what_is_done(capsys, lab, tmp_path):
         f"results={tmp_path}",
         "strategy=random,dgmg",
         "seed=0,1",
-        *PRACTICE,
+        *EXAMPLE_SETTINGS,
     ]
     assert main([*words, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -161,13 +161,13 @@ def test_dry_run_says_what_would_run_and_what_is_done(capsys, lab, tmp_path):
     assert lines[1] == "partial  digits/dgmg/seed-0 (1 rows)"
     assert lines[2] == "to run   digits/random/seed-1"
     assert lines[4] == "to run   digits/full_supervision/seed-0"
-    assert lines[5].startswith("5 cells: 1 done, 4 to run")
+    assert lines[5].startswith("5 runs: 1 done, 4 to run")
 
 
 def test_progress_lines_tell_place_accuracy_and_time_left(tmp_path):
-    jobs = plan(axes(strategy=["random", "dgmg"]), settings(tmp_path))
+    jobs = plan_runs(axes(strategy=["random", "dgmg"]), settings(tmp_path))
     stream = io.StringIO()
-    lines = Lines(dict.fromkeys(jobs, 16), stream)
+    lines = LineProgress(dict.fromkeys(jobs, 16), stream)
     lines.begun(jobs[0])
     for _ in range(16):
         lines.round(jobs[0], 0.875)
@@ -181,19 +181,19 @@ def test_progress_lines_tell_place_accuracy_and_time_left(tmp_path):
     assert second.startswith("[2/2] digits/dgmg/seed-0: FAILED: ValueError: diverged")
 
 
-def test_a_cell_that_another_command_has_finished_is_no_error(tmp_path):
-    (job,) = plan(axes(), settings(tmp_path))
+def test_a_run_that_another_command_has_finished_is_no_error(tmp_path):
+    (job,) = plan_runs(axes(), settings(tmp_path))
     stream = io.StringIO()
-    lines = Lines({job: 16}, stream)
+    lines = LineProgress({job: 16}, stream)
     lines.begun(job)
     lines.done(job, 0.1)
     assert stream.getvalue() == "[1/1] digits/random/seed-0: done already in 0 s\n"
 
 
 def test_the_bar_counts_rounds(tmp_path):
-    (job,) = plan(axes(), settings(tmp_path))
+    (job,) = plan_runs(axes(), settings(tmp_path))
     stream = io.StringIO()
-    bar = Bar({job: 16}, stream)
+    bar = BarProgress({job: 16}, stream)
     bar.setting_up("digits", "VAE epoch", 3, 150)
     bar.begun(job)
     bar.round(job, 0.5)
@@ -210,15 +210,15 @@ def test_durations():
 
 
 @pytest.mark.slow
-def test_a_failed_cell_is_recorded_the_others_go_on_and_a_second_try_runs_only_it(tmp_path, cache_root, capsys):
+def test_a_failed_run_is_recorded_the_others_go_on_and_a_second_try_runs_only_it(tmp_path, cache_root, capsys):
     root = tmp_path / "results"
     words = command(root, cache_root, "strategy=random", "seed=0", "training.lr=0.001,1e25", "jobs=1")
     done = here(words)
     assert done.returncode == 1
     assert "FAILED: the training loss is nan" in done.stderr
-    assert "1 of 2 cells failed" in done.stderr
+    assert "1 of 2 runs failed" in done.stderr
     folder = root / "paper" / "digits"
-    good, bad = (read_cell(folder / f"random+training.lr={lr}" / "seed-0.jsonl") for lr in ("0.001", "1e25"))
+    good, bad = (read_run(folder / f"random+training.lr={lr}" / "seed-0.jsonl") for lr in ("0.001", "1e25"))
     assert good.status == "done"
     assert bad.status == "failed"
     assert "lower training.lr" in bad.failure["error"]
@@ -229,29 +229,29 @@ def test_a_failed_cell_is_recorded_the_others_go_on_and_a_second_try_runs_only_i
     assert main([*words[3:], "--dry-run"]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("failed ")
     assert main([*words[3:], "retry=failed", "--dry-run"]) == 0
-    assert "2 cells: 1 done, 1 to run, 1 side by side" in capsys.readouterr().out
+    assert "2 runs: 1 done, 1 to run, 1 side by side" in capsys.readouterr().out
     again = here(words)
     assert (again.returncode, bad.path.read_bytes()) == (1, bad_before)
-    assert "1 of 2 cells failed; retry=failed tries them again" in again.stderr
+    assert "1 of 2 runs failed; retry=failed tries them again" in again.stderr
     assert (folder / "random+training.lr=0.001" / "seed-0.jsonl").read_bytes() == before
 
 
 @pytest.mark.slow
-def test_a_collapsed_representation_costs_its_own_cells_only(tmp_path, cache_root):
+def test_a_collapsed_representation_costs_its_own_runs_only(tmp_path, cache_root):
     words = ["representation=pca,vae", "representation.recon_weight=1e-5", "strategy=random", "seed=0"]
     base = [word for word in command(tmp_path, cache_root, report=True) if word != "representation=pca"]
     done = here([*base, *words])
     assert done.returncode == 1
     assert "random+representation=vae/seed-0: FAILED: the VAE says too little of these images" in done.stderr
-    assert "1 of 2 cells failed" in done.stderr
+    assert "1 of 2 runs failed" in done.stderr
     assert [log.status for log in read_results(tmp_path)] == ["done", "failed"]
     assert "| random+representation=pca |" in done.stdout
     assert "FAILED, not counted: random+representation=vae/seed-0" in done.stdout
 
 
 @pytest.mark.slow
-def test_a_row_of_a_run_alone_counts_one_cell(tmp_path, tmp_path_factory, cache_root):
-    """Counted in a $TMPDIR of its own: cells of other tests may be at work on this machine."""
+def test_a_row_of_a_run_alone_counts_one_run(tmp_path, tmp_path_factory, cache_root):
+    """Counted in a $TMPDIR of its own: runs of other tests may be at work on this machine."""
     base = command(tmp_path, cache_root, "strategy=random", "seed=0", "jobs=2")
     done = finish(base, TMPDIR=str(tmp_path_factory.mktemp("counted")))
     assert done.returncode == 0, done.stderr
@@ -263,7 +263,7 @@ def test_the_smoke_suite_runs_every_strategy_with_its_vae(tmp_path):
     words = [
         sys.executable,
         "-m",
-        "dgal_bench.cli",
+        "dgal_bench.cli.main",
         "bench",
         "suite=smoke",
         f"results={tmp_path}",

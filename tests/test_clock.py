@@ -4,8 +4,8 @@ import gc
 
 import pytest
 
-from dgal_bench import clock
-from dgal_bench.clock import Stopwatch
+from dgal_bench.core import clock
+from dgal_bench.core.clock import Stopwatch
 
 
 @pytest.fixture

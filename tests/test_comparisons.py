@@ -9,8 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dgal_bench.record import read_results
-from dgal_bench.report.areas import area_under_curve
 from dgal_bench.report.comparisons import (
     EXACT,
     FLIPS,
@@ -20,13 +18,15 @@ from dgal_bench.report.comparisons import (
     counterpart,
     flip_test,
     holm,
-    paired,
+    paired_differences,
     smallest_p,
     t_test,
 )
 from dgal_bench.report.groups import group
 from dgal_bench.report.statistics import bca_interval, t_interval
-from tests.test_report import cell, row
+from dgal_bench.results.metrics import area_under_curve
+from dgal_bench.results.reader import read_results
+from tests.test_report import row, run
 
 RNG = np.random.default_rng(5)
 
@@ -45,7 +45,7 @@ def differences(ours, theirs):
 def test_under_ten_seeds_it_is_scipys_paired_t_test(n):
     ours, theirs = two(n)
     wanted = stats.ttest_rel(list(ours.values()), list(theirs.values()))
-    found = paired(ours, theirs)
+    found = paired_differences(ours, theirs)
     assert (found.p, found.method, found.n) == (pytest.approx(wanted.pvalue), "paired t", n)
     assert found.difference == t_interval(differences(ours, theirs))
     assert (found.difference.low, found.difference.high) == pytest.approx(wanted.confidence_interval(0.95))
@@ -81,7 +81,7 @@ def test_beyond_that_flips_are_drawn_near_the_normal_limit(n):
 @pytest.mark.parametrize("n", [10, 14])
 def test_from_ten_seeds_on_no_normal_distribution_is_assumed(n):
     ours, theirs = two(n)
-    found = paired(ours, theirs)
+    found = paired_differences(ours, theirs)
     assert (found.method, found.n) == ("BCa, permutation", n)
     assert found.difference == bca_interval(differences(ours, theirs))
     assert found.p == flip_test(differences(ours, theirs))
@@ -97,21 +97,23 @@ def test_the_smallest_p_is_that_of_equal_signs(n):
 def test_only_seeds_of_both_count_in_any_order():
     ours, theirs = two(6)
     some = {seed: theirs[seed] for seed in (4, 1, 3)} | {77: 0.0}
-    assert paired(ours, some) == paired({seed: ours[seed] for seed in (1, 3, 4)}, theirs)
-    assert paired(ours, {77: 1.0}) is None
-    assert paired(ours, theirs).p == paired(theirs, ours).p
-    assert paired(ours, theirs).difference.low == pytest.approx(-paired(theirs, ours).difference.high)
+    assert paired_differences(ours, some) == paired_differences({seed: ours[seed] for seed in (1, 3, 4)}, theirs)
+    assert paired_differences(ours, {77: 1.0}) is None
+    assert paired_differences(ours, theirs).p == paired_differences(theirs, ours).p
+    assert paired_differences(ours, theirs).difference.low == pytest.approx(
+        -paired_differences(theirs, ours).difference.high
+    )
 
 
 def test_one_seed_tests_nothing():
-    found = paired({3: 0.9}, {3: 0.7})
+    found = paired_differences({3: 0.9}, {3: 0.7})
     assert (found.difference.low, found.difference.high, found.p, found.smallest_p, found.n) == (-inf, inf, None, 1, 1)
 
 
 @pytest.mark.parametrize("n", [2, 9, 10, 30])
 def test_the_same_numbers_on_both_sides_differ_in_nothing(n):
     ours = dict(enumerate(RNG.uniform(size=n).tolist()))
-    found = paired(ours, ours)
+    found = paired_differences(ours, ours)
     assert (found.p, found.difference.low, found.difference.high) == (1, 0, 0)
 
 
@@ -156,11 +158,11 @@ def one(tmp_path):
     """Margin, random and dgmg on three seeds, margin again under another K, lc on a seed nobody else has."""
     for seed in (0, 1, 2):
         for strategy, above in {"margin": 0.1, "random": 0.0, "dgmg": 0.1 + 0.01 * (seed + 1)}.items():
-            cell(tmp_path, strategy, seed, rows((10, 0.2), (20, 0.5 + above), (30, 0.6 + above)))
+            run(tmp_path, strategy, seed, rows((10, 0.2), (20, 0.5 + above), (30, 0.6 + above)))
         for strategy in ("margin+graph.graph_k=5", "dgmg+graph.graph_k=5"):
-            cell(tmp_path, strategy, seed, rows((10, 0.2), (20, 0.3), (30, 0.4 + 0.1 * seed)))
-    cell(tmp_path, "lc", 7, rows((10, 0.2), (20, 0.5), (30, 0.6)))
-    cell(tmp_path, "dgmg", 3, rows((10, 0.2), (20, 0.9)))  # unfinished
+            run(tmp_path, strategy, seed, rows((10, 0.2), (20, 0.3), (30, 0.4 + 0.1 * seed)))
+    run(tmp_path, "lc", 7, rows((10, 0.2), (20, 0.5), (30, 0.6)))
+    run(tmp_path, "dgmg", 3, rows((10, 0.2), (20, 0.9)))  # unfinished
     (found,) = group(read_results(tmp_path))
     return found
 

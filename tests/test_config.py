@@ -4,14 +4,22 @@ import json
 
 import pytest
 
-from dgal_bench.checks import KINDS, OWN_KINDS, check_budget
-from dgal_bench.compose import GROUPS, compose, group_names, read_group
-from dgal_bench.config import dataset_of, differences, from_dict, restored, to_dict
-from dgal_bench.errors import ConfigError, ResultsError
-from dgal_bench.identity import check_resumable
-from dgal_bench.laws import practice
-from dgal_bench.record import CellLog
-from dgal_bench.strategies import resolved
+from dgal_bench.config.compose import GROUPS, compose, group_names, read_group
+from dgal_bench.config.schema import (
+    KINDS,
+    OWN_KINDS,
+    check_budget,
+    dataset_config,
+    differences,
+    from_dict,
+    from_trusted_dict,
+    to_dict,
+)
+from dgal_bench.conformance import example_config
+from dgal_bench.core.errors import ConfigError, ResultsError
+from dgal_bench.results.resume import check_resumable
+from dgal_bench.results.rows import RunLog
+from dgal_bench.strategies import resolve_parts
 
 
 def config(*overrides, **choices):
@@ -32,7 +40,7 @@ def combinations():
 @pytest.mark.parametrize(("dataset", "profile", "strategy"), combinations())
 def test_every_combination_composes_and_survives_json(dataset, profile, strategy):
     made = config(dataset=dataset, profile=profile, strategy=strategy)
-    resolved(made.strategy)
+    resolve_parts(made.strategy)
     again = from_dict(to_dict(made))
     assert again == made
     assert again.hash == made.hash
@@ -59,13 +67,13 @@ def test_a_profiles_file_lists_every_difference_from_paper():
     """What a profile changes is what its file says, key by key."""
     from omegaconf import OmegaConf
 
-    from dgal_bench.compose import keys
+    from dgal_bench.config.compose import dotted_keys
 
     for profile in group_names("profile"):
         for dataset in group_names("dataset"):
             listed = set()
             for section in ("all", dataset):
-                listed |= keys(OmegaConf.to_container(read_group("profile", profile)).get(section) or {})
+                listed |= dotted_keys(OmegaConf.to_container(read_group("profile", profile)).get(section) or {})
             changed = differences(
                 to_dict(config(dataset=dataset, profile="paper")), to_dict(config(dataset=dataset, profile=profile))
             )
@@ -123,7 +131,7 @@ def test_only_the_diffusions_own_memory_limit_is_in_no_hash():
 def test_a_refusal_tells_what_differs_and_no_allowance(tmp_path):
     then, now = (config(f"strategy.restrict.memory_limit={limit}", f"rounds={limit}") for limit in (1, 2))
     header = {"config": to_dict(then), "fingerprint": {"config": then.hash}}
-    log = CellLog(tmp_path / "seed-0.jsonl", header, (), None, None, (), (), 0)
+    log = RunLog(tmp_path / "seed-0.jsonl", header, (), None, None, (), (), 0)
     with pytest.raises(ResultsError, match=r"another configuration \(rounds: 1 -> 2\)"):
         check_resumable(log, {"config": to_dict(now), "fingerprint": {"config": now.hash}}, anyway=True)
 
@@ -200,7 +208,7 @@ def test_one_representation_per_seed_on_request():
     assert config("seed=4", "representation.seed=cell").representation_seed == 4
 
 
-def test_a_cell_must_fit_its_pool():
+def test_a_run_must_fit_its_pool():
     check_budget(config("rounds=142"), 1437)  # 10 + 142 x 10 = 1,430
     with pytest.raises(ConfigError, match="= 1440 labels, but the pool has 1437 points"):
         check_budget(config("rounds=143"), 1437)
@@ -214,10 +222,10 @@ def test_differences_name_the_leaf():
 
 
 def test_the_kinds_known_beforehand_are_those_of_the_registries():
-    from dgal_bench.features import REPRESENTATIONS
     from dgal_bench.graph.affinity import KERNELS, SYMMETRIZERS
-    from dgal_bench.graph.backends import BACKENDS
+    from dgal_bench.graph.knn import BACKENDS
     from dgal_bench.models.nets import OWN_NETS
+    from dgal_bench.representation import REPRESENTATIONS
 
     assert set(OWN_NETS) == set(OWN_KINDS)
     registries = {
@@ -228,16 +236,16 @@ def test_the_kinds_known_beforehand_are_those_of_the_registries():
 
 
 def test_a_setting_of_parts_is_in_the_configuration_of_those_that_use_it_only():
-    """A finished cell of random is none the less finished after another seals_k."""
+    """A finished run of random is none the less finished after another seals_k."""
     for setting, users in (("seals_k=3", {"seals", "vae_seals_matched"}), ("adversary_steps=7", {"ganvae"})):
         for strategy in ("random", "dgmg", "seals", "vae_seals_matched", "ganvae"):
-            assert (practice(strategy, setting).hash != practice(strategy).hash) == (strategy in users)
+            assert (example_config(strategy, setting).hash != example_config(strategy).hash) == (strategy in users)
 
 
 @pytest.mark.parametrize("strategy", group_names("strategy"))
 def test_a_configuration_sent_to_a_worker_comes_back_the_same(strategy):
-    config = practice(strategy)
-    again = restored(json.loads(json.dumps(to_dict(config))))
+    config = example_config(strategy)
+    again = from_trusted_dict(json.loads(json.dumps(to_dict(config))))
     assert (again, again.hash) == (config, config.hash)
 
 
@@ -245,7 +253,7 @@ def test_the_data_set_of_an_older_configuration_is_read_alone():
     made = config()
     values = to_dict(made)
     del values["graph"]["recall_target"]
-    assert dataset_of(values) == made.dataset
+    assert dataset_config(values) == made.dataset
     del values["dataset"]["test_share"]
     with pytest.raises(ResultsError, match="as by another version"):
-        dataset_of(values)
+        dataset_config(values)

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgal_bench.laws import BATCH, Asked
-from dgal_bench.seeding import TieBreak
+from dgal_bench.conformance import BATCH, ExampleQuery
+from dgal_bench.core.seeding import TieBreak
 from dgal_bench.strategies import coreset
 from dgal_bench.strategies.coreset import farthest_first
 from tests import reference
@@ -93,27 +93,27 @@ def test_copies_of_a_pick_come_last():
     assert n_indistinct == 2
 
 
-def test_it_starts_from_the_labeled_features(lab):
+def test_it_starts_from_the_labeled_features(experiment):
     """By the exhaustive greedy on the network's own features, labeled points as first centres."""
-    asked = Asked(lab, "coreset")
+    asked = ExampleQuery(experiment, "coreset")
     indices = asked.select().indices
     unlabeled, labeled = asked.pool.unlabeled, asked.pool.labeled
-    features = asked.predict(torch.arange(lab.data.size)).features.double().numpy()
+    features = asked.predict(torch.arange(experiment.data.size)).features.double().numpy()
     expected = reference.k_center(features[unlabeled], features[labeled], BATCH)
     assert indices.tolist() == unlabeled[expected].tolist()
     assert asked.query.notes["indistinct"]() == 0
 
 
 @pytest.mark.parametrize("strategy", ["badge", "coreset"])
-def test_a_pool_of_one_image_many_times_is_still_a_batch(lab, strategy):
+def test_a_pool_of_one_image_many_times_is_still_a_batch(experiment, strategy):
     """Duplicated images: all distances are 0, and which are picked is up to the seed."""
     from dataclasses import replace
 
-    same = lab.data.images[:1].expand_as(lab.data.images).contiguous()
-    twins = replace(lab, data=replace(lab.data, images=same))
+    same = experiment.data.images[:1].expand_as(experiment.data.images).contiguous()
+    twins = replace(experiment, data=replace(experiment.data, images=same))
     batches = set()
     for seed in range(4):
-        asked = Asked(twins, strategy, seed)
+        asked = ExampleQuery(twins, strategy, seed)
         batch = asked.select().indices
         asked.pool.check(batch, BATCH)
         assert asked.query.notes["indistinct"]() >= BATCH - 1

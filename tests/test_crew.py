@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from dgal_bench.graph.blocks import search_in_blocks
+from dgal_bench.graph.block_search import search_in_blocks
 from tests.test_blocks import K, points, quiet
 from tests.test_ray import HERE, RAY, free_port, head_node
 
@@ -21,7 +21,7 @@ SCRIPT = """
     from pathlib import Path
     import numpy as np
     import ray
-    from dgal_bench.engines.crew import spread
+    from dgal_bench.engines.ray_transfer import spread
     from dgal_bench.graph import blocks
     from tests.test_blocks import K, points, quiet
 

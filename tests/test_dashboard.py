@@ -14,13 +14,15 @@ from wandb_workspaces.workspaces import Workspace
 from wandb_workspaces.workspaces.internal import View
 
 from benchmarks.generated import generate
-from dgal_bench.cli import main
-from dgal_bench.record import PHASES, read_results
-from dgal_bench.tracking import facts, saving
-from dgal_bench.tracking.dashboard import GROUPS, Shelf, shelves, views
+from dgal_bench.cli.main import main
+from dgal_bench.results import dashboard as saving
+from dgal_bench.results import wandb as facts
+from dgal_bench.results.dashboard import GROUPS, ViewScope, view_scopes, views
+from dgal_bench.results.reader import read_results
+from dgal_bench.results.rows import PHASES
 
-SHELVES = [Shelf("paper", "svhn"), Shelf("paper", "digits"), Shelf("my 'own' \"suite\"", "dir\\x")]
-SHELVES.append(Shelf("paper", "svhn", "smoke", 7))
+SHELVES = [ViewScope("paper", "svhn"), ViewScope("paper", "digits"), ViewScope("my 'own' \"suite\"", "dir\\x")]
+SHELVES.append(ViewScope("paper", "svhn", "smoke", 7))
 KEY = "0123456789012345678901234567890123456789"
 
 
@@ -28,7 +30,7 @@ KEY = "0123456789012345678901234567890123456789"
 def log(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     generate(folder, strategies=("dgmg",), seeds=[0], rounds=3)
-    return next(one for one in read_results(folder) if facts.names(one).strategy == "dgmg")
+    return next(one for one in read_results(folder) if facts.run_names(one).strategy == "dgmg")
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def panels(kind, found=()):
 
 
 def test_a_curve_is_drawn_against_the_axis_that_its_metric_is_logged_with(log):
-    logged = {name for row in facts.rows(log) for name in row} | {f"query/phase/{phase}" for phase in PHASES}
+    logged = {name for row in facts.logged_rows(log) for name in row} | {f"query/phase/{phase}" for phase in PHASES}
     for panel in panels("Run History Line Plot"):
         (metric,) = panel["metrics"]
         (axis,) = {axis for pattern, axis in facts.DEFINITIONS if fnmatch(metric, pattern)}
@@ -68,7 +70,7 @@ def test_points_and_bars_are_of_the_summary(log):
     shown = {panel[axis].removeprefix("summary:") for panel in scatters for axis in ("xAxis", "yAxis")}
     shown |= {metric for panel in bars for metric in panel["metrics"]}
     assert shown == {"mean_query_seconds", "mean_points_scored", "final_accuracy", "area"}
-    assert shown <= facts.summary(log).keys()
+    assert shown <= facts.run_summary(log).keys()
     assert {panel["groupBy"] for panel in bars} == {"strategy_name.value"}
 
 
@@ -90,7 +92,7 @@ def test_seeds_are_averaged_and_no_strategy_is_left_out(log):
     grouped = [key["name"].removesuffix(".value") for key in runs["grouping"]]
     assert grouped == ["suite", "dataset_name", "strategy_name", "algorithm_version"]
     columns = {name.partition(":")[2] for name in runs["runFeed"]["columnOrder"]} - {"displayName"}
-    assert {*grouped, *columns} <= {*facts.config(log), *facts.summary(log)}
+    assert {*grouped, *columns} <= {*facts.run_config(log), *facts.run_summary(log)}
     for panel in panels("Run History Line Plot"):
         assert (panel["groupAgg"], panel["groupArea"], panel["smoothingType"]) == ("mean", "stderr", "none")
         assert panel["limit"] == section["settings"]["maxRuns"] == GROUPS
@@ -111,8 +113,8 @@ def test_each_shelf_has_a_view_of_its_runs_alone():
 def test_the_shelves_are_those_of_the_folder_in_its_order(tmp_path):
     for suite in ("paper", "ablation"):
         generate(tmp_path, ("svhn", "digits"), ("random", "dgmg"), [0, 1], rounds=2, suite=suite)
-    wanted = [Shelf(suite, dataset) for suite in ("ablation", "paper") for dataset in ("digits", "svhn")]
-    assert shelves(read_results(tmp_path)) == wanted
+    wanted = [ViewScope(suite, dataset) for suite in ("ablation", "paper") for dataset in ("digits", "svhn")]
+    assert view_scopes(read_results(tmp_path)) == wanted
 
 
 def test_several_versions_or_profiles_of_one_data_set_have_a_shelf_each(log):
@@ -120,13 +122,13 @@ def test_several_versions_or_profiles_of_one_data_set_have_a_shelf_each(log):
     newer = replace(log, header={**log.header, "fingerprint": said | {"algorithm_version": 99}})
     short = replace(log, header={**log.header, "profile": "smoke"})
     version, profile = said["algorithm_version"], log.header["profile"]
-    first = Shelf("paper", "digits", profile, version)
-    assert shelves([log, newer, short]) == [
+    first = ViewScope("paper", "digits", profile, version)
+    assert view_scopes([log, newer, short]) == [
         first,
         replace(first, algorithm_version=99),
         replace(first, profile="smoke"),
     ]
-    told = facts.config(short)
+    told = facts.run_config(short)
     assert (told["profile"], told["algorithm_version"]) == ("smoke", version)
 
 
@@ -144,7 +146,7 @@ def test_a_dry_run_writes_what_wandb_reads_back(log, tmp_path, capsys, monkeypat
     assert main(["dashboard", str(log.path.parents[2]), "--dry-run", str(file), "wandb.entity=me"]) == 0
     written = [file, file.with_name("spec-paper-digits.json")]
     assert capsys.readouterr().out.strip() == f"Written: {written[0]}, {written[1]}"
-    for path, view in zip(written, views("elsewhere", "me", [Shelf("paper", "digits")]), strict=True):
+    for path, view in zip(written, views("elsewhere", "me", [ViewScope("paper", "digits")]), strict=True):
         read = View.model_validate_json(path.read_text())
         assert saving._json(Workspace._from_model(read)) == path.read_text() == saving._json(view)
 
@@ -177,7 +179,9 @@ def test_for_bench_a_dry_run_still_takes_no_value(capsys):
 
 
 def test_without_the_extra_it_is_named(monkeypatch, capsys):
-    for module in [name for name in sys.modules if name.startswith(("wandb_workspaces", "dgal_bench.tracking."))]:
+    for module in [
+        name for name in sys.modules if name.startswith(("wandb_workspaces", "dgal_bench.results.dashboard"))
+    ]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     assert main(["dashboard", "--dry-run", "spec.json"]) == 2
@@ -258,8 +262,8 @@ def wandb_server(monkeypatch, saved):
 def test_what_is_pushed_is_what_a_dry_run_shows_and_pushed_again_it_is_replaced(keyed, monkeypatch):
     saved = {}
     with wandb_server(monkeypatch, saved):
-        addresses = saving.push("p", "me", SHELVES[:1])
-        assert saving.push("p", "me", SHELVES[:1]) == addresses
+        addresses = saving.push_workspaces("p", "me", SHELVES[:1])
+        assert saving.push_workspaces("p", "me", SHELVES[:1]) == addresses
     wanted = views("p", "me", SHELVES[:1])
     assert [name for name, _ in saved.items()] == [view._internal_name for view in wanted]
     for address, view in zip(addresses, wanted, strict=True):

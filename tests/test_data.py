@@ -7,12 +7,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from dgal_bench.compose import dataset_kinds, group_names, read_group
-from dgal_bench.data.datamodule import PoolDataModule, Slices, Standardise, channel_statistics
+from dgal_bench.config.compose import dataset_kinds, group_names, read_group
+from dgal_bench.core.errors import ConfigError, DataError
+from dgal_bench.data.datamodule import PoolDataModule, SliceLoader, Standardise, channel_statistics
 from dgal_bench.data.datasets import DATASETS
-from dgal_bench.data.images import ImageData
+from dgal_bench.data.image_data import ImageData
 from dgal_bench.data.pool import Pool
-from dgal_bench.errors import ConfigError, DataError
 from tests.loading import load
 
 
@@ -120,7 +120,9 @@ def test_a_constant_channel_is_no_division_by_zero():
 def test_slices_serve_every_point_once_and_training_never_a_batch_of_one(n, shuffle):
     data = toy()
     order = torch.Generator().manual_seed(1) if shuffle else None
-    slices = Slices(data.images, data.labels, torch.arange(40 - n, 40) % 33, 8, lambda images: images.float(), order)
+    slices = SliceLoader(
+        data.images, data.labels, torch.arange(40 - n, 40) % 33, 8, lambda images: images.float(), order
+    )
     for _ in range(2):
         batches = list(slices)
         assert len(batches) == len(slices)

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from dgal_bench import cache
-from dgal_bench.data import decode as decoding
-from dgal_bench.data.decode import ImageFile, Steps, decode
-from dgal_bench.errors import ConfigError, DataError, ResultsError
+from dgal_bench.core import cache
+from dgal_bench.core.errors import ConfigError, DataError, ResultsError
+from dgal_bench.data import image_folder as decoding
+from dgal_bench.data.image_folder import ImageFile, StepProgress, decode
 from tests.loading import request
 
 
@@ -281,7 +281,7 @@ def test_a_disk_without_room_is_said_before_anything_is_written(root, monkeypatc
 def test_progress_is_told_some_hundred_times_at_most_and_at_every_fifth():
     for n, piece in [(1, 1), (4, 1), (99, 1), (500, 5), (1234, 12), (60_001, 32), (1_000_003, 32)]:
         told = []
-        tell = Steps("decoding", n, lambda what, done, of: told.append(done))  # noqa: B023
+        tell = StepProgress("decoding", n, lambda what, done, of: told.append(done))  # noqa: B023
         assert piece <= tell.step
         for start in range(0, n, piece):
             tell(min(piece, n - start))

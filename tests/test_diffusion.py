@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from scipy import sparse
 from scipy.sparse.linalg import cg
 
-from dgal_bench.errors import ConfigError
+from dgal_bench.core.errors import ConfigError
 from dgal_bench.graph import diffusion
 from dgal_bench.graph.affinity import affinity
-from dgal_bench.graph.diffusion import diffuse, mass, multivariate, one_vs_all, reached, score, step
+from dgal_bench.graph.diffusion import diffuse, mass, multivariate, one_vs_all, reach_share, score, step
 from dgal_bench.graph.knn import knn
 from dgal_bench.graph.transition import from_affinity, transition
 
@@ -70,7 +70,7 @@ def test_one_step_touches_only_neighbours_of_labels():
     expected = (dense(graph)[:, labeled] > 0).any(dim=1)
     expected[labeled] = True
     assert torch.equal(touched, expected)
-    assert reached(graph, labeled, 1) == pytest.approx(float(expected.float().mean()))
+    assert reach_share(graph, labeled, 1) == pytest.approx(float(expected.float().mean()))
 
 
 def test_a_row_without_weight_is_unreached_and_keeps_the_uniform_distribution():

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from dgal_bench.errors import ConfigError, UserError
+from dgal_bench.core.errors import ConfigError, UserError
+from dgal_bench.core.seeding import isolated
 from dgal_bench.models.distributed import backing_file
-from dgal_bench.models.vae import VaeModule, encode, train_vae
-from dgal_bench.models.vae_batches import Batches, Share
+from dgal_bench.models.vae import Batches, Share, VaeModule, encode, train_vae
 from dgal_bench.models.vae_nets import build_vae
-from dgal_bench.seeding import isolated
 from tests.loading import load
 from tests.test_vae import CPU, blobs, config
 

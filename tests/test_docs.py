@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dgal_bench.cli import VERBS, main
-from dgal_bench.lease import BEAT_SECONDS, MISSED_BEATS
+from dgal_bench.cli.main import VERBS, main
+from dgal_bench.core.files import BEAT_SECONDS, MISSED_BEATS
 
 HERE = Path(__file__).parent.parent
 GUIDE = (HERE / "docs" / "cluster.md").read_text()
@@ -48,7 +48,7 @@ def test_its_commands_are_understood(command, tmp_path, capsys, monkeypatch):
 
 
 def test_every_slurm_key_of_the_command_line_is_named():
-    from dgal_bench.request import PLACES
+    from dgal_bench.cli.options import PLACES
 
     assert set(re.findall(r"(?:slurm|ray)\.[a-z_]+", GUIDE)) == {
         key for key in PLACES if key.startswith(("slurm.", "ray."))

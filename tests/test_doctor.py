@@ -12,15 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dgal_bench import doctor
-from dgal_bench.doctor import Finding, base, examine, installation, surroundings, table
-from dgal_bench.doctor.base import ABSENT, Answer, Site
+from dgal_bench.cli import info as base
+from dgal_bench.cli import info as doctor
+from dgal_bench.cli import info as installation
+from dgal_bench.cli import info as surroundings
+from dgal_bench.cli.info import ABSENT, DoctorFinding, ProbeAnswer, ProbeSite, examine_machine, findings_table
 
 H100 = "NVIDIA H100 80GB HBM3, 81559 MiB, 570.86.15"
 
 
 def said(**facts):
-    return Answer(json.dumps(facts))
+    return ProbeAnswer(json.dumps(facts))
 
 
 def torch_sees(*gpus, cuda="13.2"):
@@ -31,7 +33,7 @@ def faiss_sees(gpus=0, gpu_build=False):
     return said(version="1.15.1", gpu_build=gpu_build, gpus=gpus, usable=gpus > 0)
 
 
-ANSWERS = {"driver": Answer(error=ABSENT), "torch": torch_sees(), "faiss": faiss_sees()}
+ANSWERS = {"driver": ProbeAnswer(error=ABSENT), "torch": torch_sees(), "faiss": faiss_sees()}
 
 
 def free_disk(monkeypatch, n_bytes):
@@ -69,8 +71,8 @@ def findings(monkeypatch, place):
         def answer(command):
             return given["driver" if command[0] == "nvidia-smi" else "faiss" if "faiss" in command[-1] else "torch"]
 
-        monkeypatch.setattr(doctor, "ask", answer)
-        found = examine(place / "data", place / "cache", place / "results")
+        monkeypatch.setattr(doctor, "run_probe", answer)
+        found = examine_machine(place / "data", place / "cache", place / "results")
         assert all(finding.repair for finding in found if finding.state == "trouble")
         assert not any("\n" in finding.text + finding.repair for finding in found)
         return [finding for finding in found if topic in (None, finding.topic)]
@@ -144,11 +146,11 @@ def test_the_requirements_of_an_extra_count_where_its_faiss_is_installed(finding
 
 def test_a_torchvision_of_another_torch_is_a_trouble(findings):
     error = "exit code 1: RuntimeError: operator torchvision::nms does not exist"
-    (finding,) = findings("torch", torch=Answer(error=error))
+    (finding,) = findings("torch", torch=ProbeAnswer(error=error))
     assert finding.state == "trouble"
     assert "nms" in finding.text
     assert "torch torchvision" in finding.repair
-    found = findings("faiss", torch=Answer(error=error)) + findings("gpu", torch=Answer(error=error))
+    found = findings("faiss", torch=ProbeAnswer(error=error)) + findings("gpu", torch=ProbeAnswer(error=error))
     assert states(found) == ["note", "note"]  # one cause is one trouble
 
 
@@ -158,7 +160,9 @@ def test_one_owner_of_faiss_is_ok(findings, monkeypatch):
     assert (finding.state, finding.text) == ("ok", "1.15.1 (faiss-cpu), CPU build")
 
 
-@pytest.mark.parametrize(("driver", "keeps"), [(Answer(error=ABSENT), "faiss-cpu"), (Answer(H100), "faiss-gpu")])
+@pytest.mark.parametrize(
+    ("driver", "keeps"), [(ProbeAnswer(error=ABSENT), "faiss-cpu"), (ProbeAnswer(H100), "faiss-gpu")]
+)
 def test_two_owners_of_faiss_are_a_trouble_that_names_both_and_keeps_what_fits(findings, monkeypatch, driver, keeps):
     own(monkeypatch, "faiss-gpu", "faiss-cpu")
     first, imported = findings("faiss", driver=driver)
@@ -172,7 +176,7 @@ def test_two_owners_of_faiss_are_a_trouble_that_names_both_and_keeps_what_fits(f
 def test_no_faiss_is_a_note(findings, monkeypatch):
     own(monkeypatch)
     monkeypatch.setattr(installation, "find_spec", lambda name: None)
-    (finding,) = findings("faiss", faiss=Answer(error="exit code 1: ModuleNotFoundError: No module named 'faiss'"))
+    (finding,) = findings("faiss", faiss=ProbeAnswer(error="exit code 1: ModuleNotFoundError: No module named 'faiss'"))
     assert finding.state == "note"
     assert "torch searches" in finding.text
     assert finding.repair.endswith("pip install faiss-cpu")
@@ -180,7 +184,7 @@ def test_no_faiss_is_a_note(findings, monkeypatch):
 
 def test_a_faiss_that_aborts_is_a_trouble(findings, monkeypatch):
     own(monkeypatch, "faiss-gpu")
-    (finding,) = findings("faiss", faiss=Answer(error="killed by signal 6: CUDA driver version is insufficient"))
+    (finding,) = findings("faiss", faiss=ProbeAnswer(error="killed by signal 6: CUDA driver version is insufficient"))
     assert finding.state == "trouble"
     assert "signal 6" in finding.text
     assert finding.repair.endswith("install faiss-cpu")
@@ -190,17 +194,17 @@ def test_a_faiss_that_aborts_is_a_trouble(findings, monkeypatch):
     ("answers", "state", "words"),
     [
         ({}, "ok", "none; device=auto uses the CPU"),
-        ({"driver": Answer(H100)}, "trouble", "torch sees none (it is built for CUDA 13.2)"),
-        ({"driver": Answer(H100), "torch": torch_sees(cuda=None)}, "trouble", "built for CUDA none"),
-        ({"driver": Answer(error="exit code 9: no driver")}, "note", "none (nvidia-smi: exit code 9: no driver)"),
-        ({"driver": Answer(H100), "torch": torch_sees("H100")}, "note", "FAISS is the CPU build"),
+        ({"driver": ProbeAnswer(H100)}, "trouble", "torch sees none (it is built for CUDA 13.2)"),
+        ({"driver": ProbeAnswer(H100), "torch": torch_sees(cuda=None)}, "trouble", "built for CUDA none"),
+        ({"driver": ProbeAnswer(error="exit code 9: no driver")}, "note", "none (nvidia-smi: exit code 9: no driver)"),
+        ({"driver": ProbeAnswer(H100), "torch": torch_sees("H100")}, "note", "FAISS is the CPU build"),
         (
-            {"driver": Answer(H100), "torch": torch_sees("H100"), "faiss": faiss_sees(0, gpu_build=True)},
+            {"driver": ProbeAnswer(H100), "torch": torch_sees("H100"), "faiss": faiss_sees(0, gpu_build=True)},
             "note",
             "FAISS sees none",
         ),
         (
-            {"driver": Answer(H100), "torch": torch_sees("H100"), "faiss": faiss_sees(1, gpu_build=True)},
+            {"driver": ProbeAnswer(H100), "torch": torch_sees("H100"), "faiss": faiss_sees(1, gpu_build=True)},
             "ok",
             "torch sees 1: H100 (NVIDIA H100 80GB HBM3, 81559 MiB, 570.86.15); FAISS sees 1",
         ),
@@ -216,7 +220,7 @@ def test_what_driver_torch_and_faiss_see(findings, answers, state, words):
 
 def test_a_hidden_gpu_is_no_trouble(findings, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    (finding,) = findings("gpu", driver=Answer(H100))
+    (finding,) = findings("gpu", driver=ProbeAnswer(H100))
     assert (finding.state, finding.repair) == ("note", "unset CUDA_VISIBLE_DEVICES")
 
 
@@ -244,13 +248,13 @@ def test_the_command_for_data_names_the_folder_only_where_it_is_not_the_default(
     if variable:
         monkeypatch.setenv("DGAL_DATA", variable)
     findings()  # gives the answers of the other processes
-    found = examine(Path(root), place / "cache", place / "results")
+    found = examine_machine(Path(root), place / "cache", place / "results")
     mnist = next(finding for finding in found if finding.text.startswith("mnist:"))
     assert mnist.repair.startswith(f"dgal-bench data mnist{knob}, or set DGAL_DATA")
 
 
 def test_a_truncated_file_is_a_trouble_and_the_other_sets_are_still_examined(findings, place):
-    from dgal_bench.data.datasets import MNIST
+    from dgal_bench.data.torchvision import MNIST
 
     raw = MNIST.at(place / "data")
     raw.mkdir(parents=True)
@@ -263,14 +267,14 @@ def test_a_truncated_file_is_a_trouble_and_the_other_sets_are_still_examined(fin
 
 
 def test_a_data_folder_that_cannot_be_examined_does_not_hide_the_other_sets(findings, monkeypatch):
-    from dgal_bench.data import files
+    from dgal_bench.data import torchvision as files
 
     def refuse(source, where):
         if source.name == "mnist":
             raise PermissionError(13, "Permission denied", str(where))
         return list(source.files)
 
-    monkeypatch.setattr(files, "missing", refuse)
+    monkeypatch.setattr(files, "missing_files", refuse)
     assert states(findings("data")[:3]) == ["ok", "trouble", "note"]
 
 
@@ -289,17 +293,17 @@ def test_a_folder_that_cannot_be_made_is_a_trouble_that_names_the_knob(findings,
 
 
 def test_a_folder_below_a_file(monkeypatch, place):
-    monkeypatch.setattr(doctor, "ask", lambda command: Answer(error=ABSENT))
+    monkeypatch.setattr(doctor, "run_probe", lambda command: ProbeAnswer(error=ABSENT))
     (place / "file").write_text("")
-    found = examine(place / "data", place / "file" / "deep" / "cache", place / "results")
+    found = examine_machine(place / "data", place / "file" / "deep" / "cache", place / "results")
     (finding,) = (finding for finding in found if finding.topic == "cache")
     assert finding.state == "trouble"
     assert f"{place / 'file'} is no folder" in finding.text
 
 
 def test_a_folder_that_is_not_there_yet_is_ok_and_is_not_made(monkeypatch, place):
-    monkeypatch.setattr(doctor, "ask", lambda command: Answer(error=ABSENT))
-    found = examine(place / "data", place / "new" / "cache", place / "new" / "results")
+    monkeypatch.setattr(doctor, "run_probe", lambda command: ProbeAnswer(error=ABSENT))
+    found = examine_machine(place / "data", place / "new" / "cache", place / "new" / "results")
     assert states(finding for finding in found if finding.topic in ("cache", "results")) == ["ok", "ok"]
     assert not (place / "new").exists()
 
@@ -324,7 +328,7 @@ def test_little_disk_space_is_a_trouble(findings, monkeypatch):
 
 
 def test_the_cache_is_counted(findings, place):
-    from dgal_bench.cache import get_or_make
+    from dgal_bench.core.cache import get_or_make
 
     for key in ("whole", "torn", "begun"):
         get_or_make(place / "cache", key, lambda folder: ({"a": np.zeros(250_000)}, {}))
@@ -355,17 +359,17 @@ def test_a_wandb_key_is_found_for_its_host_only_and_never_shown(findings, monkey
     monkeypatch.setenv("WANDB_API_KEY", "s3cret")
     (finding,) = findings("wandb")
     assert finding.state == "ok"
-    assert "s3cret" not in table(findings())
+    assert "s3cret" not in findings_table(findings())
 
 
 def test_a_check_that_crashes_is_a_trouble_and_the_others_still_run(findings, monkeypatch):
-    def crash(site: Site):
+    def crash(site: ProbeSite):
         yield "ok", "so far"
         raise RuntimeError("a line\nand another")
 
     monkeypatch.setattr(doctor, "CHECKS", (("first", crash), *doctor.CHECKS))
     found = findings()
-    assert found[0] == Finding("first", "ok", "so far")
+    assert found[0] == DoctorFinding("first", "ok", "so far")
     assert found[1].state == "trouble"
     assert found[1].text == "cannot be examined: RuntimeError: a line and another"
     assert {finding.topic for finding in found} == {topic for topic, _ in doctor.CHECKS}
@@ -375,7 +379,7 @@ def test_an_error_of_many_lines_is_cut(findings, monkeypatch):
     """As torch raises them: the cause, then its C++ stack."""
     error = "\n".join(["CUDA error: out of luck", *(f"frame #{i}: c10::Error::Error({i})" for i in range(99))])
 
-    def crash(site: Site):
+    def crash(site: ProbeSite):
         raise RuntimeError(error)
         yield
 
@@ -383,15 +387,15 @@ def test_an_error_of_many_lines_is_cut(findings, monkeypatch):
     (finding,) = findings()
     assert finding.text.startswith("cannot be examined: RuntimeError: CUDA error: out of luck")
     assert len(finding.text) < 310
-    assert len(base.ask([sys.executable, "-c", "import sys; sys.exit('long ' * 999)"]).error) < 310
+    assert len(base.run_probe([sys.executable, "-c", "import sys; sys.exit('long ' * 999)"]).error) < 310
 
 
 def test_without_torch_there_is_no_traceback(place):
     """In a process of its own: here torch is imported long since."""
     code = (
-        "import sys; from pathlib import Path; sys.modules['torch'] = None; from dgal_bench import doctor\n"
-        "doctor.ask = lambda command: doctor.base.Answer(error='exit code 1: No module named torch')\n"
-        "print(doctor.table(doctor.examine(*map(Path, sys.argv[1:]))))"
+        "import sys; from pathlib import Path; sys.modules['torch'] = None; from dgal_bench.cli import info as doctor\n"
+        "doctor.run_probe = lambda command: doctor.ProbeAnswer(error='exit code 1: No module named torch')\n"
+        "print(doctor.findings_table(doctor.examine_machine(*map(Path, sys.argv[1:]))))"
     )
     folders = [str(place / name) for name in ("data", "cache", "results")]
     done = subprocess.run([sys.executable, "-c", code, *folders], capture_output=True, text=True, check=True)
@@ -405,34 +409,36 @@ def test_without_torch_there_is_no_traceback(place):
 @pytest.mark.parametrize(
     ("code", "answer"),
     [
-        ("print('noise'); print('{\"a\": 1}')", Answer('noise\n{"a": 1}')),
-        ("import sys; sys.exit('what\\nwent wrong')", Answer(error="exit code 1: went wrong")),
-        ("import os; os.abort()", Answer(error="killed by signal 6: it said nothing")),
-        ("", Answer(error="exit code 0: it said nothing")),
+        ("print('noise'); print('{\"a\": 1}')", ProbeAnswer('noise\n{"a": 1}')),
+        ("import sys; sys.exit('what\\nwent wrong')", ProbeAnswer(error="exit code 1: went wrong")),
+        ("import os; os.abort()", ProbeAnswer(error="killed by signal 6: it said nothing")),
+        ("", ProbeAnswer(error="exit code 0: it said nothing")),
     ],
 )
 def test_a_process_answers_or_says_why_not(code, answer):
-    assert base.ask([sys.executable, "-c", code]) == answer
-    assert base.ask([sys.executable, "-c", code]).facts == ({"a": 1} if answer.text else {})
+    assert base.run_probe([sys.executable, "-c", code]) == answer
+    assert base.run_probe([sys.executable, "-c", code]).facts == ({"a": 1} if answer.text else {})
 
 
 def test_a_command_that_is_not_there_or_hangs(monkeypatch):
-    assert base.ask(["no-such-command-at-all"]) == Answer(error=ABSENT)
+    assert base.run_probe(["no-such-command-at-all"]) == ProbeAnswer(error=ABSENT)
     monkeypatch.setattr(base, "TIMEOUT", 0.2)
-    assert base.ask([sys.executable, "-c", "import time; time.sleep(60)"]) == Answer(error="no answer in 0.2 s")
+    assert base.run_probe([sys.executable, "-c", "import time; time.sleep(60)"]) == ProbeAnswer(
+        error="no answer in 0.2 s"
+    )
 
 
 @pytest.mark.parametrize(
     ("troubles", "last"), [(0, "no trouble found"), (1, "1 trouble found"), (2, "2 troubles found")]
 )
 def test_the_table_shows_repairs_and_ends_with_the_count(troubles, last):
-    found = [Finding("a", "ok", "fine"), Finding("longer", "note", "known", "or so")]
-    found += [Finding("b", "trouble", f"broken {i}", f"mend {i}") for i in range(troubles)]
-    lines = table(found).splitlines()
+    found = [DoctorFinding("a", "ok", "fine"), DoctorFinding("longer", "note", "known", "or so")]
+    found += [DoctorFinding("b", "trouble", f"broken {i}", f"mend {i}") for i in range(troubles)]
+    lines = findings_table(found).splitlines()
     assert lines[:3] == ["ok       a       fine", "note     longer  known", "                 -> or so"]
     assert lines[-1] == last
     assert len(lines) == 2 + 1 + 2 * troubles + 1
-    assert table([]) == "no trouble found"
+    assert findings_table([]) == "no trouble found"
 
 
 @pytest.mark.slow
@@ -440,7 +446,7 @@ def test_this_machine(place):
     """The real processes: what they report is what this process sees."""
     import torch
 
-    found = {finding.topic: finding for finding in examine(place / "data", place / "cache", place / "results")}
+    found = {finding.topic: finding for finding in examine_machine(place / "data", place / "cache", place / "results")}
     assert found["torch"].state == "ok"
     assert torch.__version__ in found["torch"].text
     assert found["faiss"].state in ("ok", "note")

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgal_bench.config import to_dict
-from dgal_bench.errors import ResultsError
-from dgal_bench.estimate import estimated, lines, makespan
-from dgal_bench.past import read_past
-from dgal_bench.record import RoundRecord, read_results
-from dgal_bench.recorder import Recorder
-from dgal_bench.sweep import Job, Settings, plan, scan
+from dgal_bench.config.schema import to_dict
+from dgal_bench.core.errors import ResultsError
+from dgal_bench.engines.estimate import estimate_lines, estimate_time, makespan, read_past
+from dgal_bench.engines.sweep import PlannedRun, SweepSettings, plan_runs, read_logs
+from dgal_bench.results.reader import read_results
+from dgal_bench.results.rows import RoundRecord
+from dgal_bench.results.writer import FileWriter
 
 GPU = "NVIDIA H100"
 
@@ -25,15 +25,15 @@ def settings(root, **changes):
         "results": root / "results", "suite": "s", "data": root, "cache": root, "jobs": 1, "resume_anyway": False,
         "offline": True, "plugins": (), "full_supervision": False,
     }  # fmt: skip
-    return Settings(**{**base, **changes})
+    return SweepSettings(**{**base, **changes})
 
 
-def cells(root, *strategies, seeds=("0",), full_supervision=False, **changes):
+def runs(root, *strategies, seeds=("0",), full_supervision=False, **changes):
     axes = {
         "dataset": ["digits"], "representation": ["pca"], "profile": ["smoke"], "seed": list(seeds),
         "strategy": list(strategies), **changes,
     }  # fmt: skip
-    return plan(axes, settings(root, full_supervision=full_supervision))
+    return plan_runs(axes, settings(root, full_supervision=full_supervision))
 
 
 def row(round_, train, query=None, rehearsal=None):
@@ -58,26 +58,26 @@ def forge(job, rows, path=None, device="cpu", set_up=(7.0, 0.5), forget=()):
         "provenance": {"machine": {"cpu": "Abacus"}}, "initial": [0],
         "setup": {"representation": {"seconds": set_up[0]}, "graph": {"seconds": set_up[1]}} if set_up else {},
     }  # fmt: skip
-    with Recorder(path or job.path) as recorder:
-        recorder.write_header(header)
+    with FileWriter(path or job.path) as writer:
+        writer.write_header(header)
         for one in rows:
-            recorder.write(one)
+            writer.write(one)
 
 
 def past_of(root, *forged):
-    """Forged cells of another folder, read back: (job, rows[, facts])."""
+    """Forged runs of another folder, read back: (job, rows[, facts])."""
     for number, (job, rows, *facts) in enumerate(forged):
         forge(job, rows, root / "past" / "s" / "x" / str(number) / "seed-0.jsonl", **(facts[0] if facts else {}))
     return read_results(root / "past")
 
 
 def reckon(root, jobs, past, n_lanes=1, n_gpus=0):
-    return estimated(jobs, scan(jobs, settings(root)), past, n_lanes, n_gpus)
+    return estimate_time(jobs, read_logs(jobs, settings(root)), past, n_lanes, n_gpus)
 
 
 def test_another_seed_takes_the_mean_of_its_own_configuration_and_set_up_once(tmp_path):
-    one, other = cells(tmp_path, "margin", seeds=("0", "1"))
-    todo = cells(tmp_path, "margin", seeds=("2", "3"))
+    one, other = runs(tmp_path, "margin", seeds=("0", "1"))
+    todo = runs(tmp_path, "margin", seeds=("2", "3"))
     past = past_of(tmp_path, (one, three_rows(1.0)), (other, three_rows(4.0)))
     found = reckon(tmp_path, todo, past)
     # 60 s of training, 4.5 of tests and extra, two queries of 1 or 4 s: 66.5 or 72.5
@@ -88,25 +88,25 @@ def test_another_seed_takes_the_mean_of_its_own_configuration_and_set_up_once(tm
 
 
 def test_a_rehearsal_counts_and_where_files_lie_does_not(tmp_path):
-    (job,) = cells(tmp_path, "margin")
+    (job,) = runs(tmp_path, "margin")
     rows = three_rows(1.0)
     rows[0] = replace(rows[0], rehearsal_seconds=100.0)
     elsewhere = replace(job.config, dataset=replace(job.config.dataset, path="/here"))
     moved = replace(job.config, dataset=replace(job.config.dataset, path="/there"))
-    found = reckon(tmp_path, [Job(moved, job.path)], past_of(tmp_path, (Job(elsewhere, job.path), rows)))
+    found = reckon(tmp_path, [PlannedRun(moved, job.path)], past_of(tmp_path, (PlannedRun(elsewhere, job.path), rows)))
     assert found.known[0].like
     assert found.known[0].seconds == pytest.approx(166.5)
 
 
-def test_a_partial_cell_needs_its_remaining_rounds_only(tmp_path):
-    one, todo = cells(tmp_path, "margin", seeds=("0", "1"))
+def test_a_partial_run_needs_its_remaining_rounds_only(tmp_path):
+    one, todo = runs(tmp_path, "margin", seeds=("0", "1"))
     past = past_of(tmp_path, (one, three_rows(1.0)))
     forge(todo, three_rows(50.0)[:2])
     assert reckon(tmp_path, [todo], past).known[0].seconds == pytest.approx(31.5)  # the last row of the other
 
 
 def test_unfinished_rows_are_scaled_and_only_where_there_are_no_finished_ones(tmp_path):
-    one, other, todo = cells(tmp_path, "margin", seeds=("0", "1", "2"))
+    one, other, todo = runs(tmp_path, "margin", seeds=("0", "1", "2"))
     partial = (one, three_rows(1.0)[:2])
     (guess,) = reckon(tmp_path, [todo], past_of(tmp_path / "a", partial)).known
     assert guess.seconds == pytest.approx((30 + 3 + 2) / 2 * 3)
@@ -115,8 +115,8 @@ def test_unfinished_rows_are_scaled_and_only_where_there_are_no_finished_ones(tm
 
 
 def test_other_rounds_take_means_per_evaluation_and_the_strategys_own_queries(tmp_path):
-    margin, random = cells(tmp_path, "margin", "random")
-    todo = cells(tmp_path, "margin", "random", "lc", rounds=["5"])
+    margin, random = runs(tmp_path, "margin", "random")
+    todo = runs(tmp_path, "margin", "random", "lc", rounds=["5"])
     past = past_of(tmp_path, (margin, three_rows(4.0)), (random, three_rows(1.0)))
     guesses = reckon(tmp_path, todo, past).known
     per_evaluation = 20 + 1.5
@@ -128,7 +128,7 @@ def test_other_rounds_take_means_per_evaluation_and_the_strategys_own_queries(tm
 
 
 def test_rows_of_before_a_setting_was_there_are_like_theirs_only_roughly(tmp_path):
-    one, todo = cells(tmp_path, "margin", seeds=("0", "1"))
+    one, todo = runs(tmp_path, "margin", seeds=("0", "1"))
     (guess,) = reckon(tmp_path, [todo], past_of(tmp_path, (one, three_rows(1.0), {"forget": ("trainer",)}))).known
     assert guess.seconds == pytest.approx(66.5)
     assert not guess.like
@@ -136,16 +136,16 @@ def test_rows_of_before_a_setting_was_there_are_like_theirs_only_roughly(tmp_pat
 
 @pytest.mark.parametrize("other", ["net.feature_dim", "initial_size", "training.max_epochs", "batch_size"])
 def test_another_training_says_nothing(tmp_path, other):
-    (one,) = cells(tmp_path, "margin", **{other: ["7"]})
-    todo = cells(tmp_path, "margin")
+    (one,) = runs(tmp_path, "margin", **{other: ["7"]})
+    todo = runs(tmp_path, "margin")
     found = reckon(tmp_path, todo, past_of(tmp_path, (one, three_rows(1.0))))
     assert (found.known, found.seconds) == ([], None)
     assert found.guesses == {todo[0]: None}
-    assert "how long is not known" in lines(todo, {todo[0].path: None}, found)[-1]
+    assert "how long is not known" in estimate_lines(todo, {todo[0].path: None}, found)[-1]
 
 
 def test_full_supervision_is_no_measure_of_a_strategy_nor_the_other_way_round(tmp_path):
-    margin, full = cells(tmp_path, "margin", full_supervision=True)
+    margin, full = runs(tmp_path, "margin", full_supervision=True)
     past = past_of(tmp_path, (margin, three_rows(1.0)))
     assert reckon(tmp_path, [full], past).known == []
     past = past_of(tmp_path / "full", (full, [row(0, 500.0)], {"set_up": None}))
@@ -156,7 +156,7 @@ def test_full_supervision_is_no_measure_of_a_strategy_nor_the_other_way_round(tm
 
 
 def test_rows_of_the_same_kind_of_device_come_first_and_others_are_named(tmp_path):
-    on_cpu, on_gpu, todo = cells(tmp_path, "margin", seeds=("0", "1", "2"))
+    on_cpu, on_gpu, todo = runs(tmp_path, "margin", seeds=("0", "1", "2"))
     slow, fast = (on_cpu, three_rows(1.0)), (on_gpu, three_rows(1.0, (1.0, 2.0, 3.0)), {"device": GPU})
     both = past_of(tmp_path / "both", slow, fast)
     with_gpus, without = (reckon(tmp_path, [todo], both, n_gpus=n) for n in (1, 0))
@@ -165,42 +165,42 @@ def test_rows_of_the_same_kind_of_device_come_first_and_others_are_named(tmp_pat
     foreign = reckon(tmp_path, [todo], past_of(tmp_path / "cpu", slow), n_gpus=8)
     assert foreign.foreign
     assert not foreign.known[0].like
-    told = lines([todo], {todo.path: None}, foreign)
-    assert told[0] == "1 cell: 0 done, 1 to run, 1 side by side (8 GPUs)"
-    assert told[1] == "about 1:14 for 1 of 1 cell, by rows of Abacus, cpu, not of the GPUs asked for"
+    told = estimate_lines([todo], {todo.path: None}, foreign)
+    assert told[0] == "1 run: 0 done, 1 to run, 1 side by side (8 GPUs)"
+    assert told[1] == "about 1:14 for 1 of 1 run, by rows of Abacus, cpu, not of the GPUs asked for"
 
 
 def test_a_set_up_that_was_never_timed_is_counted(tmp_path):
-    (one,) = cells(tmp_path, "margin")
-    todo = cells(tmp_path, "margin", seeds=("1", "2"))
-    todo += cells(tmp_path, "margin+graph.graph_k=5")  # a graph of its own
+    (one,) = runs(tmp_path, "margin")
+    todo = runs(tmp_path, "margin", seeds=("1", "2"))
+    todo += runs(tmp_path, "margin+graph.graph_k=5")  # a graph of its own
     found = reckon(tmp_path, todo, past_of(tmp_path, (one, three_rows(1.0))))
     assert sorted(found.set_ups.values(), key=str) == [7.5, None]
-    assert lines(todo, scan(todo, settings(tmp_path)), found)[-1] == (
+    assert estimate_lines(todo, read_logs(todo, settings(tmp_path)), found)[-1] == (
         "  2 set-ups: 1 about 8 s of it, less what the cache has already; 1 not known"
     )
 
 
 def test_a_shared_ledger_counts_once_in_the_mean_of_set_ups(tmp_path):
-    jobs = cells(tmp_path, "margin", "lc", "random", seeds=("0",))
-    todo = cells(tmp_path, "margin", seeds=("9",))
+    jobs = runs(tmp_path, "margin", "lc", "random", seeds=("0",))
+    todo = runs(tmp_path, "margin", seeds=("9",))
     other = {"set_up": (1.0, 0.5)}
     past = past_of(tmp_path, (jobs[0], three_rows(1.0)), (jobs[1], three_rows(1.0)), (jobs[2], three_rows(1.0), other))
     assert reckon(tmp_path, todo, past).set_up_seconds == pytest.approx((7.5 + 1.5) / 2)
 
 
-def test_the_lines_count_cells_by_data_set_and_what_is_known_of_them(tmp_path):
-    jobs = cells(tmp_path, "margin", "lc", seeds=("0", "1"), dataset=["digits", "mnist"])
+def test_the_lines_count_runs_by_data_set_and_what_is_known_of_them(tmp_path):
+    jobs = runs(tmp_path, "margin", "lc", seeds=("0", "1"), dataset=["digits", "mnist"])
     forge(jobs[0], three_rows(1.0))
     done = read_results(tmp_path / "results")
-    logs = scan(jobs, settings(tmp_path))
-    found = estimated(jobs[1:], logs, done, 2)
+    logs = read_logs(jobs, settings(tmp_path))
+    found = estimate_time(jobs[1:], logs, done, 2)
     # 64.5 (lc, no queries known), 66.5, 64.5 on two lanes, after 7.5 of set-up: 136.5
-    assert lines(jobs, logs, found) == [
-        "8 cells: 1 done, 7 to run, 2 side by side",
-        "  digits  4 cells: 1 done, 3 to run, about 3:16 of work",
-        "  mnist   4 cells: 0 done, 4 to run, no past rows",
-        "about 2:16 for 3 of 7 cells, by rows of Abacus, cpu",
+    assert estimate_lines(jobs, logs, found) == [
+        "8 runs: 1 done, 7 to run, 2 side by side",
+        "  digits  4 runs: 1 done, 3 to run, about 3:16 of work",
+        "  mnist   4 runs: 0 done, 4 to run, no past rows",
+        "about 2:16 for 3 of 7 runs, by rows of Abacus, cpu",
         "  1 by rows like theirs, all but the seed",
         "  2 roughly, by rows of the same data set and network; 2 of them without queries: none was ever timed",
         "  4 have no past rows and are not in it",
@@ -208,16 +208,18 @@ def test_the_lines_count_cells_by_data_set_and_what_is_known_of_them(tmp_path):
     ]
 
 
-def test_failed_cells_are_left_out_until_they_are_tried_again(tmp_path):
-    jobs = cells(tmp_path, "margin", "lc")
+def test_failed_runs_are_left_out_until_they_are_tried_again(tmp_path):
+    jobs = runs(tmp_path, "margin", "lc")
     forge(jobs[0], three_rows(1.0)[:1])
-    with Recorder(jobs[0].path) as recorder:
-        recorder.write_failure("ValueError: diverged", "")
-    logs = scan(jobs, settings(tmp_path))
-    left_out, again = (estimated(todo, logs, [], 1) for todo in (jobs[1:], jobs))
-    assert lines(jobs, logs, left_out)[0] == "2 cells: 0 done, 1 failed, 1 to run, 1 side by side"
-    assert lines(jobs, logs, again)[0] == "2 cells: 0 done, 2 to run, 1 side by side"
-    assert lines(jobs, logs, estimated([], logs, [], 1)) == ["2 cells: 0 done, 1 failed, 0 to run, 1 side by side"]
+    with FileWriter(jobs[0].path) as writer:
+        writer.write_failure("ValueError: diverged", "")
+    logs = read_logs(jobs, settings(tmp_path))
+    left_out, again = (estimate_time(todo, logs, [], 1) for todo in (jobs[1:], jobs))
+    assert estimate_lines(jobs, logs, left_out)[0] == "2 runs: 0 done, 1 failed, 1 to run, 1 side by side"
+    assert estimate_lines(jobs, logs, again)[0] == "2 runs: 0 done, 2 to run, 1 side by side"
+    assert estimate_lines(jobs, logs, estimate_time([], logs, [], 1)) == [
+        "2 runs: 0 done, 1 failed, 0 to run, 1 side by side"
+    ]
 
 
 def test_the_results_folder_may_be_empty_another_place_to_look_may_not(tmp_path):
@@ -229,7 +231,7 @@ def test_the_results_folder_may_be_empty_another_place_to_look_may_not(tmp_path)
 
 def test_a_damaged_file_is_passed_over_in_the_results_folder_and_refused_elsewhere(tmp_path, caplog):
     """Of another suite, say: bench itself would run."""
-    (job,) = cells(tmp_path, "margin")
+    (job,) = runs(tmp_path, "margin")
     forge(job, three_rows(1.0))
     header, *rows = job.path.read_text().splitlines(keepends=True)
     said = json.loads(header)
@@ -274,12 +276,12 @@ def test_more_lanes_never_take_longer_nor_less_than_the_longest_or_an_equal_shar
 
 def test_the_reference_rows_reckon_a_suite_of_which_no_data_are_here(tmp_path):
     """As a user would ask before there is a machine: mnist by its rows, the others counted."""
-    jobs = cells(
+    jobs = runs(
         tmp_path, "margin", "badge", seeds=("0", "1"), dataset=["mnist", "svhn"], representation=["default"],
         profile=["cpu"], **{"representation.threads": ["2"]},
     )  # fmt: skip
     logs = dict.fromkeys((job.path for job in jobs), None)
-    found = estimated(jobs, logs, read_results(Path(__file__).parent.parent / "results" / "reference"), 8, 8)
+    found = estimate_time(jobs, logs, read_results(Path(__file__).parent.parent / "results" / "reference"), 8, 8)
     assert [guess is not None for guess in found.guesses.values()] == [True] * 4 + [False] * 4
     assert found.foreign
     assert found.seconds > found.set_up_seconds > 0

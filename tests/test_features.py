@@ -10,13 +10,12 @@ import pytest
 import timm
 import torch
 
-from dgal_bench import features
-from dgal_bench.data.images import Subset
-from dgal_bench.errors import ConfigError, DataError
-from dgal_bench.features import REPRESENTATIONS, content_key, flat_pixels, principal_components
-from dgal_bench.lab import open_lab
-from dgal_bench.laws import practice, run_here
-from dgal_bench.representation import latents_key, prepare
+from dgal_bench import representation as features
+from dgal_bench.conformance import example_config, run_in_process
+from dgal_bench.core.errors import ConfigError, DataError
+from dgal_bench.data.image_data import Subset
+from dgal_bench.experiment import open_experiment, prepare_features_and_graph
+from dgal_bench.representation import REPRESENTATIONS, content_key, features_key, flat_pixels, principal_components
 from tests.loading import load
 from tests.test_backbones import weights_file
 
@@ -44,14 +43,14 @@ def embeddings(tmp_path):
 def npy(folder, *overrides, test=True):
     given = [f"representation.path={folder}/path.npy"]
     given += [f"representation.test_path={folder}/test_path.npy"] if test else []
-    return practice("dgmg", "representation.kind=npy", *given, *overrides)
+    return example_config("dgmg", "representation.kind=npy", *given, *overrides)
 
 
 def test_ones_own_embeddings_are_the_latents(embeddings, cache_root):
     folder, arrays = embeddings
     config = npy(folder)
-    setup = prepare(config, data(), cache_root, CPU, silent)
-    assert np.array_equal(setup.latents.numpy(), arrays["path"].astype(np.float32))
+    setup = prepare_features_and_graph(config, data(), cache_root, CPU, silent)
+    assert np.array_equal(setup.features.numpy(), arrays["path"].astype(np.float32))
     assert setup.ledger["representation"]["kind"] == "npy"
     near = torch.cdist(torch.tensor(arrays["test_path"]), torch.tensor(arrays["path"])).argmin(1)
     assert torch.equal(setup.attachment.ids[:, 0], near)
@@ -59,9 +58,9 @@ def test_ones_own_embeddings_are_the_latents(embeddings, cache_root):
 
 def test_without_embeddings_of_the_test_images_nothing_is_propagated_to_them(embeddings, tmp_path):
     config = npy(embeddings[0], test=False)
-    lab = open_lab(config, Path("unused"), tmp_path / "cache", silent)
-    assert lab.setup.attachment is None
-    rows = run_here(lab, tmp_path / "seed-0.jsonl", config)
+    experiment = open_experiment(config, Path("unused"), tmp_path / "cache", silent)
+    assert experiment.prepared.attachment is None
+    rows = run_in_process(experiment, tmp_path / "seed-0.jsonl", config)
     assert [row.propagated for row in rows] == [None] * 3
     assert all(len(row.indices) == 5 for row in rows[:-1])
 
@@ -72,12 +71,12 @@ def test_the_cache_knows_embeddings_by_their_content_not_by_their_place(embeddin
     elsewhere.mkdir()
     for name, array in arrays.items():
         np.save(elsewhere / f"{name}.npy", array)
-    key = latents_key(npy(folder), data(), CPU)
-    assert latents_key(npy(elsewhere), data(), CPU) == key
+    key = features_key(npy(folder), data(), CPU)
+    assert features_key(npy(elsewhere), data(), CPU) == key
     assert npy(elsewhere).hash == npy(folder).hash
-    assert latents_key(npy(folder, test=False), data(), CPU) != key
+    assert features_key(npy(folder, test=False), data(), CPU) != key
     np.save(elsewhere / "path.npy", arrays["path"] + 1)
-    assert latents_key(npy(elsewhere), data(), CPU) != key
+    assert features_key(npy(elsewhere), data(), CPU) != key
 
 
 def test_embeddings_of_the_whole_set_serve_its_subset(embeddings):
@@ -169,15 +168,15 @@ def test_missing_and_damaged_files_of_embeddings_are_one_line(embeddings):
 
 def test_what_a_representation_needs_is_said_before_anything_runs():
     with pytest.raises(ConfigError, match=re.escape("needs your embeddings: representation.path=FILE.npy")):
-        practice("random", "representation.kind=npy")
+        example_config("random", "representation.kind=npy")
     with pytest.raises(ConfigError, match=re.escape("needs the name of a network: representation.model=resnet18")):
-        practice("random", "representation.kind=timm")
+        example_config("random", "representation.kind=timm")
     with pytest.raises(ConfigError, match=r"unknown representation.model 'resnet81'; did you mean"):
-        practice("random", "representation.kind=timm", "representation.model=resnet81")
+        example_config("random", "representation.kind=timm", "representation.model=resnet81")
 
 
 def frozen(path, *overrides):
-    return practice(
+    return example_config(
         "dgmg", "representation.kind=timm", "representation.model=resnet18", "representation.input_size=32",
         f"representation.checkpoint_path={path}", *overrides,
     )  # fmt: skip
@@ -207,11 +206,11 @@ def test_the_cache_knows_a_frozen_network_by_its_weights(tmp_path):
     path, _ = weights_file(tmp_path)
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(path.read_bytes())
-    key = latents_key(frozen(path), data(), CPU)
-    assert latents_key(frozen(copy), data(), CPU) == key
+    key = features_key(frozen(path), data(), CPU)
+    assert features_key(frozen(copy), data(), CPU) == key
     other, _ = weights_file(tmp_path / "..", kind="pth")
-    assert latents_key(frozen(other), data(), CPU) == key
-    assert latents_key(frozen(path, "representation.input_size=48"), data(), CPU) != key
+    assert features_key(frozen(other), data(), CPU) == key
+    assert features_key(frozen(path, "representation.input_size=48"), data(), CPU) != key
 
 
 def test_subspace_iteration_finds_what_the_whole_covariance_does(monkeypatch):

@@ -10,22 +10,26 @@ import numpy as np
 import pytest
 
 from benchmarks.generated import LATENTS, generate
-from dgal_bench.record import read_results
-from dgal_bench.report.bars import labels_to_target, pareto_front, query_time
-from dgal_bench.report.canvas import RC
-from dgal_bench.report.curves import accuracy_total_time, seconds_spent
-from dgal_bench.report.figures import save
+from dgal_bench.report.costs import (
+    cumulative_query_means,
+    cumulative_seconds,
+    one_off,
+    phase_seconds,
+    replays_are_comparable,
+    sources_note,
+    sums_note,
+    targets,
+)
+from dgal_bench.report.figures import inline_svg, save, used_colours
 from dgal_bench.report.groups import group
-from dgal_bench.report.inline import inlined, used_colours
-from dgal_bench.report.looks import looks
-from dgal_bench.report.maps import picks_on_latents
-from dgal_bench.report.projections import read_projection
-from dgal_bench.report.rounds import classes, exploration, propagated
-from dgal_bench.report.spending import alike, one_off, paid, phase_seconds, sources_note, spent, sums_note
+from dgal_bench.report.plots.bars import labels_to_target, pareto_front, query_time
+from dgal_bench.report.plots.curves import accuracy_total_time, seconds_spent
+from dgal_bench.report.plots.maps import picks_on_latents, read_projection
+from dgal_bench.report.plots.rounds import classes, exploration, propagation
+from dgal_bench.report.plots.style import RC, styles
 from dgal_bench.report.summary import summarise
-from dgal_bench.report.targets import targets
-from dgal_bench.timings import read_all_timings
-from tests.test_report import cell, replayed, scaled
+from dgal_bench.results.reader import read_all_timings, read_results
+from tests.test_report import replayed, run, scaled
 
 STRATEGIES = ("random", "margin", "vae_seals", "dgmg")
 
@@ -105,7 +109,7 @@ def test_classes_exploration_and_what_the_graph_knows_are_the_rows_means(root, o
     boundary, reach = (lines(axes)["dgmg"] for axes in exploration(one).axes)
     assert boundary == pytest.approx([row["boundary_share"] for row in rows(root, "dgmg")[0][:-1]])
     assert reach == pytest.approx([row["reach"] for row in rows(root, "dgmg")[0]])
-    network, graph = (lines(axes)["dgmg"] for axes in propagated(one).axes)
+    network, graph = (lines(axes)["dgmg"] for axes in propagation(one).axes)
     looked_at = [[row for row in seed if "propagated" in row] for seed in rows(root, "dgmg")]
     assert network == pytest.approx(np.mean([[row["accuracy"] for row in seed] for seed in looked_at], axis=0))
     assert graph == pytest.approx(
@@ -140,7 +144,7 @@ def test_picks_lie_where_the_projection_has_them(root, one):
     made = picks_on_latents(one)
     projection = read_projection(root / "paper" / "digits", LATENTS)
     early, late = (line for line in made.axes[0].lines if line.get_gid() == "line:picks")
-    names = list(looks(one))
+    names = list(styles(one))
     first = [row["indices"] for row in rows(root, names[0])[0][:-1]]
     for drawn, batches in ((early, first[:2]), (late, first[-2:])):
         expected = projection.of([position for batch in batches for position in batch])[0]
@@ -167,7 +171,7 @@ def test_the_pages_copy_has_no_title_or_legend_and_says_whose_is_what(one, tmp_p
     paths, svg = save(made, tmp_path / "figure")
     assert [path.suffix for path in paths] == [".png", ".svg"]
     assert "Set-up and queries" in svg
-    copy = inlined(svg, made.top, made.bottom, "mine")
+    copy = inline_svg(svg, made.top, made.bottom, "mine")
     root_ = ET.fromstring(copy)
     texts = ["".join(element.itertext()).strip() for element in root_.iter("{http://www.w3.org/2000/svg}text")]
     assert "queries made" in texts
@@ -185,7 +189,7 @@ def test_the_pages_copy_has_no_title_or_legend_and_says_whose_is_what(one, tmp_p
 def test_a_picture_is_on_the_page_once(one, tmp_path):
     made = picks_on_latents(one)
     _, svg = save(made, tmp_path / "figure")
-    copy = inlined(svg, made.top, made.bottom, "mine")
+    copy = inline_svg(svg, made.top, made.bottom, "mine")
     assert svg.count("<image") == len(STRATEGIES)
     assert copy.count("<image") == 1
     assert copy.count("<use") >= len(STRATEGIES)
@@ -196,32 +200,32 @@ def test_sums_of_seconds_are_of_one_source_or_of_none_replayed(tmp_path):
     """Margin alone is replayed: its curve shows that, and what is added up and compared is of the rows."""
     results = tmp_path
     for seed in (0, 1):
-        cell(results, "margin", seed, scaled(1 + seed))
-        cell(results, "dgmg", seed, scaled(0.1 * (1 + seed)), restrict="diffusion")
+        run(results, "margin", seed, scaled(1 + seed))
+        run(results, "dgmg", seed, scaled(0.1 * (1 + seed)), restrict="diffusion")
     replayed(results, "margin", 0, [(70, 70, 70), (70, 70, 70)])
     (one,) = group(read_results(results), read_all_timings(results))
-    assert not alike(one)
-    assert paid(one, "margin")[-1] == 140
-    assert spent(one, "margin")[-1] == pytest.approx((8 + 16) / 2)
+    assert not replays_are_comparable(one)
+    assert cumulative_query_means(one, "margin")[-1] == 140
+    assert cumulative_seconds(one, "margin")[-1] == pytest.approx((8 + 16) / 2)
     assert "not all were replayed alike" in sums_note(one)
     assert "query times of margin replayed, of others the rows' own" in sources_note(one)
     for seed in (0, 1):
         replayed(results, "margin", seed, [(70, 70, 70), (70, 70, 70)])
         replayed(results, "dgmg", seed, [(7, 7, 7), (7, 7, 7)])
     (one,) = group(read_results(results), read_all_timings(results))
-    assert alike(one)
-    assert spent(one, "dgmg")[-1] == pytest.approx(7.5 + 14)
+    assert replays_are_comparable(one)
+    assert cumulative_seconds(one, "dgmg")[-1] == pytest.approx(7.5 + 14)
 
 
 def test_variants_are_told_apart_by_dashes_and_then_by_markers(tmp_path):
     for n in range(12):
-        cell(tmp_path, f"dgmg+strategy.restrict.score=s{n}", 0, scaled(1), restrict="diffusion")
+        run(tmp_path, f"dgmg+strategy.restrict.score=s{n}", 0, scaled(1), restrict="diffusion")
     for name in ("random", "random+graph.graph_k=9"):
-        cell(tmp_path, name, 0, scaled(1), acquire="random")
+        run(tmp_path, name, 0, scaled(1), acquire="random")
     (one,) = group(read_results(tmp_path))
-    found = [(look.color, look.marker, str(look.linestyle)) for look in looks(one).values()]
+    found = [(look.color, look.marker, str(look.linestyle)) for look in styles(one).values()]
     assert len(set(found)) == len(found) == 14
     for name in ("dgmg+training.max_epochs=9", "dgmg+representation.max_epochs=9"):
-        cell(tmp_path / "other", name, 0, scaled(1), restrict="diffusion")
+        run(tmp_path / "other", name, 0, scaled(1), restrict="diffusion")
     (one,) = group(read_results(tmp_path / "other"))
-    assert {look.name for look in looks(one).values()} == set(one.strategies)
+    assert {look.name for look in styles(one).values()} == set(one.strategies)

@@ -18,13 +18,24 @@ from types import SimpleNamespace
 import pytest
 import torchvision
 
-from dgal_bench.cli import main
+from dgal_bench.cli.main import main
+from dgal_bench.core.errors import DataError
 from dgal_bench.data import datasets
-from dgal_bench.data.archives import Address, Archive, tarred
 from dgal_bench.data.datasets import DATASETS, Dataset
-from dgal_bench.data.files import File, Source, check, manifest_of, missing, obtain
-from dgal_bench.data.sources import MNIST, each_gz, from_mirrors
-from dgal_bench.errors import DataError
+from dgal_bench.data.torchvision import (
+    MNIST,
+    Address,
+    Archive,
+    File,
+    Source,
+    check_files,
+    each_gz,
+    from_mirrors,
+    manifest_name,
+    missing_files,
+    prepare_files,
+    unpack_tar,
+)
 from tests.loading import load
 
 CONTENT = {"images": b"pixels" * 500_000, "labels": b"0123456789"}
@@ -36,7 +47,7 @@ def source_of(content, torchvision_class="Toy", name="toy", folder="TOY/raw"):
 
 
 TOY = source_of(CONTENT)
-MANIFEST = manifest_of(TOY)
+MANIFEST = manifest_name(TOY)
 LOCK = ".toy.lock"
 
 
@@ -105,10 +116,10 @@ def lay_out(root, content=CONTENT, packed=False):
 
 def test_what_is_missing_is_downloaded_unpacked_checked_and_written_down(tmp_path, published, heard, server):
     published(CONTENT)
-    obtain(TOY, tmp_path, heard.told)
+    prepare_files(TOY, tmp_path, heard.told)
     where = TOY.at(tmp_path)
     assert {name: (where / name).read_bytes() for name in CONTENT} == CONTENT
-    check(TOY, tmp_path)
+    check_files(TOY, tmp_path)
     manifest = json.loads((where / MANIFEST).read_text())
     assert manifest["files"]["images"]["digest"] == TOY.files["images"].digest
     assert manifest["files"]["images"]["from"] == f"{server.url}images.gz"
@@ -116,14 +127,14 @@ def test_what_is_missing_is_downloaded_unpacked_checked_and_written_down(tmp_pat
     whats = {what for what, _, _ in heard.progress}
     assert whats == {"downloading images.gz (MB)", "downloading labels.gz (MB)"}
     asked = len(heard.paths)
-    obtain(TOY, tmp_path, heard.told)  # again: nothing to fetch
+    prepare_files(TOY, tmp_path, heard.told)  # again: nothing to fetch
     assert len(heard.paths) == asked == 2
 
 
 def test_progress_counts_megabytes(tmp_path, published, heard):
     big = {"images": os.urandom(5_200_000)}
     published(big)
-    obtain(source_of(big), tmp_path, heard.told)
+    prepare_files(source_of(big), tmp_path, heard.told)
     done = [done for _, done, _ in heard.progress]
     assert done == sorted(done)
     assert done[-1] == 5
@@ -132,23 +143,23 @@ def test_progress_counts_megabytes(tmp_path, published, heard):
 
 def test_the_next_mirror_is_tried(tmp_path, published, server, heard):
     published(CONTENT, mirrors=[NOWHERE, server.url])
-    obtain(TOY, tmp_path, heard.told)
-    check(TOY, tmp_path)
+    prepare_files(TOY, tmp_path, heard.told)
+    check_files(TOY, tmp_path)
 
 
 def test_a_mirror_that_serves_something_else_is_not_believed(tmp_path, published, server, heard):
     published(CONTENT)
     (server.folder / "labels.gz").write_bytes(gzip.compress(b"a page that asks for a login"))
     with pytest.raises(DataError, match="cannot be downloaded") as caught:
-        obtain(TOY, tmp_path, heard.told)
-    assert missing(TOY, TOY.at(tmp_path)) == ["labels"]
+        prepare_files(TOY, tmp_path, heard.told)
+    assert missing_files(TOY, TOY.at(tmp_path)) == ["labels"]
     assert "\n" not in str(caught.value)
 
 
 def test_no_network_is_one_line_that_says_what_to_put_where(tmp_path, published, heard):
     published(CONTENT, mirrors=[NOWHERE])
     with pytest.raises(DataError) as caught:
-        obtain(TOY, tmp_path, heard.told)
+        prepare_files(TOY, tmp_path, heard.told)
     text = str(caught.value)
     assert caught.value.exit_code == 3
     assert f"not there at {TOY.at(tmp_path)} and cannot be downloaded ({NOWHERE}images.gz: no connection)" in text
@@ -160,14 +171,14 @@ def test_no_network_is_one_line_that_says_what_to_put_where(tmp_path, published,
 def test_offline_asks_nobody(tmp_path, published, heard):
     published(CONTENT)
     with pytest.raises(DataError, match="offline=true forbids to download it"):
-        obtain(TOY, tmp_path, heard.told, offline=True)
+        prepare_files(TOY, tmp_path, heard.told, offline=True)
     assert heard.paths == []
 
 
 def test_archives_that_lie_there_are_unpacked_without_a_network(tmp_path, heard):
     where = lay_out(tmp_path, packed=True)
-    obtain(TOY, tmp_path, heard.told, offline=True)
-    check(TOY, tmp_path)
+    prepare_files(TOY, tmp_path, heard.told, offline=True)
+    check_files(TOY, tmp_path)
     assert (where / "images.gz").exists()  # the user's: left alone
     assert json.loads((where / MANIFEST).read_text())["files"]["labels"]["from"] == "labels.gz"
 
@@ -177,7 +188,7 @@ def test_an_archive_cut_short_is_named_and_leaves_nothing_half(tmp_path, heard):
     whole = (where / "images.gz").read_bytes()
     (where / "images.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"images.gz cannot be unpacked .*: delete it and try again"):
-        obtain(TOY, tmp_path, heard.told, offline=True)
+        prepare_files(TOY, tmp_path, heard.told, offline=True)
     assert {path.name for path in where.iterdir()} == {"images.gz", "labels.gz", LOCK}
 
 
@@ -187,7 +198,7 @@ def test_an_archive_of_another_file_is_named_and_not_taken_for_it(tmp_path, hear
     with pytest.raises(
         DataError, match=r"images.gz holds another file: unpacked, images is not the published one"
     ) as caught:
-        obtain(TOY, tmp_path, heard.told, offline=True)
+        prepare_files(TOY, tmp_path, heard.told, offline=True)
     assert "delete it and try again" in str(caught.value)
     assert not (where / "images").exists()
 
@@ -208,7 +219,9 @@ def tar_of(content):
 
 TARRED = {f"toy/{name}": raw for name, raw in CONTENT.items()}
 """The same files a folder deeper, out of one archive beside that folder."""
-TAR = replace(source_of(TARRED, folder="."), archives=(Archive("toy.tar.gz", {name: name for name in TARRED}, tarred),))
+TAR = replace(
+    source_of(TARRED, folder="."), archives=(Archive("toy.tar.gz", {name: name for name in TARRED}, unpack_tar),)
+)
 
 
 def test_one_archive_of_many_files_is_read_once_and_only_what_is_missing_is_taken(tmp_path, heard):
@@ -216,11 +229,11 @@ def test_one_archive_of_many_files_is_read_once_and_only_what_is_missing_is_take
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "labels").write_bytes(TARRED["toy/labels"])
     before = (tmp_path / "toy" / "labels").stat()
-    obtain(TAR, tmp_path, heard.told, offline=True)
-    check(TAR, tmp_path)
+    prepare_files(TAR, tmp_path, heard.told, offline=True)
+    check_files(TAR, tmp_path)
     assert {path.name for path in (tmp_path / "toy").iterdir()} == {"images", "labels"}  # no readme.html
     assert (tmp_path / "toy" / "labels").stat().st_ino == before.st_ino
-    files = json.loads((tmp_path / manifest_of(TAR)).read_text())["files"]
+    files = json.loads((tmp_path / manifest_name(TAR)).read_text())["files"]
     assert {name: file["from"] for name, file in files.items()} == {
         "toy/images": "toy.tar.gz",
         "toy/labels": "found there",
@@ -230,16 +243,16 @@ def test_one_archive_of_many_files_is_read_once_and_only_what_is_missing_is_take
 def test_an_archive_that_lacks_a_file_is_named(tmp_path, heard):
     (tmp_path / "toy.tar.gz").write_bytes(tar_of({"toy/images": CONTENT["images"]}))
     with pytest.raises(DataError, match=r"toy.tar.gz has no toy/labels inside: delete it and try again"):
-        obtain(TAR, tmp_path, heard.told, offline=True)
+        prepare_files(TAR, tmp_path, heard.told, offline=True)
 
 
 def test_names_inside_an_archive_lead_nowhere(tmp_path, heard):
     root = tmp_path / "deep" / "root"
     root.mkdir(parents=True)
     (root / "toy.tar.gz").write_bytes(tar_of({"../../escaped": b"x", str(tmp_path / "escaped"): b"x", **TARRED}))
-    obtain(TAR, root, heard.told, offline=True)
+    prepare_files(TAR, root, heard.told, offline=True)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
-        "images", "labels", "toy.tar.gz", LOCK, manifest_of(TAR),
+        "images", "labels", "toy.tar.gz", LOCK, manifest_name(TAR),
     }  # fmt: skip
 
 
@@ -255,15 +268,15 @@ def test_what_is_published_unpacked_is_put_in_its_place(tmp_path, published, hea
         addresses=lambda publisher: {n: Address(md5, (f"{server.url}{n}",)) for n, md5 in md5s.items()},
     )
     with pytest.raises(DataError, match=r"put images, labels there, or set DGAL_DATA"):
-        obtain(plain, tmp_path, heard.told, offline=True)
-    obtain(plain, tmp_path, heard.told)
-    check(plain, tmp_path)
+        prepare_files(plain, tmp_path, heard.told, offline=True)
+    prepare_files(plain, tmp_path, heard.told)
+    check_files(plain, tmp_path)
     assert {path.name for path in TOY.at(tmp_path).iterdir()} == {"images", "labels", MANIFEST, LOCK}
 
 
 def test_offline_makes_nothing_where_nothing_is(tmp_path, heard):
     with pytest.raises(DataError, match="offline=true"):
-        obtain(TOY, tmp_path, heard.told, offline=True)
+        prepare_files(TOY, tmp_path, heard.told, offline=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -273,9 +286,9 @@ def test_a_full_disk_is_not_the_archives_fault(tmp_path, heard, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dgal_bench.data.files.os.fsync", full)
+    monkeypatch.setattr("dgal_bench.data.torchvision.os.fsync", full)
     with pytest.raises(DataError, match=r"cannot be put there \(No space left on device\)"):
-        obtain(TOY, tmp_path, heard.told, offline=True)
+        prepare_files(TOY, tmp_path, heard.told, offline=True)
     assert {path.name for path in where.iterdir()} == {"images.gz", "labels.gz", LOCK}
 
 
@@ -284,9 +297,9 @@ def test_the_manifest_of_a_second_try_remembers_the_first(tmp_path, published, s
     whole = (server.folder / "labels.gz").read_bytes()
     (server.folder / "labels.gz").unlink()
     with pytest.raises(DataError, match="404"):
-        obtain(TOY, tmp_path, heard.told)
+        prepare_files(TOY, tmp_path, heard.told)
     (server.folder / "labels.gz").write_bytes(whole)
-    obtain(TOY, tmp_path, heard.told)
+    prepare_files(TOY, tmp_path, heard.told)
     files = json.loads((TOY.at(tmp_path) / MANIFEST).read_text())["files"]
     assert {name: file["from"] for name, file in files.items()} == {
         "images": f"{server.url}images.gz",
@@ -299,8 +312,8 @@ def test_a_part_that_a_kill_left_is_no_file(tmp_path, published, heard):
     published(CONTENT)
     where = lay_out(tmp_path, {"labels": CONTENT["labels"]})
     (where / "images.part").write_bytes(b"pix")
-    obtain(TOY, tmp_path, heard.told)
-    check(TOY, tmp_path)
+    prepare_files(TOY, tmp_path, heard.told)
+    check_files(TOY, tmp_path)
     assert not (where / "images.part").exists()
 
 
@@ -320,7 +333,7 @@ def test_a_damaged_file_is_refused_and_never_replaced(tmp_path, published, heard
     published(CONTENT)
     where = lay_out(tmp_path)
     (where / "images").write_bytes(damage(CONTENT["images"]))
-    for step in (lambda: check(TOY, tmp_path), lambda: obtain(TOY, tmp_path, heard.told)):
+    for step in (lambda: check_files(TOY, tmp_path), lambda: prepare_files(TOY, tmp_path, heard.told)):
         with pytest.raises(DataError, match=said) as caught:
             step()
         assert caught.value.exit_code == 3
@@ -335,7 +348,7 @@ def test_one_at_a_time(tmp_path, published, heard):
     where.mkdir(parents=True)
     with (where / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        waiting = threading.Thread(target=obtain, args=(TOY, tmp_path, heard.told))
+        waiting = threading.Thread(target=prepare_files, args=(TOY, tmp_path, heard.told))
         waiting.start()
         waiting.join(0.3)
         assert heard.progress == [("waiting for another process that fetches it", 0, 1)]
@@ -345,7 +358,7 @@ def test_one_at_a_time(tmp_path, published, heard):
     waiting.join(10)
     assert not waiting.is_alive()
     assert heard.paths == []
-    check(TOY, tmp_path)
+    check_files(TOY, tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path, heard):
@@ -353,7 +366,7 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path, heard):
     with pytest.raises(
         DataError, match=r"not there at .* and cannot be put there \(Not a directory\): run `dgal-bench data"
     ):
-        obtain(TOY, tmp_path, heard.told)
+        prepare_files(TOY, tmp_path, heard.told)
 
 
 def test_the_verb_fetches_and_says_where(tmp_path, published, monkeypatch, capsys):

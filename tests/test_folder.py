@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dgal_bench import cache
-from dgal_bench.data.own import stratified_split
-from dgal_bench.errors import ConfigError, DataError
+from dgal_bench.core import cache
+from dgal_bench.core.errors import ConfigError, DataError
+from dgal_bench.data.image_data import stratified_split
 from tests.loading import load
 
 

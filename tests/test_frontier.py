@@ -10,18 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from dgal_bench.conformance import example_config, run_in_process
+from dgal_bench.core.errors import ConfigError, UserError
+from dgal_bench.core.seeding import TieBreak
 from dgal_bench.data.pool import Pool
-from dgal_bench.errors import ConfigError, UserError
-from dgal_bench.graph import diffusion, frontier, ranking
-from dgal_bench.graph.diffusion import clamped, diffuse, product, score, step
-from dgal_bench.graph.journal import Journal, Scratch
-from dgal_bench.graph.kept import Course
+from dgal_bench.graph import diffusion
+from dgal_bench.graph import incremental as frontier
+from dgal_bench.graph import incremental as ranking
+from dgal_bench.graph.diffusion import clamped_diffusion, diffuse, product, score, step
+from dgal_bench.graph.graph import Graph
+from dgal_bench.graph.incremental import DiffusionSettings, Scratch, UndoLog, lowest_scores, rank_scores, score_rows
 from dgal_bench.graph.knn import knn
-from dgal_bench.graph.ranking import lowest, ranked, scored
-from dgal_bench.graph.transition import Graph, diagnostics, from_affinity, transition
-from dgal_bench.laws import practice, run_here
-from dgal_bench.record import choice
-from dgal_bench.seeding import TieBreak
+from dgal_bench.graph.transition import diagnostics, from_affinity, transition
+from dgal_bench.results.rows import choice
 from dgal_bench.strategies import restrict
 from dgal_bench.strategies.base import Query
 from dgal_bench.strategies.restrict import Diffusion
@@ -56,7 +57,7 @@ def asked(strategy, pool, memory, ties=7):
 
 def plain_heat(graph, pool, steps):
     nodes = graph.nodes[pool.labeled]
-    return clamped(graph, nodes, pool.labels, pool.n_classes, steps)
+    return clamped_diffusion(graph, nodes, pool.labels, pool.n_classes, steps)
 
 
 def bytes_of(kept):
@@ -84,7 +85,7 @@ def test_any_sequence_of_memories_gives_the_bits_and_picks_of_the_whole_product(
     labels = torch.randint(0, n_classes, (size,), generator=rng)
     other = torch.randint(0, n_classes, (size,), generator=rng)
     score = data.draw(st.sampled_from(["ova_min", "margin", "normalised"]))
-    limit = Course(graph, n_classes, steps, score, 2.0).n_bytes
+    limit = DiffusionSettings(graph, n_classes, steps, score, 2.0).n_bytes
     own = Diffusion(graph, data.draw(st.integers(1, 20)), steps, score, memory_limit=limit)
     foreign = [
         replace(own, graph=random_graph(seed + 1, size)),
@@ -129,7 +130,7 @@ def cloud():
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("n_classes", [1, 10, 1000])
-def test_rounds_of_a_cell_on_any_number_of_threads(cloud, threads, n_classes, large):
+def test_rounds_of_a_run_on_any_number_of_threads(cloud, threads, n_classes, large):
     large(0.5)
     torch.set_num_threads(threads)
     strategy, memory, shares = Diffusion(cloud, 50, 3), {}, []
@@ -173,17 +174,17 @@ def test_a_turn_that_was_broken_off_is_undone(cloud, monkeypatch, large):
     first, second, *_ = rounds()
     strategy = Diffusion(cloud, 50, 3)
     memory = asked(strategy, first, {})[1].remembered
-    write, n_writes = Journal.write, iter([True, True, False])
+    write, n_writes = UndoLog.write, iter([True, True, False])
 
     def dies(journal, *words):
         write(journal, *words)
         if not next(n_writes):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Journal, "write", dies)
+    monkeypatch.setattr(UndoLog, "write", dies)
     with pytest.raises(KeyboardInterrupt):
         asked(strategy, second, memory)
-    monkeypatch.setattr(Journal, "write", write)
+    monkeypatch.setattr(UndoLog, "write", write)
     _, query = asked(strategy, second, memory)
     assert query.notes["touched"]() < 1
     assert torch.equal(query.remembered["diffusion"].journal[3], plain_heat(cloud, second, 3))
@@ -221,11 +222,11 @@ def test_a_state_that_cannot_go_on_is_given_back_before_another_is_made(cloud, m
     strategy, held = Diffusion(cloud, 50, 2), []
     dead = asked(strategy, second, {})[1].remembered
 
-    def looks(course, make=restrict.blank):
+    def looks(course, make=restrict.blank_state):
         held.append(len(dead["diffusion"].journal._tensors))
         return make(course)
 
-    monkeypatch.setattr(restrict, "blank", looks)
+    monkeypatch.setattr(restrict, "blank_state", looks)
     candidates, _ = asked(strategy, first, dead)  # fewer labels than are known to it
     assert candidates.tolist() == asked(replace(strategy, memory_limit=0), first, {})[0].tolist()
     assert held == [0]
@@ -233,7 +234,7 @@ def test_a_state_that_cannot_go_on_is_given_back_before_another_is_made(cloud, m
 
 def test_nothing_is_remembered_beyond_the_limit_or_where_edges_have_no_way_back():
     graph, pool = random_graph(0, 50), Pool(50, 4, torch.arange(5), torch.arange(5) % 4)
-    fits = Course(graph, 4, 2, "ova_min", 2.0).n_bytes
+    fits = DiffusionSettings(graph, 4, 2, "ova_min", 2.0).n_bytes
     for limit, remembers in ((fits, True), (fits - 1, False), (0, False)):
         _, query = asked(Diffusion(graph, 5, 2, memory_limit=limit), pool, {})
         assert ("diffusion" in query.remembered) == remembers
@@ -300,8 +301,8 @@ def test_lowest_is_the_head_of_a_full_sort(seed, size, data):
     heat = torch.randint(0, levels, (size, 1), generator=rng) / 8
     labeled = torch.randperm(size, generator=rng)[: data.draw(st.integers(0, size))]
     n_picks = data.draw(st.integers(0, min(100, size - len(labeled))))
-    ranks = ranked(lambda heat: heat[:, 0], heat, labeled)
-    found, tied = lowest(graph, *ranks, n_picks, ties)
+    ranks = rank_scores(lambda heat: heat[:, 0], heat, labeled)
+    found, tied = lowest_scores(graph, *ranks, n_picks, ties)
     keys, left = ties(graph.points).tolist(), sorted(set(range(size)) - set(labeled.tolist()))
     truth = sorted(left, key=lambda node: (float(heat[node]), keys[node]))
     assert found.tolist() == graph.points[truth[:n_picks]].tolist()
@@ -314,9 +315,9 @@ def test_a_score_that_is_no_number_is_refused():
     graph = random_graph(3, 400)
     heat = torch.zeros(400, 1)
     heat[123] = torch.nan
-    ranks = ranked(lambda heat: heat[:, 0], heat, torch.arange(100))
+    ranks = rank_scores(lambda heat: heat[:, 0], heat, torch.arange(100))
     with pytest.raises(UserError, match="1 of 300 scores are NaN"):
-        lowest(graph, *ranks, 3, TieBreak(0))
+        lowest_scores(graph, *ranks, 3, TieBreak(0))
 
 
 @pytest.mark.parametrize("name", ["ova_min", "ova_norm", "confidence", "margin", "negentropy", "normalised"])
@@ -327,9 +328,9 @@ def test_a_points_score_has_the_same_bits_in_any_block(name, n_classes, monkeypa
     whole = score(name)(heat)
     for rows in (16, 17, 64):
         monkeypatch.setattr(ranking, "_SCORED", rows * n_classes)
-        assert torch.equal(scored(score(name), heat), whole)
+        assert torch.equal(score_rows(score(name), heat), whole)
         for some in (torch.arange(0), torch.arange(1), torch.arange(5, 20), torch.arange(99, 120)):
-            assert torch.equal(scored(score(name), heat[some]), whole[some])
+            assert torch.equal(score_rows(score(name), heat[some]), whole[some])
 
 
 def test_distinct_is_the_set():
@@ -348,13 +349,19 @@ def test_components_are_ranges_of_nodes():
         assert facts["outside_largest"] == pytest.approx(1 - np.bincount(part).max() / 120)
 
 
-def test_a_cell_that_remembers_picks_as_one_that_does_not_also_after_a_stop(lab, tmp_path):
-    config, forgets = practice("dgmg", "rounds=4"), practice("dgmg", "rounds=4", "strategy.restrict.memory_limit=0")
+def test_a_run_that_remembers_picks_as_one_that_does_not_also_after_a_stop(experiment, tmp_path):
+    config, forgets = (
+        example_config("dgmg", "rounds=4"),
+        example_config("dgmg", "rounds=4", "strategy.restrict.memory_limit=0"),
+    )
     path = tmp_path / "a" / "seed-0.jsonl"
-    rows, others = run_here(lab, path, config), run_here(lab, tmp_path / "b" / "seed-0.jsonl", forgets)
+    rows, others = (
+        run_in_process(experiment, path, config),
+        run_in_process(experiment, tmp_path / "b" / "seed-0.jsonl", forgets),
+    )
     assert [choice(row) for row in rows] == [choice(row) for row in others]
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
-    resumed = run_here(lab, path, config)
+    resumed = run_in_process(experiment, path, config)
     assert [choice(row) for row in resumed] == [choice(row) for row in rows]
     assert [row.extra["touched"] for row in resumed[:-1]] == [row.extra["touched"] for row in rows[:-1]]
     assert config.hash == forgets.hash
@@ -383,6 +390,6 @@ def test_rounds_on_the_gpu_stay_there_and_have_the_bits_of_the_whole_product(clo
 @pytest.mark.parametrize("n_classes", [10, 100, 1000])
 def test_a_few_points_have_their_scores_bits_on_the_gpu(name, n_classes):
     heat = (torch.rand(400, n_classes, generator=torch.Generator().manual_seed(0)) / n_classes).cuda()
-    whole = scored(score(name), heat)
+    whole = score_rows(score(name), heat)
     for n_rows in (1, 3, 15):
-        assert torch.equal(scored(score(name), heat[7 : 7 + n_rows]), whole[7 : 7 + n_rows])
+        assert torch.equal(score_rows(score(name), heat[7 : 7 + n_rows]), whole[7 : 7 + n_rows])

@@ -6,43 +6,43 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgal_bench import worker
+from dgal_bench.conformance import example_config, run_in_process
+from dgal_bench.core.errors import ConfigError
+from dgal_bench.core.seeding import isolated
 from dgal_bench.data.pool import Pool
-from dgal_bench.engines.base import message
-from dgal_bench.errors import ConfigError
-from dgal_bench.lab import Cell
-from dgal_bench.laws import practice, run_here
+from dgal_bench.engines import worker
+from dgal_bench.engines.base import job_message
+from dgal_bench.engines.sweep import PlannedRun, plan_runs
+from dgal_bench.experiment import Run
 from dgal_bench.models.task import fit, measure_accuracy, new_trainer
-from dgal_bench.record import read_cell, read_results
-from dgal_bench.report.curves import accuracy_labels, accuracy_query_time
 from dgal_bench.report.groups import group
-from dgal_bench.report.markdown import summary_md
+from dgal_bench.report.plots.curves import accuracy_labels, accuracy_query_time
 from dgal_bench.report.summary import summarise, summary_csv
-from dgal_bench.seeding import isolated
-from dgal_bench.sweep import Job, plan
+from dgal_bench.report.write import summary_md
+from dgal_bench.results.reader import read_results, read_run
 from tests.test_cli import axes, settings
 
 
 def planned(tmp_path, **changes):
-    return plan(axes(**changes), settings(tmp_path, full_supervision=True))
+    return plan_runs(axes(**changes), settings(tmp_path, full_supervision=True))
 
 
-def practice_job(lab, tmp_path) -> Job:
-    """The reference of the practice cells."""
+def practice_job(experiment, tmp_path) -> PlannedRun:
+    """The reference of the practice runs."""
     overrides = {"dataset.pool_size": ["200"], "dataset.test_size": ["60"], "representation.threads": ["1"]}
-    jobs = plan(
+    jobs = plan_runs(
         axes(representation=["pca"], profile=["smoke"]) | overrides,
         settings(tmp_path, full_supervision=True, results=tmp_path),
     )
     return jobs[-1]
 
 
-def run_reference(job: Job, data="digits need none", cache="unused"):
+def run_reference(job: PlannedRun, data="digits need none", cache="unused"):
     events = []
     where = settings(job.path.parent, data=Path(data), cache=Path(cache))
-    worker.handle(message("cell", job, where), lambda event, **facts: events.append(event), {})
+    worker.handle(job_message("run", job, where), lambda event, **facts: events.append(event), {})
     assert events[-1] == "done"
-    return read_cell(job.path)
+    return read_run(job.path)
 
 
 def test_one_for_each_data_set_profile_and_network_after_all_comparisons(tmp_path):
@@ -58,7 +58,7 @@ def test_one_for_each_data_set_profile_and_network_after_all_comparisons(tmp_pat
     ]
     assert names[8:10] == references[:2]
     assert all(job.config.full_supervision and job.config.rounds == 0 for job in jobs if job.name in references)
-    assert not any("full" in job.name for job in plan(axes(), settings(tmp_path)))
+    assert not any("full" in job.name for job in plan_runs(axes(), settings(tmp_path)))
 
 
 def test_it_is_the_same_result_whatever_the_graph_and_another_with_another_training(tmp_path):
@@ -74,40 +74,40 @@ def test_it_is_the_same_result_whatever_the_graph_and_another_with_another_train
     assert len({job.config.hash for job in [one, *others]}) == 4
 
 
-def test_its_row_is_a_training_on_every_label_and_needs_no_representation(lab, tmp_path):
-    log = run_reference(practice_job(lab, tmp_path))
+def test_its_row_is_a_training_on_every_label_and_needs_no_representation(experiment, tmp_path):
+    log = run_reference(practice_job(experiment, tmp_path))
     assert log.done
     (row,) = log.records
     assert (row.n_labeled, row.indices, row.query_seconds) == (200, None, None)
     assert sorted(log.header["initial"]) == list(range(200))
-    cell = Cell.of(replace(practice("random"), initial_size=None), lab)
-    pool = Pool(200, 10, torch.arange(200), lab.data.labels)
-    data, module = cell.datamodule(pool, 0), cell.new_module(0)
+    run = Run.of(replace(example_config("random"), initial_size=None), experiment)
+    pool = Pool(200, 10, torch.arange(200), experiment.data.labels)
+    data, module = run.datamodule(pool, 0), run.new_module(0)
     with isolated(0, "training", 0):
-        trainer = new_trainer(cell.config, lab.device)
+        trainer = new_trainer(run.config, experiment.device)
         fitted = fit(trainer, module, data)
         accuracy = measure_accuracy(trainer, module, data)
     assert (row.accuracy, row.train_loss) == (accuracy, fitted.train_loss)
 
 
-def test_the_report_draws_it_as_a_line_and_counts_it_as_no_strategy(lab, tmp_path):
-    job = practice_job(lab, tmp_path)
+def test_the_report_draws_it_as_a_line_and_counts_it_as_no_strategy(experiment, tmp_path):
+    job = practice_job(experiment, tmp_path)
     run_reference(job)
     folder = Path(*job.path.parts[:-2])
-    run_here(lab, folder / "random" / "seed-0.jsonl", practice("random"))
+    run_in_process(experiment, folder / "random" / "seed-0.jsonl", example_config("random"))
     (one,) = group(read_results(tmp_path))
     assert one.strategies == ["random"]
     assert [row.strategy for row in summarise(one)] == ["random"]
     assert "full_supervision" not in summary_csv([one])
-    accuracy = read_cell(job.path).records[0].accuracy
+    accuracy = read_run(job.path).records[0].accuracy
     assert f"Full supervision: {100 * accuracy:.1f} % with all 200 labels (one training, 3 epochs" in summary_md([one])
     for draw in (accuracy_labels, accuracy_query_time):
         lines = {line.get_label(): line for line in draw(one).axes[0].get_lines()}
         assert set(lines["all 200 labels"].get_ydata()) == {accuracy}
 
 
-def test_an_unfinished_one_is_on_the_list_of_what_is_missing(lab, tmp_path):
-    job = practice_job(lab, tmp_path)
+def test_an_unfinished_one_is_on_the_list_of_what_is_missing(experiment, tmp_path):
+    job = practice_job(experiment, tmp_path)
     run_reference(job)
     job.path.write_bytes(job.path.read_bytes().splitlines(keepends=True)[0])
     (one,) = group(read_results(tmp_path))
@@ -118,4 +118,4 @@ def test_an_unfinished_one_is_on_the_list_of_what_is_missing(lab, tmp_path):
 
 def test_no_strategy_can_start_with_every_label():
     with pytest.raises(ConfigError, match="initial_size=null labels the whole pool, and nothing is left to query"):
-        practice("random", "initial_size=null")
+        example_config("random", "initial_size=null")

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dgal_bench.core.seeding import TieBreak, isolated, normals, rng_for, seed_for
 from dgal_bench.data.pool import Pool, initial_set
 from dgal_bench.graph.diffusion import diffuse
 from dgal_bench.graph.knn import knn
 from dgal_bench.graph.propagation import harmonic
 from dgal_bench.graph.transition import attach, transition
-from dgal_bench.identity import ALGORITHM_VERSION
 from dgal_bench.models.vae import VaeModule
 from dgal_bench.models.vae_nets import build_vae
 from dgal_bench.representation import RECIPE_VERSION
-from dgal_bench.seeding import TieBreak, isolated, normals, rng_for, seed_for
+from dgal_bench.results.resume import ALGORITHM_VERSION
 from dgal_bench.strategies.base import Query
 from dgal_bench.strategies.restrict import Diffusion, Uniform
 from tests.loading import load

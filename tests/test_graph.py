@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.sparse.csgraph import connected_components
 
-from dgal_bench.errors import ConfigError
-from dgal_bench.graph import backends as backends_module
+from dgal_bench.core.errors import ConfigError
+from dgal_bench.graph import knn as backends_module
 from dgal_bench.graph.affinity import KERNELS, SYMMETRIZERS, affinity
 from dgal_bench.graph.diffusion import diffuse
 from dgal_bench.graph.knn import Neighbors, knn
@@ -280,7 +280,7 @@ def test_a_row_without_weight_stays_zero():
 
 def test_default_steps_are_the_papers():
     """T = ceil(log_K N): 3 for digits, 4 for the sets of Table 1, 5 at a million, 6 at ten million."""
-    from dgal_bench.graph.transition import Graph
+    from dgal_bench.graph.graph import Graph
 
     for size, steps in {1437: 3, 48_000: 4, 60_000: 4, 124_800: 4, 1_000_000: 5, 10_000_000: 6, 400: 2, 401: 3}.items():
         pointer = torch.zeros(1, dtype=torch.int32).expand(size + 1)

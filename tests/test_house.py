@@ -1,6 +1,10 @@
 """The house rules that a machine can check."""
 
 import ast
+import subprocess
+import sys
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -8,54 +12,95 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dgal_bench"
 
 # A room imports only from rooms above it in this list, and from its own folder.
-# fmt: off
 LAYERS = (
-    "errors", "disk", "arrays", "config", "checks", "compose", "seeding", "threads", "clock", "lease", "beside",
-    "cache", "data", "graph", "models", "strategies", "plugins", "provenance", "features", "representation",
-    "projection", "doctor", "schema", "record", "recorder", "identity", "timings", "lab", "loop", "replay", "laws",
-    "judge", "worker", "sweep", "process", "engines", "progress", "past", "estimate", "report", "tracking",
-    "retiming", "status", "validate", "arguments", "request", "verbs", "cli",
-)
-# fmt: on
+    "core", "config", "data", "graph", "models", "strategies", "representation", "results", "experiment", "loop",
+    "conformance", "report", "engines", "cli",
+)  # fmt: skip
+DOOR = ("__init__", "__main__")
+MODULES = {
+    ".".join(("dgal_bench", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
 
-def room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imported_rooms(path: Path) -> set[str]:
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
+def imports_of(body):
+    """The modules of the package that these statements import, a package's own ``__init__`` for a name out of it."""
+    found = set()
+    for node in body:
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [
-                f"{node.module}.{alias.name}" if node.module == "dgal_bench" else node.module for alias in node.names
-            ]
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        rooms |= {name.split(".")[1] for name in names if name.startswith("dgal_bench.")}
-    return rooms - {"__version__"}
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name in MODULES and name != "dgal_bench"}
 
 
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+def tree(name):
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+def room(name):
+    return name.split(".")[1]
 
 
 def test_every_room_has_its_place():
-    assert {room(path) for path in MODULES} == set(LAYERS)
+    names = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert names == {*LAYERS, *DOOR}
+    assert len(names) <= 18
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_only_from_above(path):
-    below = [name for name in imported_rooms(path) if LAYERS.index(name) > LAYERS.index(room(path))]
+@pytest.mark.parametrize("name", [name for name in MODULES if "." in name and room(name) in LAYERS])
+def test_imports_only_from_above(name):
+    below = [one for one in imports_of(ast.walk(tree(name))) if LAYERS.index(room(one)) > LAYERS.index(room(name))]
     assert below == []
 
 
-@pytest.mark.slow
-def test_the_parent_of_a_sweep_does_not_import_lightning():
-    """Imports take the workers ten seconds; the command line must not pay them twice."""
-    import subprocess
-    import sys
+def test_no_module_waits_for_more_than_seventeen_others():
+    """The longest chain of imports that run with a module, its own package's ``__init__`` among them."""
 
-    code = "import sys, dgal_bench.cli, dgal_bench.engines, dgal_bench.progress; print('lightning' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    @cache
+    def chain(name):
+        parts = name.split(".")
+        around = {".".join(parts[:n]) for n in range(2, len(parts) + 1)}
+        ahead = {
+            ".".join(one.split(".")[:n])
+            for one in imports_of(tree(name).body)
+            for n in range(2, one.count(".") + 2)
+        }  # fmt: skip
+        return 1 + max(map(chain, ahead - around), default=0)
+
+    assert max(map(chain, MODULES)) <= 18
+
+
+def test_no_public_class_name_twice():
+    names = Counter(
+        node.name
+        for name in MODULES
+        for node in tree(name).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, n in names.items() if n > 1] == []
+
+
+def modules_after(code):
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("code", "without"),
+    [
+        ("import dgal_bench", {"torch", "numpy", "pandas", "lightning", "omegaconf"}),
+        (
+            "from dgal_bench.cli.main import main; main(['status', 'results/reference/all/digits/random'])",
+            {"torch", "lightning", "pandas", "wandb"},
+        ),
+        # imports take a worker ten seconds, and the command line must not pay them twice
+        ("import dgal_bench.cli.main, dgal_bench.engines, dgal_bench.engines.progress", {"lightning", "wandb"}),
+    ],
+    ids=["the door", "status", "the parent of a sweep"],
+)
+def test_what_is_not_needed_is_not_imported(code, without, monkeypatch):
+    monkeypatch.chdir(PACKAGE.parent)
+    assert modules_after(code) & without == set()

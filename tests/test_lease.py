@@ -12,10 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from dgal_bench import lease as module
-from dgal_bench.lease import BEAT_SECONDS, MISSED_BEATS, HeldError, Lease, at_work, boot, holder, lease_path, release_of
-from dgal_bench.record import read_cell
-from dgal_bench.recorder import Recorder
+from dgal_bench.core import files as module
+from dgal_bench.core.files import (
+    BEAT_SECONDS,
+    MISSED_BEATS,
+    Lease,
+    LockHeldError,
+    boot_id,
+    holder,
+    lease_path,
+    live_holder,
+    release_lease,
+)
+from dgal_bench.results.reader import read_run
+from dgal_bench.results.writer import FileWriter
 from tests.test_record import HEADER, record
 
 ROW = record(0)
@@ -47,10 +57,10 @@ GONE = MISSED_BEATS * BEAT_SECONDS + 2
 def test_a_lease_says_who_holds_it_and_goes_at_the_end(path):
     with Lease(path):
         said = holder(path)
-        assert (said["pid"], said["boot"]) == (os.getpid(), boot())
-        assert at_work(path) == said
+        assert (said["pid"], said["boot"]) == (os.getpid(), boot_id())
+        assert live_holder(path) == said
     assert os.listdir(path.parent) == []
-    assert holder(path) is at_work(path) is None
+    assert holder(path) is live_holder(path) is None
 
 
 def test_a_lease_goes_after_an_exception_too(path):
@@ -61,20 +71,20 @@ def test_a_lease_goes_after_an_exception_too(path):
 
 def test_a_host_whose_heart_beats_is_respected_and_nothing_is_written(path):
     forge(path, age=GONE - 10)
-    for attempt in (Lease, Recorder):
+    for attempt in (Lease, FileWriter):
         with (
-            pytest.raises(HeldError, match=r"seed-0\.jsonl is being written by process 4242 of far: let it finish"),
+            pytest.raises(LockHeldError, match=r"seed-0\.jsonl is being written by process 4242 of far: let it finish"),
             attempt(path),
         ):
             pass
-    assert at_work(path)["host"] == "far"
+    assert live_holder(path)["host"] == "far"
     assert path.read_bytes() == b""
     assert sorted(os.listdir(path.parent)) == ["seed-0.jsonl", "seed-0.jsonl.lease"]
 
 
 def test_a_host_whose_heart_has_stopped_is_taken_over(path):
     forge(path, age=GONE)
-    assert at_work(path) is None
+    assert live_holder(path) is None
     with Lease(path):
         assert holder(path)["pid"] == os.getpid()
 
@@ -82,8 +92,8 @@ def test_a_host_whose_heart_has_stopped_is_taken_over(path):
 @pytest.mark.parametrize("facts", [{"pid": 2**22 + 1, "start": 7}, {"pid": os.getpid(), "start": 1}])
 def test_a_process_of_this_boot_that_is_gone_is_taken_over_at_once(path, facts):
     """Also where its number is another process's by now."""
-    forge(path, boot=boot(), **facts)
-    assert at_work(path) is None
+    forge(path, boot=boot_id(), **facts)
+    assert live_holder(path) is None
     with Lease(path) as lease:
         lease.check()
 
@@ -99,13 +109,13 @@ def test_a_killed_process_that_nobody_has_waited_for_is_gone(path):
 
 
 def test_of_a_killed_worker_the_lease_is_released_and_no_other(path):
-    forge(path, boot=boot())
-    release_of(path, 1)
+    forge(path, boot=boot_id())
+    release_lease(path, 1)
     assert holder(path)["pid"] == 4242
-    release_of(path, 4242)
+    release_lease(path, 4242)
     assert holder(path) is None
     forge(path)
-    release_of(path, 4242)  # that number on another host
+    release_lease(path, 4242)  # that number on another host
     assert holder(path)["host"] == "far"
 
 
@@ -113,8 +123,8 @@ def test_of_a_killed_worker_the_lease_is_released_and_no_other(path):
 def test_garbage_in_a_lease_is_a_holder_of_unknown_name(path, garbage):
     file = forge(path)
     file.write_bytes(garbage)
-    assert at_work(path) is not None
-    with pytest.raises(HeldError, match="being written by another process"), Lease(path):
+    assert live_holder(path) is not None
+    with pytest.raises(LockHeldError, match="being written by another process"), Lease(path):
         pass
     grow_old(file, GONE)
     with Lease(path):
@@ -123,7 +133,7 @@ def test_garbage_in_a_lease_is_a_holder_of_unknown_name(path, garbage):
 
 def test_what_one_left_who_died_in_taking_over_is_in_nobodys_way(path):
     lease_path(path).mkdir()
-    assert at_work(path) is None
+    assert live_holder(path) is None
     with Lease(path):
         pass
     assert os.listdir(path.parent) == []
@@ -164,66 +174,66 @@ def test_a_reader_who_may_not_write_goes_by_its_own_clock(path, monkeypatch):
 
     file = forge(path)
     monkeypatch.setattr(Path, "touch", refuse)
-    assert at_work(path)["host"] == "far"
+    assert live_holder(path)["host"] == "far"
     grow_old(file, GONE)
-    assert at_work(path) is None
+    assert live_holder(path) is None
 
 
 def test_who_stood_still_is_refused_at_its_next_line(path):
     """Its lease is taken over; it wakes up, writes nothing, and leaves the new holder's lease alone."""
-    with Recorder(path) as recorder:
-        recorder.write_header(HEADER)
+    with FileWriter(path) as writer:
+        writer.write_header(HEADER)
         before = path.read_bytes()
         (file,) = lease_path(path).iterdir()
         file.unlink()
         lease_path(path).rmdir()
         forge(path)
-        with pytest.raises(HeldError, match="was taken over by process 4242 of far while this process stood still"):
-            recorder.write(ROW)
+        with pytest.raises(LockHeldError, match="was taken over by process 4242 of far while this process stood still"):
+            writer.write(ROW)
     assert path.read_bytes() == before
     assert holder(path)["host"] == "far"
 
 
 def test_a_lease_that_is_gone_refuses_the_next_line_too(path):
-    with Recorder(path) as recorder:
-        recorder.write_header(HEADER)
+    with FileWriter(path) as writer:
+        writer.write_header(HEADER)
         (file,) = lease_path(path).iterdir()
         file.unlink()
-        with pytest.raises(HeldError, match="taken over by another process"):
-            recorder.write(ROW)
-    assert read_cell(path).records == ()
+        with pytest.raises(LockHeldError, match="taken over by another process"):
+            writer.write(ROW)
+    assert read_run(path).records == ()
 
 
 def test_a_late_contender_takes_nothing_fresh_away(path, monkeypatch):
     """Two see the same dead holder; the slower acts on what it saw when the quicker one has the lease already."""
     forge(path, age=GONE)
-    late, seen = Lease(path), module._alive
+    late, seen = Lease(path), module._is_alive
 
     def alive(*args):
         verdict = seen(*args)
-        monkeypatch.setattr(module, "_alive", seen)
+        monkeypatch.setattr(module, "_is_alive", seen)
         quick.enter_context(Lease(path))
-        monkeypatch.setattr(module, "boot", lambda: "a third host")  # so that no flock would have decided
+        monkeypatch.setattr(module, "boot_id", lambda: "a third host")  # so that no flock would have decided
         return verdict
 
     with ExitStack() as quick:
-        monkeypatch.setattr(module, "_alive", alive)
-        with pytest.raises(HeldError, match=f"process {os.getpid()}"):
+        monkeypatch.setattr(module, "_is_alive", alive)
+        with pytest.raises(LockHeldError, match=f"process {os.getpid()}"):
             late.__enter__()
         assert len(os.listdir(lease_path(path))) == 1
-        assert holder(path)["boot"] == boot()
+        assert holder(path)["boot"] == boot_id()
 
 
 def contend(host, path, start, rounds, results):
     """A host of its own: take over from whoever is gone, work alone, be gone in turn; count who else was inside."""
-    module.boot = lambda: host
+    module.boot_id = lambda: host
     inside, taken, doubled = Path(f"{path}.inside"), 0, 0
     start.wait()
     while taken < rounds:
         lease = Lease(path)
         try:
             lease.__enter__()
-        except HeldError:
+        except LockHeldError:
             continue
         taken += 1
         try:
@@ -231,7 +241,7 @@ def contend(host, path, start, rounds, results):
             time.sleep(0.0002)
             lease.check()
             inside.unlink()
-        except (FileExistsError, HeldError):
+        except (FileExistsError, LockHeldError):
             doubled += 1
         lease._over.set()
         grow_old(lease._file, 1000)  # dead
@@ -271,7 +281,7 @@ def test_of_threads_that_want_a_lease_one_gets_it(tmp_path):
             start.wait()
             try:
                 won.append(Lease(path).__enter__())
-            except HeldError:
+            except LockHeldError:
                 won.append(None)
 
         threads = [threading.Thread(target=want) for _ in range(4)]
@@ -288,14 +298,14 @@ def begin(path, barriers, results):
         barrier.wait()
         with ExitStack() as held:
             try:
-                held.enter_context(Recorder(path)).write_header(HEADER)
+                held.enter_context(FileWriter(path)).write_header(HEADER)
                 results.put(1)
-            except HeldError:
+            except LockHeldError:
                 results.put(0)
             barrier.wait()
 
 
-def test_of_processes_that_begin_a_cell_one_does(path):
+def test_of_processes_that_begin_a_run_one_does(path):
     fork = multiprocessing.get_context("fork")
     barriers, results = [fork.Barrier(3) for _ in range(50)], fork.Queue()
     processes = [fork.Process(target=begin, args=(path, barriers, results)) for _ in range(3)]

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from dgal_bench.report.measures import (
-    PaidOff,
+from dgal_bench.results.metrics import (
+    PayOff,
     accuracy_at,
     batch_balance,
     classes_seen,
     labels_to,
-    paid_after,
     pareto,
-    spent,
+    pay_off,
+    total_seconds,
 )
 from tests.test_report import ROWS, row
 
@@ -33,9 +33,9 @@ def test_labels_to_a_target_are_those_of_the_first_row_there(target, labels):
 
 
 def test_a_rows_cost_is_set_up_and_the_queries_before_it():
-    assert spent(5.0, [1.0, 2.0]) == [5, 6, 8]
-    assert spent(0.0, []) == [0]
-    costs = spent(5.0, [1.0, 2.0])
+    assert total_seconds(5.0, [1.0, 2.0]) == [5, 6, 8]
+    assert total_seconds(0.0, []) == [0]
+    costs = total_seconds(5.0, [1.0, 2.0])
     found = [accuracy_at([0.2, 0.6, 0.8], costs, budget) for budget in (4.9, 5, 5.9, 6, 7, 8, 100)]
     assert found == [None, 0.2, 0.2, 0.6, 0.6, 0.8, 0.8]
 
@@ -104,7 +104,7 @@ def test_the_front_is_what_nothing_dominates_by_cost(points):
     ],
 )
 def test_when_a_cost_has_been_paid(one_off, ours, theirs, queries, extrapolated):
-    assert paid_after(one_off, ours, theirs) == PaidOff(queries, extrapolated)
+    assert pay_off(one_off, ours, theirs) == PayOff(queries, extrapolated)
 
 
 @given(st.integers(0, 30), seconds, seconds)
@@ -112,12 +112,12 @@ def test_paid_means_that_from_there_on_it_is_no_dearer(one_off, ours, theirs):
     n = min(len(ours), len(theirs))
     gains = [0, *accumulate(b - a for a, b in zip(ours[:n], theirs[:n], strict=True))]
     holds = [made for made in range(n + 1) if all(gain >= one_off for gain in gains[made:])]
-    found = paid_after(one_off, ours, theirs)
+    found = pay_off(one_off, ours, theirs)
     if holds:
-        assert found == PaidOff(holds[0], extrapolated=False)
+        assert found == PayOff(holds[0], extrapolated=False)
     elif gains[-1] > 0:
         assert found.extrapolated
         assert found.queries > n
         assert (found.queries - 1) * gains[-1] < one_off * n <= found.queries * gains[-1]
     else:
-        assert found == PaidOff(None, extrapolated=True)
+        assert found == PayOff(None, extrapolated=True)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from dgal_bench.core.errors import ConfigError, DataError
+from dgal_bench.core.seeding import rng_for
 from dgal_bench.data import datasets, mini_imagenet
-from dgal_bench.data.mini_imagenet import SPLIT_FILE, SPLIT_SHA256, drawn_split, published_split
-from dgal_bench.errors import ConfigError, DataError
-from dgal_bench.seeding import rng_for
+from dgal_bench.data.mini_imagenet import SPLIT_FILE, SPLIT_SHA256, draw_split, read_split_file
 from tests.loading import load
 
 CLASSES = [f"n{number:08}" for number in (7, 21, 100, 1000, 20_000)]  # in sorted order
@@ -23,7 +23,7 @@ def shrink(monkeypatch, tmp_path, n_classes, per_class, n_pool, n_test):
     sizes = {"N_CLASSES": n_classes, "PER_CLASS": per_class, "N_POOL": n_pool, "N_TEST": n_test}
     for name, value in sizes.items():
         monkeypatch.setattr(mini_imagenet, name, value)
-    raw = drawn_split()
+    raw = draw_split()
     (tmp_path / "split.txt").write_bytes(raw)
     monkeypatch.setattr(mini_imagenet, "SPLIT_FILE", tmp_path / "split.txt")
     monkeypatch.setattr(mini_imagenet, "SPLIT_SHA256", hashlib.sha256(raw).hexdigest())
@@ -97,7 +97,7 @@ LAYOUTS = {
 def test_the_layouts_are_the_same_data(small, root, layout):
     LAYOUTS[layout](root)
     data = read(root)
-    lines = published_split()
+    lines = read_split_file()
     for mark, images, labels in (("p", data.images, data.labels), ("t", data.test_images, data.test_labels)):
         expected = [(level_of(i, j), i) for i, line in enumerate(lines) for j, m in enumerate(line) if m == mark]
         assert list(zip(images[:, 0, 0, 0].tolist(), labels.tolist(), strict=True)) == expected
@@ -125,8 +125,8 @@ def test_images_are_resized(small, root):
 
 
 def test_the_published_split_is_what_the_seed_draws():
-    assert SPLIT_FILE.read_bytes() == drawn_split()
-    lines = published_split()
+    assert SPLIT_FILE.read_bytes() == draw_split()
+    lines = read_split_file()
     assert len(lines) == 100
     for place, line in enumerate(lines):
         assert {mark: line.count(mark) for mark in "pt-"} == {"p": 480, "t": 100, "-": 20}
@@ -150,9 +150,9 @@ def test_a_missing_set_says_what_to_put_where(tmp_path):
     refused(
         tmp_path / "mini_imagenet", DataError, str(tmp_path / "mini_imagenet"), "train.csv", "images/*", "DGAL_DATA"
     )
-    assert "no download" in datasets.whereabouts("mini_imagenet", tmp_path)
+    assert "no download" in datasets.describe_files("mini_imagenet", tmp_path)
     (tmp_path / "mini_imagenet").mkdir()
-    assert str(tmp_path / "mini_imagenet") in datasets.whereabouts("mini_imagenet", tmp_path)
+    assert str(tmp_path / "mini_imagenet") in datasets.describe_files("mini_imagenet", tmp_path)
 
 
 def test_the_number_of_classes(small, root):

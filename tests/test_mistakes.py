@@ -1,7 +1,7 @@
 """Every mistake a user can make ends in one clear line on stderr and exit code 2, or 3 for missing data.
 
 What is wrong with a command is found before anything runs; what is wrong with it for these data, by the worker that
-has loaded them, before any cell. Mistakes that only their room can make are tested there: NaN and identical images in
+has loaded them, before any run. Mistakes that only their room can make are tested there: NaN and identical images in
 test_representation, both FAISS packages in test_graph, damaged data files in test_files, plugins in test_plugins.
 """
 
@@ -12,10 +12,10 @@ import sys
 
 import pytest
 
-from dgal_bench.cli import main
-from dgal_bench.graph.backends import faiss_packages
-from dgal_bench.laws import PRACTICE, practice, run_here
-from dgal_bench.record import read_results
+from dgal_bench.cli.main import main
+from dgal_bench.conformance import EXAMPLE_SETTINGS, example_config, run_in_process
+from dgal_bench.graph.knn import faiss_packages
+from dgal_bench.results.reader import read_results
 from tests.sweeping import HERE, command, finish, here
 
 MISTAKES = [
@@ -40,7 +40,7 @@ MISTAKES = [
     (["bench", "--dryrun"], "unknown flag '--dryrun'; did you mean '--dry-run'?"),
     (["bench", "seed="], "seed= is an empty list"),
     (["bench", "seed=one"], "seed=one: use whole numbers"),
-    (["bench", "seed=0,0"], "would be written by two cells"),
+    (["bench", "seed=0,0"], "would be written by two runs"),
     (["bench", "seed=0", "seed=1"], "seed= is given twice"),
     (["bench", "jobs=0"], "jobs=0: use a whole number of 1 or more"),
     (["bench", "results=a,b"], "results takes one value, not 2"),
@@ -118,7 +118,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(words, message, capsys):
     assert out == ""
 
 
-SWEEP = ["bench", "representation=pca", "profile=smoke", *PRACTICE]
+SWEEP = ["bench", "representation=pca", "profile=smoke", *EXAMPLE_SETTINGS]
 
 
 class TestResultsFolder:
@@ -129,9 +129,9 @@ class TestResultsFolder:
         return [*SWEEP, f"results={tmp_path}", "strategy=random", "seed=0"]
 
     @pytest.fixture
-    def file(self, lab, tmp_path):
+    def file(self, experiment, tmp_path):
         path = tmp_path / "paper" / "digits" / "random" / "seed-0.jsonl"
-        run_here(lab, path, practice("random"))
+        run_in_process(experiment, path, example_config("random"))
         return path
 
     def refused(self, words, file, capsys):
@@ -218,7 +218,7 @@ FOR_THESE_DATA = {
 def bench(tmp_path, *words):
     given = {word.partition("=")[0] for word in words}
     base = [word for word in SWEEP if word.partition("=")[0] not in given]
-    return here([sys.executable, "-m", "dgal_bench.cli", *base, f"results={tmp_path}/r", *words])
+    return here([sys.executable, "-m", "dgal_bench.cli.main", *base, f"results={tmp_path}/r", *words])
 
 
 def message(done):
@@ -229,7 +229,7 @@ def message(done):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mistake", FOR_THESE_DATA)
-def test_what_does_not_fit_the_data_stops_before_any_cell(mistake, tmp_path, cache_root):
+def test_what_does_not_fit_the_data_stops_before_any_run(mistake, tmp_path, cache_root):
     (tmp_path / "file").write_text("")
     words = [word.format(tmp_path=tmp_path) if "tmp_path" in word else word for word in mistake.split()]
     words += [] if "cache=" in mistake else [f"cache={cache_root}"]

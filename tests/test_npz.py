@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from dgal_bench import cache
-from dgal_bench.data import npz
-from dgal_bench.errors import ConfigError, DataError
+from dgal_bench.core import cache
+from dgal_bench.core.errors import ConfigError, DataError
+from dgal_bench.data import array_file as npz
 from tests.loading import load
 
 RNG = np.random.default_rng(0)

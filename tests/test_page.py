@@ -17,19 +17,17 @@ import pytest
 from scipy import stats
 
 from benchmarks.generated import generate
-from dgal_bench.arguments import parse
-from dgal_bench.cli import main
-from dgal_bench.errors import ResultsError
-from dgal_bench.progress import Bar
-from dgal_bench.record import read_results
+from dgal_bench.cli.main import main
+from dgal_bench.cli.options import axes_of, parse_arguments, settings_of
+from dgal_bench.core.errors import ResultsError
+from dgal_bench.engines.progress import BarProgress
+from dgal_bench.engines.sweep import plan_runs
 from dgal_bench.report import figures, write
-from dgal_bench.report.cautions import not_counted
 from dgal_bench.report.groups import Group, group
-from dgal_bench.report.rerun import command
+from dgal_bench.report.notes import rerun_command, unfinished_lines
 from dgal_bench.report.write import write_report
-from dgal_bench.request import axes_of, settings_of
-from dgal_bench.sweep import plan
-from tests.test_report import ROWS, cell, never_begun, row, scaled
+from dgal_bench.results.reader import read_results
+from tests.test_report import ROWS, never_begun, row, run, scaled
 
 STRATEGIES = ("random", "margin", "rsmg", "dgmg")
 VOID = {"meta", "link", "br", "img"}
@@ -193,14 +191,14 @@ def test_every_figure_is_there_and_a_strategy_has_one_colour_in_all_of_them(repo
         assert len(re.findall(rf"--{colour}: #[0-9A-Fa-f]{{6}}", text)) == 3  # light, dark and print
 
 
-def test_from_a_row_one_reaches_its_cells_and_the_command_that_runs_them_again(results, page, report):
-    """The command's own configuration has the hash of the header, whichever way the cell was asked for."""
+def test_from_a_row_one_reaches_its_runs_and_the_command_that_runs_them_again(results, page, report):
+    """The command's own configuration has the hash of the header, whichever way the run was asked for."""
     links = [a["href"][1:] for tag, a in page.elements if tag == "a" and "-cells-" in a.get("href", "")]
     assert len(links) == len(STRATEGIES)
     assert set(links) <= {a["id"] for tag, a in page.elements if tag == "details" and a.get("id")}
     shown = report.files[0].read_text()
     for log in read_results(results):
-        told = command(log)
+        told = rerun_command(log)
         assert (told is None) == (log.path.parent.name == "full_supervision")
         if told is not None:
             assert told in shown
@@ -208,8 +206,8 @@ def test_from_a_row_one_reaches_its_cells_and_the_command_that_runs_them_again(r
 
 
 def hash_of_command(told):
-    words = parse(shlex.split(told)[2:])
-    (job,) = plan(axes_of(words, {}), settings_of(words, "single"))
+    words = parse_arguments(shlex.split(told)[2:])
+    (job,) = plan_runs(axes_of(words, {}), settings_of(words, "single"))
     return job.config.hash
 
 
@@ -224,7 +222,7 @@ def test_a_command_says_what_is_not_the_default(tmp_path, strategy, overrides):
     generate(tmp_path, ("digits",), (strategy,), seeds=(3,), rounds=None if "rounds=4" in overrides else 2,
              overrides=overrides)  # fmt: skip
     (log,) = [log for log in read_results(tmp_path) if log.path.parent.name != "full_supervision"]
-    assert hash_of_command(command(log)) == log.header["fingerprint"]["config"]
+    assert hash_of_command(rerun_command(log)) == log.header["fingerprint"]["config"]
 
 
 NASTY = "<img src=x onerror=alert(1)>&\"'"
@@ -232,8 +230,8 @@ NASTY = "<img src=x onerror=alert(1)>&\"'"
 
 def test_names_and_errors_are_text_whatever_they_hold(tmp_path, few_figures):
     for seed in (0, 1):
-        cell(tmp_path, NASTY, seed, scaled(1))
-    cell(tmp_path, "margin", 0, scaled(1)[:1], failure="ValueError: <script>alert('boo')</script> | <b>")
+        run(tmp_path, NASTY, seed, scaled(1))
+    run(tmp_path, "margin", 0, scaled(1)[:1], failure="ValueError: <script>alert('boo')</script> | <b>")
     never_begun(tmp_path, "ganvae", 0, why="</section><h1>gone</h1>")
     written = write_report(tmp_path, tmp_path / "out")
     found = Page(written.files[0].read_text())
@@ -258,9 +256,9 @@ def sections(written):
 
 
 def test_what_is_not_counted_stands_on_top(tmp_path, few_figures):
-    cell(tmp_path, "margin", 0, scaled(1))
-    cell(tmp_path, "margin", 1, scaled(1)[:2])
-    cell(tmp_path, "lc", 0, scaled(1)[:1], failure="RuntimeError: diverged")
+    run(tmp_path, "margin", 0, scaled(1))
+    run(tmp_path, "margin", 1, scaled(1)[:2])
+    run(tmp_path, "lc", 0, scaled(1)[:1], failure="RuntimeError: diverged")
     never_begun(tmp_path, "badge", 0, error="OSError: no room")
     ids, text, found = sections(write_report(tmp_path, tmp_path / "out"))
     assert ids[0] == "trouble"
@@ -279,8 +277,8 @@ SET_APART = ({"cores": 64}, {"profile": "paper"}, {"version": 2})
 
 
 def moved(root, strategy, seed, cpu="Abacus", cores=2, profile="cpu", version=1):
-    """A finished cell of some machine."""
-    cell(root, strategy, seed, scaled(1), profile=profile, version=version)
+    """A finished run of some machine."""
+    run(root, strategy, seed, scaled(1), profile=profile, version=version)
     path = root / "suite" / "toy" / strategy / f"seed-{seed}.jsonl"
     first, *rest = path.read_text().splitlines()
     facts = json.loads(first)
@@ -299,7 +297,7 @@ def test_machines_profiles_and_versions_are_kept_apart(tmp_path, few_figures, ot
         moved(tmp_path, "dgmg", seed)
     moved(tmp_path, "margin", 2, **other)
     found = group(read_results(tmp_path))
-    assert sorted(sorted(log.header["config"]["seed"] for log in one.cells["margin"]) for one in found) == [[0, 1], [2]]
+    assert sorted(sorted(log.header["config"]["seed"] for log in one.runs["margin"]) for one in found) == [[0, 1], [2]]
     assert len({one.slug for one in found}) == 2
     assert len({(one.name, one.profile, one.algorithm_version) for one in found}) == 2
     ids, text, _ = sections(write_report(tmp_path, tmp_path / "out"))
@@ -308,7 +306,7 @@ def test_machines_profiles_and_versions_are_kept_apart(tmp_path, few_figures, ot
         assert "suite/toy (on Slide rule, 2 cores)" in text
 
 
-def test_a_cell_that_went_on_elsewhere_is_of_neither_machine(tmp_path):
+def test_a_run_that_went_on_elsewhere_is_of_neither_machine(tmp_path):
     moved(tmp_path, "margin", 0)
     moved(tmp_path, "margin", 1)
     path = tmp_path / "suite" / "toy" / "margin" / "seed-1.jsonl"
@@ -323,8 +321,8 @@ def test_a_cell_that_went_on_elsewhere_is_of_neither_machine(tmp_path):
 
 @pytest.mark.slow
 def test_one_seed_has_numbers_and_no_intervals(tmp_path):
-    cell(tmp_path, "margin", 0, scaled(1))
-    cell(tmp_path, "random", 0, scaled(0.1), acquire="random")
+    run(tmp_path, "margin", 0, scaled(1))
+    run(tmp_path, "random", 0, scaled(0.1), acquire="random")
     written = write_report(tmp_path, tmp_path / "out")
     _, text, found = sections(written)
     assert found.numbers["suite-toy-cpu", "main", "margin", "area"] == pytest.approx(25 / 40)
@@ -336,8 +334,8 @@ def test_one_seed_has_numbers_and_no_intervals(tmp_path):
 def test_strategies_of_different_lengths_are_compared_where_both_were_evaluated(tmp_path, few_figures):
     """Three rows against two: the difference of areas is over the first two numbers of labels, 10 and 20."""
     for seed in (0, 1):
-        cell(tmp_path, "margin", seed, scaled(1, 0.01 * seed))
-        cell(tmp_path, "lc", seed, [*scaled(1)[:1], row(1, 20, 0.7)], rounds=1)
+        run(tmp_path, "margin", seed, scaled(1, 0.01 * seed))
+        run(tmp_path, "lc", seed, [*scaled(1)[:1], row(1, 20, 0.7)], rounds=1)
     _, text, found = sections(write_report(tmp_path, tmp_path / "out"))
     # margin (0.2 + 0.6) / 2 and 0.01 more with seed 1; lc (0.2 + 0.7) / 2
     gap = found.numbers["suite-toy-cpu", "comparisons", "lc", "area_vs_margin"]
@@ -346,7 +344,7 @@ def test_strategies_of_different_lengths_are_compared_where_both_were_evaluated(
 
 
 def test_a_missing_round_is_an_error_that_names_the_file(tmp_path, capsys):
-    cell(tmp_path, "margin", 0, [ROWS[0], ROWS[2]])
+    run(tmp_path, "margin", 0, [ROWS[0], ROWS[2]])
     assert main(["report", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "margin/seed-0.jsonl: rounds [0, 2] are not 0, 1, 2, ..." in error
@@ -367,8 +365,8 @@ def test_an_empty_folder_is_one_line(tmp_path, capsys):
 def test_a_file_that_is_being_written_is_read_as_far_as_it_is_whole(tmp_path, monkeypatch):
     """A few bytes at a time, while one report after the other is made: never an error, never a torn number."""
     monkeypatch.setattr(figures, "FIGURES", {})
-    cell(tmp_path, "margin", 0, scaled(1))
-    cell(tmp_path, "growing", 0, scaled(2))
+    run(tmp_path, "margin", 0, scaled(1))
+    run(tmp_path, "growing", 0, scaled(2))
     path = tmp_path / "suite" / "toy" / "growing" / "seed-0.jsonl"
     whole = path.read_bytes()
     path.write_bytes(b"")
@@ -397,7 +395,7 @@ def test_a_file_that_is_being_written_is_read_as_far_as_it_is_whole(tmp_path, mo
 def test_processes_of_their_own_draw_the_same_page(tmp_path, monkeypatch):
     for suite in ("one", "two"):
         for seed in (0, 1):
-            cell(tmp_path / "results", "margin", seed, scaled(1 + seed), suite=suite)
+            run(tmp_path / "results", "margin", seed, scaled(1 + seed), suite=suite)
     pages = []
     for n_cores in (1, 2):
         monkeypatch.setattr(write, "available_cores", lambda n=n_cores: n)
@@ -408,7 +406,7 @@ def test_processes_of_their_own_draw_the_same_page(tmp_path, monkeypatch):
 
 def test_a_killed_child_is_an_error_and_no_endless_wait(tmp_path, monkeypatch):
     for suite in ("one", "two"):
-        cell(tmp_path / "results", "margin", 0, scaled(1), suite=suite)
+        run(tmp_path / "results", "margin", 0, scaled(1), suite=suite)
     monkeypatch.setattr(write, "available_cores", lambda: 2)
     monkeypatch.setattr(write, "_section", lambda one, folder: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(ResultsError, match="a process that drew figures was killed"):
@@ -418,23 +416,23 @@ def test_a_killed_child_is_an_error_and_no_endless_wait(tmp_path, monkeypatch):
 def test_a_bar_on_a_terminal_leaves_the_process_fit_to_be_copied():
     """Its monitor would be a second thread, beside which a report is drawn by one process alone."""
     before = threading.active_count()
-    bar = Bar({}, io.StringIO())
+    bar = BarProgress({}, io.StringIO())
     bar.drawing(0, 2)
     bar.drawing(2, 2)
     assert threading.active_count() == before
     bar.close()
 
 
-def test_the_same_cell_in_two_trees_is_an_error_that_names_both(tmp_path):
+def test_the_same_run_in_two_trees_is_an_error_that_names_both(tmp_path):
     for tree in ("a", "b"):
-        cell(tmp_path / tree, "margin", 0, scaled(1))
+        run(tmp_path / tree, "margin", 0, scaled(1))
     with pytest.raises(ResultsError, match=r"a/suite/toy/margin/seed-0.jsonl and .*b/suite/.*report on one folder"):
         write_report(tmp_path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("suite", ["a b", "paper (1)", "50%", "it's#1"])
 def test_a_suite_of_any_name_has_addresses_that_work(tmp_path, few_figures, suite):
-    cell(tmp_path, "margin", 0, scaled(1), suite=suite)
+    run(tmp_path, "margin", 0, scaled(1), suite=suite)
     text = write_report(tmp_path, tmp_path / "out").files[0].read_text()
     ids = {a["id"] for _, a in Page(text).elements if a.get("id")}
     assert all(re.fullmatch(r"[\w.-]+", one) for one in ids)
@@ -450,7 +448,7 @@ def test_a_seed_that_ran_on_another_machine_is_not_missing(tmp_path):
     for seed, cpu in ((0, "Abacus"), (1, "Slide rule")):
         moved(tmp_path, "margin", seed, cpu=cpu)
         moved(tmp_path, "dgmg", 1 - seed, cpu=cpu)
-    assert [not_counted(one) for one in group(read_results(tmp_path))] == [[], []]
+    assert [unfinished_lines(one) for one in group(read_results(tmp_path))] == [[], []]
 
 
 def test_a_damaged_projection_costs_the_map_and_nothing_else(tmp_path, monkeypatch):
@@ -467,7 +465,7 @@ def test_settings_in_names_are_left_as_they_are(tmp_path, few_figures):
     """Short numbers in drawings, but not in what they say or whose they are; a dollar is no formula."""
     names = ("dgmg+training.lr=0.00001", "a$\\frac$b", "x" * 90)
     for name in names:
-        cell(tmp_path, name, 0, scaled(1))
+        run(tmp_path, name, 0, scaled(1))
     _, text, found = sections(write_report(tmp_path, tmp_path / "out"))
     marked = {a["data-strategy"] for tag, a in found.elements if tag == "g" and "data-strategy" in a}
     assert marked == set(names)

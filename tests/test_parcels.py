@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dgal_bench import cache
-from dgal_bench.engines import parcels
-from dgal_bench.errors import ResultsError
+from dgal_bench.core import cache
+from dgal_bench.core.errors import ResultsError
+from dgal_bench.engines import ray_transfer as parcels
 
 
 def made(root, key="key", size=1000):
@@ -22,9 +22,9 @@ def test_an_entry_arrives_as_it_was_packed_in_pieces_of_any_size(tmp_path, size)
     there = made(tmp_path / "there", size=50)
     sent = list(parcels.pieces(tmp_path / "there", "key", size))
     assert max(len(piece) for _, piece in sent) <= size
-    assert parcels.missing(tmp_path / "here", ["key"]) == ["key"]
+    assert parcels.missing_entries(tmp_path / "here", ["key"]) == ["key"]
     parcels.unpack(tmp_path / "here", "key", sent)
-    assert parcels.missing(tmp_path / "here", ["key"]) == []
+    assert parcels.missing_entries(tmp_path / "here", ["key"]) == []
     here = cache.get_or_make(tmp_path / "here", "key", never)
     assert (here.sha256, here.facts) == (there.sha256, there.facts)
     assert np.array_equal(here.arrays["latents"], there.arrays["latents"])
@@ -43,7 +43,7 @@ def test_what_was_damaged_on_its_way_is_refused_and_leaves_nothing(tmp_path, spo
     }[spoil]
     with pytest.raises(ResultsError, match=r"cache entry key came damaged"):
         parcels.unpack(tmp_path / "here", "key", sent.items())
-    assert parcels.missing(tmp_path / "here", ["key"]) == ["key"]
+    assert parcels.missing_entries(tmp_path / "here", ["key"]) == ["key"]
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["key.lock"]
 
 
@@ -61,9 +61,9 @@ def test_a_piece_cannot_name_a_file_outside_its_entry(tmp_path):
 
 
 def test_keys_are_noted_whether_an_entry_is_made_or_found(tmp_path):
-    with cache.noting() as first:
+    with cache.record_keys() as first:
         made(tmp_path, "a")
-    with cache.noting() as second:
+    with cache.record_keys() as second:
         made(tmp_path, "a")
         made(tmp_path, "b")
     made(tmp_path, "c")

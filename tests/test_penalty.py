@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dgal_bench.record import read_results
+from dgal_bench.report.costs import penalties
 from dgal_bench.report.groups import Group, group
-from dgal_bench.report.penalty import penalties
-from tests.test_report import cell, header, row
+from dgal_bench.results.reader import read_results
+from tests.test_report import header, row, run
 
 
 class Log:
-    """A finished cell without a file."""
+    """A finished run without a file."""
 
     done = True
 
@@ -26,8 +26,8 @@ def made(rng, names, n_seeds, n_rows, step=10, gap=0.03):
         return [row(n, 10 + step * n, float(np.clip(0.5 + gap * quality + rng.normal(0, 0.03), 0, 1)))
                 for n in range(n_rows)]  # fmt: skip
 
-    cells = {name: [Log(name, seed, curve(at)) for seed in range(n_seeds)] for at, name in enumerate(names)}
-    return Group("suite", "toy", "cpu", 1, cells)
+    runs = {name: [Log(name, seed, curve(at)) for seed in range(n_seeds)] for at, name in enumerate(names)}
+    return Group("suite", "toy", "cpu", 1, runs)
 
 
 def by_loops(groups, names):
@@ -35,13 +35,13 @@ def by_loops(groups, names):
     for one in groups:
         for i, ours in enumerate(names):
             for j, theirs in enumerate(names):
-                cells, others = one.finished(ours), one.finished(theirs)
-                seeds = cells.keys() & others.keys()
+                runs, others = one.finished(ours), one.finished(theirs)
+                seeds = runs.keys() & others.keys()
                 if i == j or len(seeds) < 2:
                     continue
                 by_labels = {}
                 for seed in seeds:
-                    for a in cells[seed].records[1:]:
+                    for a in runs[seed].records[1:]:
                         for b in others[seed].records[1:]:
                             if a.n_labeled == b.n_labeled:
                                 by_labels.setdefault(a.n_labeled, []).append(a.accuracy - b.accuracy)
@@ -64,15 +64,15 @@ def test_random_rows_against_plain_loops():
         made(rng, ["lc"], 4, 4),
         made(rng, ["badge", "margin"], 1, 4),
     ]
-    # cells of other seeds, and rows at other numbers of labels, that nobody can be compared with
-    extra = made(rng, ["margin"], 9, 8).cells["margin"][4:]
-    odd = made(rng, ["badge"], 5, 6, step=20).cells["badge"]
+    # runs of other seeds, and rows at other numbers of labels, that nobody can be compared with
+    extra = made(rng, ["margin"], 9, 8).runs["margin"][4:]
+    odd = made(rng, ["badge"], 5, 6, step=20).runs["badge"]
     # one seed of lc goes two rows further than the others
-    longer = made(rng, ["lc"], 1, 10).cells["lc"]
-    lc = made(rng, ["lc"], 5, 8).cells["lc"]
-    dgmg = made(rng, ["dgmg"], 5, 10).cells["dgmg"]
+    longer = made(rng, ["lc"], 1, 10).runs["lc"]
+    lc = made(rng, ["lc"], 5, 8).runs["lc"]
+    dgmg = made(rng, ["dgmg"], 5, 10).runs["dgmg"]
     groups.append(Group("suite", "toy", "cpu", 1, {"lc": [*longer, *lc[1:]], "dgmg": dgmg}))
-    groups.append(Group("suite", "toy", "cpu", 1, {**made(rng, names[:3], 5, 8).cells, "margin": extra, "badge": odd}))
+    groups.append(Group("suite", "toy", "cpu", 1, {**made(rng, names[:3], 5, 8).runs, "margin": extra, "badge": odd}))
     (found,) = penalties(groups)
     matrix, compared = by_loops(groups, found.names)
     assert found.matrix == pytest.approx(matrix)
@@ -86,10 +86,10 @@ def test_a_matrix_by_hand(tmp_path):
     """On one data set dgmg is above margin in one of two rows on both seeds, lc on one seed only."""
     for seed in (0, 1):
         shift = 0.001 * seed
-        cell(tmp_path, "margin", seed, [row(0, 10, 0.9, 1.0, 9), row(1, 20, 0.5, 1.0, 9), row(2, 30, 0.6)])
+        run(tmp_path, "margin", seed, [row(0, 10, 0.9, 1.0, 9), row(1, 20, 0.5, 1.0, 9), row(2, 30, 0.6)])
         rows = [row(0, 10, 0.2, 1.0, 9), row(1, 20, 0.7 + shift, 1.0, 9), row(2, 30, 0.6 + shift)]
-        cell(tmp_path, "dgmg", seed, rows)
-    cell(tmp_path, "lc", 0, [row(0, 10, 0.2, 1.0, 9), row(1, 20, 0.9, 1.0, 9), row(2, 30, 0.9)])
+        run(tmp_path, "dgmg", seed, rows)
+    run(tmp_path, "lc", 0, [row(0, 10, 0.2, 1.0, 9), row(1, 20, 0.9, 1.0, 9), row(2, 30, 0.9)])
     (found,) = penalties(group(read_results(tmp_path)))
     assert found.names == ("dgmg", "lc", "margin")
     assert found.matrix.tolist() == [[0, 0, 0.5], [0, 0, 0], [0, 0, 0]]
@@ -109,22 +109,22 @@ def test_twice_the_data_sets_are_twice_the_penalty_and_the_same_share():
 def test_ten_seeds_and_equal_curves():
     """From ten seeds the intervals are BCa's: what is better on every seed still wins every row, equals none."""
     one = made(np.random.default_rng(2), ["margin", "dgmg"], 10, 4, gap=0.4)
-    same = [Log("copy", seed, log.records) for seed, log in enumerate(one.cells["margin"])]
-    (found,) = penalties([Group("suite", "toy", "cpu", 1, {**one.cells, "copy": same})])
+    same = [Log("copy", seed, log.records) for seed, log in enumerate(one.runs["margin"])]
+    (found,) = penalties([Group("suite", "toy", "cpu", 1, {**one.runs, "copy": same})])
     assert found.matrix.tolist() == [[0, 0, 0], [1, 0, 1], [0, 0, 0]]
 
 
 def test_what_was_run_under_another_suite_profile_or_version_has_a_matrix_of_its_own():
-    cells = made(np.random.default_rng(1), ["margin", "dgmg"], 3, 4).cells
+    runs = made(np.random.default_rng(1), ["margin", "dgmg"], 3, 4).runs
     kinds = [("b", "cpu", 1), ("a", "cpu", 2), ("a", "gpu", 1), ("a", "cpu", 1)]
     found = penalties(
-        [Group(suite, name, profile, version, cells) for name in "xy" for suite, profile, version in kinds]
+        [Group(suite, name, profile, version, runs) for name in "xy" for suite, profile, version in kinds]
     )
     assert [(one.suite, one.profile, one.algorithm_version) for one in found] == sorted(kinds)
     assert {one.compared.max() for one in found} == {2}
     assert penalties([]) == []
 
 
-def test_a_group_without_a_finished_cell_adds_nothing():
+def test_a_group_without_a_finished_run_adds_nothing():
     (found,) = penalties([Group("suite", "toy", "cpu", 1, {})])
     assert (found.names, found.column_means, found.matrix.shape) == ((), [], (0, 0))

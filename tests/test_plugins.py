@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgal_bench import judge, laws, plugins
-from dgal_bench.cli import main
-from dgal_bench.compose import group_names
-from dgal_bench.config import StrategyConfig
-from dgal_bench.errors import ConfigError, StrategyError
-from dgal_bench.laws import PRACTICE, practice, run_here
-from dgal_bench.record import read_cell
-from dgal_bench.strategies import ACQUISITIONS, resolved
+from dgal_bench import conformance as judge
+from dgal_bench import conformance as laws
+from dgal_bench.cli.main import main
+from dgal_bench.config.compose import group_names
+from dgal_bench.config.schema import StrategyConfig
+from dgal_bench.conformance import EXAMPLE_SETTINGS, example_config, run_in_process
+from dgal_bench.core.errors import ConfigError, StrategyError
+from dgal_bench.results.reader import read_run
+from dgal_bench.strategies import ACQUISITIONS, plugins, resolve_parts
 from tests.sweeping import here
 
 pytestmark = pytest.mark.usefixtures("registries")
@@ -49,28 +50,30 @@ def restriction(tmp_path, body):
     return path
 
 
-def broken_laws(path, lab):
+def broken_laws(path, experiment):
     """Law -> breach, for the one strategy of a plugin."""
     (reference,) = plugins.install([str(path)])
-    (name,) = judge.sentences(plugins.INSTALLED[reference])
-    return {verdict.law: verdict.broken for verdict in judge.judge(lab, name) if verdict.broken}
+    (name,) = judge.plugin_strategies(plugins.INSTALLED[reference])
+    return {verdict.law: verdict.broken for verdict in judge.check_strategy(experiment, name) if verdict.broken}
 
 
 @pytest.mark.slow
-def test_a_cheat_that_writes_does_not_spoil_the_lab_of_the_next(tmp_path, lab):
-    before = lab.data.images.clone(), lab.setup.graph.weights.clone()
+def test_a_cheat_that_writes_does_not_spoil_the_experiment_of_the_next(tmp_path, experiment):
+    before = experiment.data.images.clone(), experiment.prepared.graph.weights.clone()
     body = "query.images[:] = 0\nreturn candidates[query.ties(candidates).argsort()[:batch_size]]"
-    assert set(broken_laws(acquisition(tmp_path, body), lab)) == {UNCHANGED}
-    assert torch.equal(lab.data.images, before[0])
-    assert torch.equal(lab.setup.graph.weights, before[1])
+    assert set(broken_laws(acquisition(tmp_path, body), experiment)) == {UNCHANGED}
+    assert torch.equal(experiment.data.images, before[0])
+    assert torch.equal(experiment.prepared.graph.weights, before[1])
 
 
 FULL, RESTRICTS, SAME, GLOBALS, UNCHANGED, HIDDEN, PHASES, RESUMES = laws.LAWS
 
 
-def test_an_honest_one_keeps_every_law(tmp_path, lab):
+def test_an_honest_one_keeps_every_law(tmp_path, experiment):
     assert (
-        broken_laws(acquisition(tmp_path, "return candidates[query.ties(candidates).argsort()[:batch_size]]"), lab)
+        broken_laws(
+            acquisition(tmp_path, "return candidates[query.ties(candidates).argsort()[:batch_size]]"), experiment
+        )
         == {}
     )
 
@@ -119,23 +122,23 @@ FAST = ("labeled", "a hidden draw", "python's generator", "writes to the pool", 
 @pytest.mark.parametrize(
     "cheat", [cheat if cheat in FAST else pytest.param(cheat, marks=pytest.mark.slow) for cheat in CHEATS]
 )
-def test_a_cheat_is_found_by_its_law(cheat, tmp_path, lab):
+def test_a_cheat_is_found_by_its_law(cheat, tmp_path, experiment):
     law, body, said = CHEATS[cheat]
-    assert said in broken_laws(acquisition(tmp_path, body), lab)[law]
+    assert said in broken_laws(acquisition(tmp_path, body), experiment)[law]
 
 
-def test_one_that_has_seen_the_hidden_labels_is_found(tmp_path, lab, monkeypatch):
+def test_one_that_has_seen_the_hidden_labels_is_found(tmp_path, experiment, monkeypatch):
     """What no honest plugin can do from a query alone: the labels are smuggled in."""
     path = acquisition(tmp_path, "return candidates[SMUGGLED[candidates].argsort(stable=True)[:batch_size]]")
     plugins.install([str(path)])
-    select = laws.Asked.select
+    select = laws.ExampleQuery.select
 
     def smuggle(self):
-        sys.modules[ACQUISITIONS["mine"].__module__].SMUGGLED = self.cell.lab.data.labels
+        sys.modules[ACQUISITIONS["mine"].__module__].SMUGGLED = self.run.experiment.data.labels
         return select(self)
 
-    monkeypatch.setattr(laws.Asked, "select", smuggle)
-    assert "it has seen them" in broken_laws(path, lab)[HIDDEN]
+    monkeypatch.setattr(laws.ExampleQuery, "select", smuggle)
+    assert "it has seen them" in broken_laws(path, experiment)[HIDDEN]
 
 
 @pytest.mark.parametrize(
@@ -155,24 +158,24 @@ def test_one_that_has_seen_the_hidden_labels_is_found(tmp_path, lab, monkeypatch
         ("return query.pool.unlabeled + 900", "index 900 is out of bounds"),
     ],
 )
-def test_a_restriction_that_cheats_is_found_by_the_first_law(tmp_path, lab, body, said):
-    (broken,) = broken_laws(restriction(tmp_path, body), lab).items()
+def test_a_restriction_that_cheats_is_found_by_the_first_law(tmp_path, experiment, body, said):
+    (broken,) = broken_laws(restriction(tmp_path, body), experiment).items()
     assert broken[0] == FULL
     assert said in broken[1]
 
 
-def test_candidates_that_are_no_batch_of_a_cheat_are_looked_at_too(tmp_path, lab):
+def test_candidates_that_are_no_batch_of_a_cheat_are_looked_at_too(tmp_path, experiment):
     """The batch is right, yet a candidate is there twice: what the row says of candidates would be wrong."""
     body = "return torch.cat([query.pool.unlabeled, query.pool.unlabeled[-1:]])"
     path = restriction(tmp_path, body)
     path.write_text(
         path.read_text() + "STRATEGIES = {'a': {'restrict': {'kind': 'mine'}, 'acquire': {'kind': 'margin'}}}"
     )
-    broken = broken_laws(path, lab)
+    broken = broken_laws(path, experiment)
     assert "left 1 of " in broken.get(RESTRICTS, "") or "twice" in broken.get(FULL, "")
-    config = practice("a")
+    config = example_config("a")
     with pytest.raises(StrategyError, match=r"left 1 of 191 points twice"):
-        run_here(lab, tmp_path / "seed-0.jsonl", config)
+        run_in_process(experiment, tmp_path / "seed-0.jsonl", config)
 
 
 def test_check_says_what_broke_and_exits_1(tmp_path, capsys):
@@ -187,29 +190,29 @@ def test_check_says_what_broke_and_exits_1(tmp_path, capsys):
     assert not (tmp_path / "__pycache__").exists()
 
 
-def test_a_sentence_of_its_own_is_a_strategy_like_any_other(tmp_path, lab):
+def test_a_sentence_of_its_own_is_a_strategy_like_any_other(tmp_path, experiment):
     path = acquisition(tmp_path, "return candidates[query.ties(candidates).argsort()[:batch_size]]")
     sentence = '{"restrict": {"kind": "uniform", "restricted_size": "${restricted_size}"}, "acquire": {"kind": "mine"}}'
     path.write_text(path.read_text() + f'STRATEGIES = {{"rsmine": {sentence}}}\n')
     (reference,) = plugins.install([str(path)])
     assert plugins.install([str(path)]) == (reference,)  # again: no clash with itself
     assert "rsmine" in group_names("strategy")
-    config = practice("rsmine", "strategy.acquire.factor=2")
+    config = example_config("rsmine", "strategy.acquire.factor=2")
     origin = plugins.INSTALLED[reference].origin
     assert config.strategy.acquire == {"kind": "mine", "plugin": origin, "factor": 2.0}
     assert config.strategy.restrict == {"kind": "uniform", "restricted_size": 20}
-    rows = run_here(lab, tmp_path / "seed-0.jsonl", config)
+    rows = run_in_process(experiment, tmp_path / "seed-0.jsonl", config)
     assert [row.n_candidates for row in rows] == [20, 20, None]
 
 
-def test_rows_of_changed_code_are_not_gone_on_with(tmp_path, lab, capsys):
+def test_rows_of_changed_code_are_not_gone_on_with(tmp_path, experiment, capsys):
     """The hash of the plugin's file is part of the configuration of the strategies that use it, and of no other."""
     path = acquisition(tmp_path, "return candidates[:batch_size]")
-    words = ["run", f"plugins={path}", "representation=pca", "profile=smoke", f"results={tmp_path}", *PRACTICE]
+    words = ["run", f"plugins={path}", "representation=pca", "profile=smoke", f"results={tmp_path}", *EXAMPLE_SETTINGS]
     plugins.install([str(path)])
-    config = practice("margin", "strategy.acquire={kind: mine}")
+    config = example_config("margin", "strategy.acquire={kind: mine}")
     file = tmp_path / "single" / "digits" / "margin" / "seed-0.jsonl"
-    run_here(lab, file, config)
+    run_in_process(experiment, file, config)
     ACQUISITIONS.pop("mine")
     plugins.INSTALLED.clear()
     path.write_text(path.read_text() + "# another thought\n")
@@ -223,7 +226,7 @@ def test_a_configuration_from_another_plugin_is_refused_by_a_worker(tmp_path):
     plugins.install([str(path)])
     made_elsewhere = StrategyConfig("margin", {"kind": "everything"}, {"kind": "mine", "plugin": "mine.py@0000"})
     with pytest.raises(ConfigError, match=r"is of mine.py@0000, but mine.py@\w+ is loaded"):
-        resolved(made_elsewhere)
+        resolve_parts(made_elsewhere)
 
 
 PART = "from dataclasses import dataclass\nimport numpy as np\n@dataclass(frozen=True)\nclass A:\n    {}\n"
@@ -276,7 +279,7 @@ def test_two_files_of_one_name_do_not_get_into_each_others_way(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_part_is_given_what_it_names_and_may_look_at_it_when_it_is_made(tmp_path, lab):
+def test_a_part_is_given_what_it_names_and_may_look_at_it_when_it_is_made(tmp_path, experiment):
     path = tmp_path / "walk.py"
     path.write_text(
         PART.format(
@@ -287,9 +290,9 @@ def test_a_part_is_given_what_it_names_and_may_look_at_it_when_it_is_made(tmp_pa
         )
         + "RESTRICTIONS = {'walk': A}\n"
     )
-    assert broken_laws(path, lab) == {}
-    config = practice("(walk)", "strategy.restrict.hops=2")
-    rows = run_here(lab, tmp_path / "seed-0.jsonl", config)
+    assert broken_laws(path, experiment) == {}
+    config = example_config("(walk)", "strategy.restrict.hops=2")
+    rows = run_in_process(experiment, tmp_path / "seed-0.jsonl", config)
     assert rows[0].n_candidates == 7
 
 
@@ -334,7 +337,7 @@ def test_an_entry_point_is_a_plugin_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_sweep_with_a_cheat_fails_its_cells_only_and_exits_1(tmp_path, cache_root):
+def test_a_sweep_with_a_cheat_fails_its_runs_only_and_exits_1(tmp_path, cache_root):
     """The plugin reaches the workers, its honest strategy is swept, its cheat is recorded and named."""
     path = acquisition(tmp_path, "return candidates[: batch_size - 2]")
     honest = "query.ties(candidates).argsort()[:batch_size]"
@@ -346,14 +349,14 @@ def test_a_sweep_with_a_cheat_fails_its_cells_only_and_exits_1(tmp_path, cache_r
         + 'ALL = {"kind": "everything"}\n'
         + 'STRATEGIES = {n: {"restrict": ALL, "acquire": {"kind": n}} for n in ("cheat", "honest")}\n'
     )
-    words = [sys.executable, "-m", "dgal_bench.cli", "bench", f"plugins={path}", "strategy=cheat,honest", "seed=0"]
+    words = [sys.executable, "-m", "dgal_bench.cli.main", "bench", f"plugins={path}", "strategy=cheat,honest", "seed=0"]
     words.append("full_supervision=false")
-    base = ["representation=pca", "profile=smoke", f"results={tmp_path}/r", f"cache={cache_root}", *PRACTICE]
+    base = ["representation=pca", "profile=smoke", f"results={tmp_path}/r", f"cache={cache_root}", *EXAMPLE_SETTINGS]
     done = here([*words, *base])
     assert done.returncode == 1, done.stderr
     assert "digits/cheat/seed-0: FAILED: the strategy picked 3 points where the batch size is 5" in done.stderr
-    assert "1 of 2 cells failed; retry=failed tries them again" in done.stderr
-    good, bad = (read_cell(Path(tmp_path / "r" / "paper" / "digits" / n / "seed-0.jsonl")) for n in ("honest", "cheat"))
+    assert "1 of 2 runs failed; retry=failed tries them again" in done.stderr
+    good, bad = (read_run(Path(tmp_path / "r" / "paper" / "digits" / n / "seed-0.jsonl")) for n in ("honest", "cheat"))
     assert (good.status, bad.status) == ("done", "failed")
     assert good.header["config"]["strategy"]["acquire"]["plugin"].startswith("mine.py@")
     assert "Traceback" not in done.stderr

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from dgal_bench.core.errors import ConfigError, StrategyError
 from dgal_bench.data.pool import Pool, initial_set
-from dgal_bench.errors import ConfigError, StrategyError
 
 
 def pool_of(labeled, size=10):

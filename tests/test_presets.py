@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dgal_bench.compose import compose
-from dgal_bench.lab import open_lab
-from dgal_bench.laws import run_here
-from dgal_bench.record import read_cell
+from dgal_bench.config.compose import compose
+from dgal_bench.conformance import run_in_process
+from dgal_bench.experiment import open_experiment
+from dgal_bench.results.reader import read_run
 from tests.test_files import heard, server  # noqa: F401 - fixtures that publish needs
 from tests.test_mini_imagenet import shrink
 from tests.test_published import CLASSES, GREY, Split, publish  # noqa: F401
@@ -77,16 +77,16 @@ def test_a_smoke_run_of_every_preset(name, tmp_path, request, monkeypatch):
         root = small.root
     choices = {"dataset": name, "representation": "default", "profile": "smoke", "strategy": "dgmg"}
     config = compose(choices, SMOKE)
-    lab = open_lab(config, root, tmp_path / "cache", lambda what, done, of: None)
-    rows = run_here(lab, tmp_path / "dgmg" / "seed-0.jsonl", config)
+    experiment = open_experiment(config, root, tmp_path / "cache", lambda what, done, of: None)
+    rows = run_in_process(experiment, tmp_path / "dgmg" / "seed-0.jsonl", config)
     assert [row.n_labeled for row in rows] == [10, 15]
     assert [row.epochs for row in rows] == [1, 1]
     assert rows[0].n_candidates == rows[0].n_scored == config.restricted_size
-    header = read_cell(tmp_path / "dgmg" / "seed-0.jsonl").header
+    header = read_run(tmp_path / "dgmg" / "seed-0.jsonl").header
     said = header["config"]
     assert header["profile"] == "smoke"
     assert (said["net"]["kind"], said["net"]["pretrained"], said["net"]["input_size"]) == (net, False, 32)
     assert (said["representation"]["encoder"], said["representation"]["latent_dim"]) == (encoder, latent_dim)
     assert (header["data"]["pool"], header["data"]["test"]) == (40, 40)
     assert len(header["data"]["classes"]) == header["data"]["n_classes"] == said["dataset"]["n_classes"]
-    assert header["data"]["shape"] == list(lab.data.image_shape)
+    assert header["data"]["shape"] == list(experiment.data.image_shape)

@@ -12,19 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from dgal_bench import cache, projection
-from dgal_bench.engines.base import Teller, message
+from dgal_bench.conformance import example_config, run_in_process
+from dgal_bench.core import cache
+from dgal_bench.core.errors import ResultsError
+from dgal_bench.engines.base import SynchronizedListener, job_message
 from dgal_bench.engines.setup import set_up
-from dgal_bench.errors import ResultsError
-from dgal_bench.features import principal_components
-from dgal_bench.graph.backends import new_index
-from dgal_bench.laws import practice, run_here
-from dgal_bench.projection import LEVELS, among, file_name, packed, principal_plane, project, projected, unpack
-from dgal_bench.record import read_cell
-from dgal_bench.report.projections import read_file, read_projection
-from dgal_bench.sweep import Job
-from dgal_bench.validate import validate
-from dgal_bench.worker import handle
+from dgal_bench.engines.sweep import PlannedRun
+from dgal_bench.engines.worker import handle
+from dgal_bench.graph.knn import build_index
+from dgal_bench.report import projection
+from dgal_bench.report.plots.maps import read_projection
+from dgal_bench.report.projection import get_projection, pack_file, place_among, principal_plane, project
+from dgal_bench.representation import principal_components
+from dgal_bench.results.projection import LEVELS, file_name, read_file, write_projection
+from dgal_bench.results.reader import read_run
+from dgal_bench.results.validate import validate
 from tests.sweeping import command, finish
 from tests.test_cli import settings
 from tests.test_engines import Diary
@@ -98,9 +100,9 @@ def test_components_are_those_of_the_representation():
     torch.testing.assert_close(principal_plane(points).abs(), expected.abs(), rtol=1e-3, atol=1e-3)
 
 
-def test_neighbours_in_the_latent_space_are_neighbours_in_the_picture(lab):
+def test_neighbours_in_the_latent_space_are_neighbours_in_the_picture(experiment):
     """Six of a point's ten nearest, of 180 points; by chance it would be one in two."""
-    points = lab.setup.latents[:180]
+    points = experiment.prepared.features[:180]
     projection_of = projection.tsne(points, seed=0)
     apart, seen = torch.cdist(points, points), torch.cdist(projection_of, projection_of)
     near, near_seen = (distances.argsort(dim=1)[:, 1:11] for distances in (apart, seen))
@@ -111,7 +113,7 @@ def test_neighbours_in_the_latent_space_are_neighbours_in_the_picture(lab):
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
 def test_a_point_beside_the_sample_is_between_its_nearest_and_two_of_its_five_nearest(backend):
     base, positions, points = cloud(60), cloud(60, 2, seed=1), cloud(25, seed=2)
-    found = among(base, positions, points, new_index(base, backend))
+    found = place_among(base, positions, points, build_index(base, backend))
     for point, place in zip(points.double().numpy(), found.numpy(), strict=True):
         distances = np.sqrt(((base.double().numpy() - point) ** 2).sum(1))
         five = np.argsort(distances)[:5]
@@ -124,7 +126,7 @@ def test_a_point_beside_the_sample_is_between_its_nearest_and_two_of_its_five_ne
 def test_twins_of_the_sample_are_where_it_is():
     base, positions = cloud(60), cloud(60, 2, seed=1)
     twins = torch.tensor([3, 59, 3, 0])
-    torch.testing.assert_close(among(base, positions, base[twins], new_index(base)), positions[twins])
+    torch.testing.assert_close(place_among(base, positions, base[twins], build_index(base)), positions[twins])
 
 
 def test_blocks_are_no_part_of_the_picture(soon, monkeypatch):
@@ -136,24 +138,24 @@ def test_blocks_are_no_part_of_the_picture(soon, monkeypatch):
     assert project(points, seed=0, points=some).shape == (134, 2)
 
 
-def arrays_of(lab, ids=None):
-    size = lab.data.size if ids is None else len(ids)
+def arrays_of(experiment, ids=None):
+    size = experiment.data.size if ids is None else len(ids)
     arrays = {"positions": cloud(size, 2).numpy() * [3, 1]}
     return arrays if ids is None else arrays | {"ids": np.array(ids)}
 
 
-def written(folder, lab, ids=None):
-    content = packed(arrays_of(lab, ids), lab.data, SHA)
+def written(folder, experiment, ids=None):
+    content = pack_file(arrays_of(experiment, ids), experiment.data, SHA)
     (folder / file_name(SHA)).write_bytes(content)
     return folder / file_name(SHA)
 
 
 @pytest.mark.parametrize("ids", [None, [0, 7, 9, 199]])
-def test_what_is_packed_is_read_back(tmp_path, lab, ids):
-    written(tmp_path, lab, ids)
-    found, positions = read_projection(tmp_path, SHA), arrays_of(lab, ids)["positions"]
-    kept = range(lab.data.size) if ids is None else ids
-    assert found.labels.tolist() == [int(lab.data.labels[i]) for i in kept]
+def test_what_is_packed_is_read_back(tmp_path, experiment, ids):
+    written(tmp_path, experiment, ids)
+    found, positions = read_projection(tmp_path, SHA), arrays_of(experiment, ids)["positions"]
+    kept = range(experiment.data.size) if ids is None else ids
+    assert found.labels.tolist() == [int(experiment.data.labels[i]) for i in kept]
     assert found.classes == [str(number) for number in range(10)]
     side = (positions.max(0) - positions.min(0)).max()
     middle = (positions.max(0) + positions.min(0)) / 2
@@ -161,13 +163,13 @@ def test_what_is_packed_is_read_back(tmp_path, lab, ids):
     assert (found.positions.dtype, float(np.abs(found.positions).max())) == (np.float32, 1)
 
 
-def test_points_are_found_by_their_place_in_the_pool(tmp_path, lab):
-    written(tmp_path, lab, [2, 7, 9, 199])
+def test_points_are_found_by_their_place_in_the_pool(tmp_path, experiment):
+    written(tmp_path, experiment, [2, 7, 9, 199])
     some = read_projection(tmp_path, SHA)
     positions, found = some.of([199, 8, 2, 2, 1000, 0])
     assert found.tolist() == [True, False, True, True, False, False]
     assert np.array_equal(positions, some.positions[[3, 0, 0]])
-    written(tmp_path, lab)
+    written(tmp_path, experiment)
     whole = read_projection(tmp_path, SHA)
     positions, found = whole.of([199, 200, 5])
     assert (found.tolist(), len(positions)) == ([True, False, True], 2)
@@ -208,8 +210,8 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("how", DAMAGED)
-def test_a_damaged_file_is_refused_in_a_line_that_names_it(tmp_path, lab, how):
-    path = written(tmp_path, lab)
+def test_a_damaged_file_is_refused_in_a_line_that_names_it(tmp_path, experiment, how):
+    path = written(tmp_path, experiment)
     path.write_bytes(DAMAGED[how](path.read_bytes()))
     with pytest.raises(ResultsError) as refused:
         read_projection(tmp_path, SHA)
@@ -224,62 +226,62 @@ def told(content, name="projection-01234567.npz"):
 
 def test_a_file_is_written_whole_once_and_again_where_it_differs(tmp_path):
     path = tmp_path / "suite" / "digits" / "projection-01234567.npz"
-    unpack(told(b"one"), path.parent)
+    write_projection(told(b"one"), path.parent)
     first = path.stat()
-    unpack(told(b"one"), path.parent)
+    write_projection(told(b"one"), path.parent)
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
-    unpack(told(b"two"), path.parent)
+    write_projection(told(b"two"), path.parent)
     assert path.read_bytes() == b"two"
     assert [found.name for found in path.parent.iterdir()] == [path.name]
 
 
 def test_a_name_from_elsewhere_leads_nowhere_else(tmp_path):
-    unpack(told(b"one", "../../projection-0.npz"), tmp_path / "suite" / "digits")
+    write_projection(told(b"one", "../../projection-0.npz"), tmp_path / "suite" / "digits")
     assert (tmp_path / "suite" / "digits" / "projection-0.npz").read_bytes() == b"one"
 
 
 def test_a_folder_that_takes_no_file_is_said_in_a_line_and_nothing_is_left(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultsError, match=r"file/digits/projection-01234567.npz cannot be written: .*results=DIR"):
-        unpack(told(b"one"), tmp_path / "file" / "digits")
+        write_projection(told(b"one"), tmp_path / "file" / "digits")
 
     def full(self, target):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(ResultsError, match="No space left on device: make room"):
-        unpack(told(b"one"), tmp_path / "digits")
+        write_projection(told(b"one"), tmp_path / "digits")
     assert list((tmp_path / "digits").iterdir()) == []
 
 
 def job_of(tmp_path, strategy="dgmg"):
-    config = practice(strategy)
-    return Job(config, tmp_path / "r" / "suite" / "digits" / strategy / "seed-0.jsonl")
+    config = example_config(strategy)
+    return PlannedRun(config, tmp_path / "r" / "suite" / "digits" / strategy / "seed-0.jsonl")
 
 
 def events_of(job, where):
     events = []
-    handle(message("setup", job, where), lambda event, **facts: events.append({"event": event, **facts}), {})
+    handle(job_message("setup", job, where), lambda event, **facts: events.append({"event": event, **facts}), {})
     return events
 
 
 def test_a_set_up_makes_the_projection_once_and_always_tells_of_it(tmp_path):
     job, where = job_of(tmp_path), settings(tmp_path)
-    with cache.noting() as keys:
+    with cache.record_keys() as keys:
         first = events_of(job, where)
     assert [event["what"] for event in first if event["event"] == "progress"].count("projection") == 1
     again = events_of(job, where)
     assert "projection" not in [event.get("what") for event in again if event["event"] == "progress"]
     assert again[-1] == first[-1]
     assert json.loads(json.dumps(first[-1])) == first[-1]
-    assert len(keys) == 3  # latents, shares, graph: what cells rest on, and Ray sends to other nodes
+    assert len(keys) == 3  # latents, shares, graph: what runs rest on, and Ray sends to other nodes
     assert len(list(tmp_path.glob("*/manifest.json"))) == 4
 
 
 def test_full_supervision_has_no_latents_to_project(tmp_path):
     job = job_of(tmp_path, "random")
     whole = replace(job.config, rounds=0, initial_size=None, propagation="none")
-    *_, ready = events_of(Job(whole, job.path), settings(tmp_path))
+    *_, ready = events_of(PlannedRun(whole, job.path), settings(tmp_path))
     assert ready == {"event": "ready", "points": 200}
 
 
@@ -293,43 +295,43 @@ class Told:
         yield self.ready
 
 
-def test_set_up_files_it_in_the_folder_of_the_data_set(tmp_path, lab):
+def test_set_up_files_it_in_the_folder_of_the_data_set(tmp_path, experiment):
     job = job_of(tmp_path)
     *_, ready = events_of(job, settings(tmp_path))
-    other = Job(job.config, tmp_path / "r" / "other" / "digits" / "dgmg" / "seed-0.jsonl")
-    assert set_up([job, other], Told(ready), Teller(Diary())) == []
+    other = PlannedRun(job.config, tmp_path / "r" / "other" / "digits" / "dgmg" / "seed-0.jsonl")
+    assert set_up([job, other], Told(ready), SynchronizedListener(Diary())) == []
     for one in (job, other):
-        found = read_projection(one.path.parents[1], lab.setup.latents_sha256)
-        assert found.labels.tolist() == lab.data.labels.tolist()
-        assert found.latents_sha256 == lab.setup.latents_sha256
+        found = read_projection(one.path.parents[1], experiment.prepared.features_sha256)
+        assert found.labels.tolist() == experiment.data.labels.tolist()
+        assert found.features_sha256 == experiment.prepared.features_sha256
 
 
-def test_of_very_many_points_a_sample_has_positions(tmp_path, lab, monkeypatch):
+def test_of_very_many_points_a_sample_has_positions(tmp_path, experiment, monkeypatch):
     monkeypatch.setattr(projection, "_ALL_UP_TO", 199)
     monkeypatch.setattr(projection, "_KEPT", 50)
-    arrays = projected(practice("dgmg"), lab.setup, tmp_path, lambda what, done, of: None)
-    unpack(told(packed(arrays, lab.data, SHA), file_name(SHA)), tmp_path)
+    arrays = get_projection(example_config("dgmg"), experiment.prepared, tmp_path, lambda what, done, of: None)
+    write_projection(told(pack_file(arrays, experiment.data, SHA), file_name(SHA)), tmp_path)
     found = read_projection(tmp_path, SHA)
     assert (len(found.ids), len(found.positions), len(set(found.ids))) == (50, 50, 50)
-    assert found.labels.tolist() == lab.data.labels[found.ids].tolist()
+    assert found.labels.tolist() == experiment.data.labels[found.ids].tolist()
     assert found.of(list(range(200)))[1].sum() == 50
 
 
-def test_a_header_says_the_classes_of_the_first_labels(tmp_path, lab):
+def test_a_header_says_the_classes_of_the_first_labels(tmp_path, experiment):
     path = job_of(tmp_path).path
-    run_here(lab, path, practice("dgmg"))
-    header = read_cell(path).header
-    assert header["initial_classes"] == lab.data.labels[header["initial"]].tolist()
+    run_in_process(experiment, path, example_config("dgmg"))
+    header = read_run(path).header
+    assert header["initial_classes"] == experiment.data.labels[header["initial"]].tolist()
 
 
-def test_validate_reads_projections_and_first_classes(tmp_path, lab):
+def test_validate_reads_projections_and_first_classes(tmp_path, experiment):
     path = job_of(tmp_path).path
-    run_here(lab, path, practice("dgmg"))
-    sha = lab.setup.latents_sha256
-    unpack(told(packed(arrays_of(lab), lab.data, sha), file_name(sha)), path.parents[1])
+    run_in_process(experiment, path, example_config("dgmg"))
+    sha = experiment.prepared.features_sha256
+    write_projection(told(pack_file(arrays_of(experiment), experiment.data, sha), file_name(sha)), path.parents[1])
     verdict = validate(tmp_path)
     assert (verdict.problems, verdict.notes, verdict.n_files) == ([], [], 2)
-    foreign = written(path.parents[1], lab)
+    foreign = written(path.parents[1], experiment)
     assert [note.partition(": ")[0] for note in validate(tmp_path).notes] == [str(foreign)]
     foreign.write_bytes(b"")
     assert [line.startswith(f"{foreign}: is damaged") for line in validate(tmp_path).problems] == [True]
@@ -341,9 +343,9 @@ def test_validate_reads_projections_and_first_classes(tmp_path, lab):
     ("classes", "said"),
     [([1] * 9, "9 initial_classes of 10"), ([1] * 9 + [10], "10 in initial_classes"), (None, "not list")],
 )
-def test_validate_finds_wrong_first_classes(tmp_path, lab, classes, said):
+def test_validate_finds_wrong_first_classes(tmp_path, experiment, classes, said):
     path = job_of(tmp_path).path
-    run_here(lab, path, practice("dgmg"))
+    run_in_process(experiment, path, example_config("dgmg"))
     header, *rows = path.read_text().splitlines(keepends=True)
     path.write_text(json.dumps(json.loads(header) | {"initial_classes": classes}) + "\n" + "".join(rows))
     (problem,) = validate(tmp_path).problems
@@ -359,8 +361,8 @@ def test_every_engine_carries_a_large_one_home(tmp_path, engine):
     done = finish([word.replace("pool_size=200", "pool_size=1000") for word in words])
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "r").rglob("projection-*.npz")
-    found, (log,) = read_file(path), [read_cell(cell) for cell in (tmp_path / "r").rglob("seed-*.jsonl")]
-    assert found.latents_sha256 == log.header["fingerprint"]["latents"]
+    found, (log,) = read_file(path), [read_run(run) for run in (tmp_path / "r").rglob("seed-*.jsonl")]
+    assert found.features_sha256 == log.header["fingerprint"]["latents"]
     assert len(found.positions) == 1000
     assert found.of(log.header["initial"])[1].all()
     assert found.labels[log.header["initial"]].tolist() == log.header["initial_classes"]

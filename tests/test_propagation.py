@@ -9,9 +9,10 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from dgal_bench.graph.diffusion import diffuse
+from dgal_bench.graph.graph import Attachment
 from dgal_bench.graph.knn import knn
-from dgal_bench.graph.propagation import class_scores, harmonic, propagated, residual
-from dgal_bench.graph.transition import Attachment, attach, from_affinity, transition
+from dgal_bench.graph.propagation import class_scores, harmonic, propagation_accuracy, residual
+from dgal_bench.graph.transition import attach, from_affinity, transition
 
 C = 4
 
@@ -187,9 +188,9 @@ def test_a_graph_that_is_not_symmetric_has_no_converged_figures():
         harmonic(directed, labeled, labels, C)
     arguments = (attach(neighbors, pool, images), labeled, labels, C, torch.zeros(20, dtype=torch.int64))
     plain = {"accuracy", "unreached"}
-    assert propagated(directed, *arguments).keys() == plain
+    assert propagation_accuracy(directed, *arguments).keys() == plain
     for symmetrize in ("mean", "max"):
-        facts = propagated(transition(neighbors, symmetrize=symmetrize), *arguments)
+        facts = propagation_accuracy(transition(neighbors, symmetrize=symmetrize), *arguments)
         assert facts.keys() == plain | {"converged_accuracy", "converged_unreached", "iterations", "residual"}
         assert facts["residual"] < 2e-5
         assert isinstance(facts["iterations"], int)
@@ -225,7 +226,7 @@ def test_propagated_accuracy_is_the_count_by_loops(seed):
     labeled = torch.tensor([50, 51, 90, 91, 130, 131])
     labels = classes[labeled].clone()
     labels[[1, 3]] = torch.tensor([2, 0])  # of other classes, so that the answer is not always the island's
-    facts = propagated(graph, attachment, labeled, labels, C, test_labels)
+    facts = propagation_accuracy(graph, attachment, labeled, labels, C, test_labels)
     truths = [diffuse(graph, labeled, labels, C, 3), torch.from_numpy(solved(graph, labeled, labels))]
     for name, heat in zip(("", "converged_"), truths, strict=True):
         accuracy, unreached = counted(attachment, heat, test_labels)
@@ -241,11 +242,11 @@ def test_a_label_in_every_island_gives_every_image_its_class():
     neighbors = knn(pool, 8)
     labeled = torch.tensor([5, 45, 85, 125])
     arguments = (transition(neighbors), attach(neighbors, pool, images), labeled, classes[labeled], C)
-    facts = propagated(*arguments, test_labels)
+    facts = propagation_accuracy(*arguments, test_labels)
     assert (facts["converged_accuracy"], facts["converged_unreached"]) == (1, 0)
     assert facts["accuracy"] == 1 - facts["unreached"]
     # The true classes decide the count and nothing else.
-    assert propagated(*arguments, (test_labels + 1) % C) == {**facts, "accuracy": 0, "converged_accuracy": 0}
+    assert propagation_accuracy(*arguments, (test_labels + 1) % C) == {**facts, "accuracy": 0, "converged_accuracy": 0}
 
 
 def test_scores_are_the_weighted_mean_over_the_points_that_an_image_hangs_on():
@@ -265,7 +266,7 @@ def test_propagation_does_not_depend_on_the_order_of_points():
     for features, places in ((pool, labeled), (pool[order], order.argsort()[labeled])):
         neighbors = knn(features, 8)
         parts = (transition(neighbors), attach(neighbors, features, images))
-        facts.append(propagated(*parts, places, classes[labeled], C, test_labels))
+        facts.append(propagation_accuracy(*parts, places, classes[labeled], C, test_labels))
     assert facts[0] == pytest.approx(facts[1], abs=1e-4)
 
 
@@ -281,6 +282,6 @@ def test_propagation_on_the_gpu_is_the_cpus():
     again, count = harmonic(on_gpu, labeled, labels, C)
     assert torch.allclose(again.cpu(), heat, atol=1e-4)
     assert abs(count - iterations) <= 2
-    facts = [propagated(g, attachment, labeled, labels, C, test_labels) for g in (graph, on_gpu)]
+    facts = [propagation_accuracy(g, attachment, labeled, labels, C, test_labels) for g in (graph, on_gpu)]
     assert facts[0]["accuracy"] == pytest.approx(facts[1]["accuracy"], abs=0.01)
     assert facts[0]["converged_accuracy"] == pytest.approx(facts[1]["converged_accuracy"], abs=0.01)

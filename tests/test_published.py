@@ -18,16 +18,14 @@ import scipy.io
 import torch
 import torchvision
 
-from dgal_bench import cache
+from dgal_bench.cli import info as surroundings
+from dgal_bench.cli.info import ProbeAnswer, ProbeSite
+from dgal_bench.core import cache
+from dgal_bench.core.errors import ConfigError, DataError
 from dgal_bench.data import datasets
 from dgal_bench.data.datasets import DATASETS
-from dgal_bench.data.files import File, Source
-from dgal_bench.data.images import ImageData
-from dgal_bench.data.published import cache_key
-from dgal_bench.data.sources import CIFAR10, CIFAR100, EMNIST, FASHION_MNIST, MNIST, SVHN
-from dgal_bench.doctor import surroundings
-from dgal_bench.doctor.base import Answer, Site
-from dgal_bench.errors import ConfigError, DataError
+from dgal_bench.data.image_data import ImageData
+from dgal_bench.data.torchvision import CIFAR10, CIFAR100, EMNIST, FASHION_MNIST, MNIST, SVHN, File, Source, cache_key
 from tests import test_files
 from tests.loading import load, request
 
@@ -228,12 +226,12 @@ class Publication:
         return self.source.at(self.root) / name
 
     def load(self, **settings) -> ImageData:
-        return datasets.load(request(self.name, self.root, self.cache, self.hear, **settings))
+        return datasets.load(request(self.name, self.root, self.cache, self.on_event, **settings))
 
     def fetch(self, **settings):
-        datasets.fetch(self.name, self.root, self.hear, **settings)
+        datasets.fetch(self.name, self.root, self.on_event, **settings)
 
-    def hear(self, what, done, of):
+    def on_event(self, what, done, of):
         self.told.append((what, done, of))
 
     def is_read_as(self, data):
@@ -634,11 +632,11 @@ def test_whereabouts(publish, name):
     where = small.source.at(small.root).resolve()
     n = len(small.files)
     told = f"{n} of {n} files are not there, at {where}: `dgal-bench data {name}` fetches them"
-    assert datasets.whereabouts(name, small.root) == told
+    assert datasets.describe_files(name, small.root) == told
     small.lay(small.files)
     megabytes = sum(map(len, small.files.values())) / 1e6
     vouched = "of the published sizes" if name == "emnist" else "as published"
-    assert datasets.whereabouts(name, small.root) == f"{n} files, {megabytes:.1f} MB, {vouched}, at {where}"
+    assert datasets.describe_files(name, small.root) == f"{n} files, {megabytes:.1f} MB, {vouched}, at {where}"
 
 
 def test_root_level_sets_do_not_meet(publish):
@@ -655,7 +653,7 @@ def test_root_level_sets_do_not_meet(publish):
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_every_data_set_says_where_it_is(tmp_path, name):
-    text = datasets.whereabouts(name, tmp_path)
+    text = datasets.describe_files(name, tmp_path)
     assert text
     assert "\n" not in text
     assert list(tmp_path.iterdir()) == []
@@ -665,11 +663,11 @@ def test_the_doctor_notes_what_is_not_there(publish):
     small = publish("svhn")
     small.lay(small.files)
     cifar = publish("cifar10")
-    nobody = Answer(error="not asked")
+    nobody = ProbeAnswer(error="not asked")
 
     def states():
-        site = Site(small.root, small.cache, small.root, nobody, nobody, nobody)
-        return dict(zip(DATASETS, (state for state, *_ in surroundings.data(site)), strict=True))
+        site = ProbeSite(small.root, small.cache, small.root, nobody, nobody, nobody)
+        return dict(zip(DATASETS, (state for state, *_ in surroundings.check_data(site)), strict=True))
 
     expected = dict.fromkeys(DATASETS, "note") | {"digits": "ok", "svhn": "ok", "folder": "ok", "npz": "ok"}
     assert states() == expected

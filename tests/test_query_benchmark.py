@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from benchmarks import asking, inputs, query, scaling, scaling_figure, scaling_worker
-from benchmarks.asking import Answer, ask, lab_of, pool_of, remembered, sampled_pass, synthetic_outputs
+from benchmarks.asking import Answer, ask, experiment_of, pool_of, remembered, sampled_pass, synthetic_outputs
 from benchmarks.scaling_figure import apart, save_scaling
-from dgal_bench.arrays import Outputs
+from dgal_bench.core.types import Outputs
+from dgal_bench.experiment import Run
 from dgal_bench.graph.knn import knn
 from dgal_bench.graph.transition import transition
-from dgal_bench.lab import Cell
 from dgal_bench.models.nets import MaxPool
 from tests.measuring import answer_here
 
@@ -24,16 +24,16 @@ POINTS = 300
 
 @pytest.fixture(scope="module")
 def parts():
-    """A lab of 300 points, its network and synthetic outputs for all of them."""
+    """An experiment of 300 points, its network and synthetic outputs for all of them."""
     latents = torch.randn(POINTS, 5, generator=torch.Generator().manual_seed(0))
     data = inputs.generated(POINTS, 10)
     config = inputs.settings()
-    lab = lab_of(config, data, latents, transition(knn(latents, 20)))
-    return lab, inputs.new_module(config, data).eval(), synthetic_outputs(POINTS, 10)
+    experiment = experiment_of(config, data, latents, transition(knn(latents, 20)))
+    return experiment, inputs.new_module(config, data).eval(), synthetic_outputs(POINTS, 10)
 
 
-def cell_of(lab, strategy):
-    return Cell.of(inputs.settings("restricted_size=30", strategy=strategy), lab)
+def run_of(experiment, strategy):
+    return Run.of(inputs.settings("restricted_size=30", strategy=strategy), experiment)
 
 
 def answer(seconds, picks=(1, 2), extrapolated=False, n_scored=100):
@@ -58,11 +58,11 @@ class Ticks:
 @pytest.mark.parametrize(("strategy", "n_passed"), [("margin", 190), ("coreset", 300), ("rsmg", 30), ("random", 0)])
 @pytest.mark.parametrize("sample", [20, 1000])
 def test_a_sampled_pass_counts_as_if_all_had_passed(parts, monkeypatch, strategy, n_passed, sample):
-    lab, module, answers = parts
+    experiment, module, answers = parts
     ticks = Ticks(module)
     monkeypatch.setattr("benchmarks.asking.perf_counter", ticks)
-    monkeypatch.setattr("dgal_bench.clock.perf_counter", ticks)
-    found = ask(cell_of(lab, strategy), pool_of(POINTS, 10, 110), 10, module, {}, sampled_pass(sample, answers))
+    monkeypatch.setattr("dgal_bench.core.clock.perf_counter", ticks)
+    found = ask(run_of(experiment, strategy), pool_of(POINTS, 10, 110), 10, module, {}, sampled_pass(sample, answers))
     assert found.seconds == pytest.approx(n_passed)
     assert found.phases["pass"] == pytest.approx(n_passed)
     assert found.extrapolated == (sample < n_passed)
@@ -71,13 +71,13 @@ def test_a_sampled_pass_counts_as_if_all_had_passed(parts, monkeypatch, strategy
 
 
 def test_a_query_is_the_loops_and_what_is_remembered_changes_no_pick(parts, monkeypatch):
-    lab, module, answers = parts
-    monkeypatch.setattr("dgal_bench.clock.perf_counter", Ticks(module))
+    experiment, module, answers = parts
+    monkeypatch.setattr("dgal_bench.core.clock.perf_counter", Ticks(module))
     pool = pool_of(POINTS, 10, 110)
     for strategy in ("dgmg", "vae_seals", "margin"):
-        cell = cell_of(lab, strategy)
-        memory = remembered(cell, pool, 10, module, answers)
-        first, later = (ask(cell, pool, 10, module, given) for given in ({}, memory))
+        run = run_of(experiment, strategy)
+        memory = remembered(run, pool, 10, module, answers)
+        first, later = (ask(run, pool, 10, module, given) for given in ({}, memory))
         assert first.picks == later.picks
         assert bool(memory) == (strategy != "margin")
         assert sum(first.phases.values()) == pytest.approx(first.seconds) == first.n_scored > 0
@@ -175,8 +175,8 @@ def test_a_full_query_is_of_whole_products_and_picks_what_the_others_do():
 
 
 def test_asked_in_full_all_edges_are_multiplied(parts):
-    lab, _, answers = parts
-    asker = scaling_worker.Asker(lab.setup.latents, lab.setup.graph, answers, 20, 1)
+    experiment, _, answers = parts
+    asker = scaling_worker.Asker(experiment.prepared.features, experiment.prepared.graph, answers, 20, 1)
     found = {how: asker("dgmg", how, POINTS) for how in scaling_worker.HOWS}
     assert [one.touched for one in found["full"]] == [1]
     assert len({tuple(one.picks) for asked in found.values() for one in asked}) == 1

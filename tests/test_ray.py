@@ -14,15 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from dgal_bench.disk import below
-from dgal_bench.engines import capacity
+from dgal_bench.core.errors import ConfigError
+from dgal_bench.core.files import find_files
+from dgal_bench.engines import ray as capacity
 from dgal_bench.engines import ray as ray_engine
-from dgal_bench.engines.base import Teller
-from dgal_bench.engines.cluster import connect
-from dgal_bench.engines.ray import Ray
-from dgal_bench.errors import ConfigError
-from dgal_bench.record import read_cell, read_results
-from tests.test_cli import HERE, alone, axes, choices_of, command, descendants, finish, plan, settings, written
+from dgal_bench.engines.base import SynchronizedListener
+from dgal_bench.engines.ray import RayEngine, connect
+from dgal_bench.results.reader import read_results, read_run
+from tests.test_cli import HERE, alone, axes, choices_of, command, descendants, finish, plan_runs, settings, written
 from tests.test_engines import Diary
 
 pytest.importorskip("ray")
@@ -30,7 +29,7 @@ GPUS = ("engine=ray", "gpus=2")
 """Two logical ones: Ray deals them out whether or not they exist."""
 
 LONG = ("batch_size=1", "rounds=100")
-"""A cell of some seconds."""
+"""A run of some seconds."""
 
 
 def title(pid):
@@ -40,7 +39,7 @@ def title(pid):
 
 
 def workers_at(words, pid):
-    """Ray's processes that are busy with a cell now: Ray names them after their task."""
+    """Ray's processes that are busy with a run now: Ray names them after their task."""
     return [child for child in descendants(pid) if title(child).startswith("ray::" + words)]
 
 
@@ -67,14 +66,14 @@ def started(words):
 @pytest.mark.parametrize("error", [ValueError("broken"), SystemExit(3), KeyboardInterrupt()])
 def test_a_job_ends_its_stream_whatever_ends_it(tmp_path, monkeypatch, error):
     """A thread that died without a word would leave the driver listening for ever. Slow: Ray's import."""
-    from dgal_bench.engines import task
+    from dgal_bench.engines import ray_task as task
 
     def end(*_):
         raise error
 
     monkeypatch.setattr(task, "handle", end)
-    job = {"job": "cell", "folder": str(tmp_path), "cache": str(tmp_path), "entries": []}
-    (event,) = task.work(job, b"", {})
+    job = {"job": "run", "folder": str(tmp_path), "cache": str(tmp_path), "entries": []}
+    (event,) = task.run_task(job, b"", {})
     assert (event["event"], event["stop"]) == ("failed", False)
 
 
@@ -98,13 +97,13 @@ def test_a_wrong_address_is_one_line_at_once(address):
     ("gpus", "share", "message"),
     [
         (2, 1.5, r"^gpus_per_cell=1.5: Ray gives a part of one GPU, or whole ones$"),
-        (1, 2.0, r"^gpus=1 is less than the gpus_per_cell=2 of one cell$"),
+        (1, 2.0, r"^gpus=1 is less than the gpus_per_cell=2 of one run$"),
     ],
 )
 def test_gpus_that_ray_cannot_give_are_refused_before_it_starts(tmp_path, gpus, share, message):
     given = settings(tmp_path, gpus=gpus, gpus_per_cell=share)
     with pytest.raises(ConfigError, match=message):
-        Ray(plan(axes(), given), given, Teller(Diary()))
+        RayEngine(plan_runs(axes(), given), given, SynchronizedListener(Diary()))
 
 
 class Cluster:
@@ -135,7 +134,7 @@ def engine_on(cluster, monkeypatch, tmp_path, here=(), grid=(), **changes):
     monkeypatch.setattr(ray_engine, "visible_gpus", lambda: list(here))
     monkeypatch.setattr(capacity, "_COUNT_AGAIN_SECONDS", 0)
     given = settings(tmp_path, **{"jobs": None, "engine": "ray", "ray_address": "auto", **changes})
-    return Ray(plan(axes(**dict(grid)), given), given, Teller(Diary()))
+    return RayEngine(plan_runs(axes(**dict(grid)), given), given, SynchronizedListener(Diary()))
 
 
 HEAD, BIG = {"CPU": 4.0}, {"CPU": 16.0, "GPU": 2.0}
@@ -172,17 +171,17 @@ def test_a_cluster_is_judged_by_its_own_gpus(tmp_path, monkeypatch, here, change
 
 
 def engine_job(engine):
-    return plan(axes(), engine._settings)[0]
+    return plan_runs(axes(), engine._settings)[0]
 
 
-def test_cells_of_a_cluster_whose_gpus_have_gone_wait_for_others(tmp_path, monkeypatch):
-    """On a CPU they would be other cells: rows of both would be compared."""
+def test_runs_of_a_cluster_whose_gpus_have_gone_wait_for_others(tmp_path, monkeypatch):
+    """On a CPU they would be other runs: rows of both would be compared."""
     cluster = Cluster(HEAD, BIG)
     engine = engine_on(cluster, monkeypatch, tmp_path)
     cluster.there = [HEAD]
     assert engine._capacity.needs(engine_job(engine))["num_gpus"] == 1
-    assert engine._capacity.cells() == 2
-    assert engine._tell._listener.of("warn") == [("no machine of this Ray has a GPU any more: cells wait for one",)]
+    assert engine._capacity.runs() == 2
+    assert engine._tell._listener.of("warn") == [("no machine of this Ray has a GPU any more: runs wait for one",)]
 
 
 def test_a_cluster_that_has_found_a_gpu_later_goes_on_without(tmp_path, monkeypatch):
@@ -194,7 +193,7 @@ def test_a_cluster_that_has_found_a_gpu_later_goes_on_without(tmp_path, monkeypa
 
 def test_a_set_up_asks_for_the_gpus_that_it_uses(tmp_path, monkeypatch):
     engine = engine_on(Cluster(HEAD, BIG), monkeypatch, tmp_path, gpus_per_cell=0.5)
-    (two,) = plan(axes(trainer__devices=["2"]), engine._settings)
+    (two,) = plan_runs(axes(trainer__devices=["2"]), engine._settings)
     assert engine._capacity.needs(engine_job(engine), "setup")["num_gpus"] == engine._settings.gpus_per_cell
     assert engine._capacity.needs(two, "setup")["num_gpus"] == 2
     assert engine._capacity.needs(engine_job(engine))["num_gpus"] == 0.5
@@ -217,7 +216,7 @@ def test_a_ray_of_our_own_has_no_more_gpus_than_the_machine(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_two_gpus_of_ray_give_the_bits_of_one_cell_after_the_other(lab, tmp_path, cache_root):
+def test_two_gpus_of_ray_give_the_bits_of_one_run_after_the_other(experiment, tmp_path, cache_root):
     """Four at once on two logical GPUs, from an empty cache, and quietly."""
     root = tmp_path / "swept"
     words = command(
@@ -226,7 +225,7 @@ def test_two_gpus_of_ray_give_the_bits_of_one_cell_after_the_other(lab, tmp_path
     )  # fmt: skip
     done = finish(words, limit=600)  # the first start of Ray on a machine reads gigabytes
     assert done.returncode == 0, done.stderr
-    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=6")
+    assert choices_of(root) == alone(experiment, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=6")
     assert all(line.startswith("[") for line in done.stderr.splitlines()), done.stderr
     assert "| dgmg " in done.stdout
 
@@ -247,7 +246,7 @@ def test_a_part_of_a_gpu_lets_as_many_run_at_once(tmp_path, cache_root):
 
 PICKY = """
 from dataclasses import dataclass
-from dgal_bench.errors import NotApplicableError
+from dgal_bench.core.errors import NotApplicableError
 
 @dataclass(frozen=True)
 class Picky:
@@ -260,7 +259,7 @@ STRATEGIES = {"picky": {"restrict": {"kind": "everything"}, "acquire": {"kind": 
 
 
 @pytest.mark.slow
-def test_failed_and_skipped_cells_are_recorded_and_the_others_go_on(tmp_path, cache_root):
+def test_failed_and_skipped_runs_are_recorded_and_the_others_go_on(tmp_path, cache_root):
     root = tmp_path / "swept"
     (tmp_path / "picky.py").write_text(PICKY)
     words = command(root, cache_root, "strategy=random,picky", f"plugins={tmp_path}/picky.py", "seed=0")
@@ -268,7 +267,7 @@ def test_failed_and_skipped_cells_are_recorded_and_the_others_go_on(tmp_path, ca
     assert done.returncode == 1, done.stderr
     assert "FAILED: the training loss is nan" in done.stderr
     names = ("random+training.lr=0.001", "random+training.lr=1e25", "picky+training.lr=0.001")
-    good, bad, no = (read_cell(root / "paper" / "digits" / name / "seed-0.jsonl") for name in names)
+    good, bad, no = (read_run(root / "paper" / "digits" / name / "seed-0.jsonl") for name in names)
     assert [log.status for log in (good, bad, no)] == ["done", "failed", "skipped"]
     assert "lower training.lr" in bad.failure["error"]
     assert "Traceback" in bad.failure["traceback"]
@@ -276,8 +275,8 @@ def test_failed_and_skipped_cells_are_recorded_and_the_others_go_on(tmp_path, ca
 
 
 @pytest.mark.slow
-def test_killed_workers_cost_no_bit_and_no_row(lab, tmp_path, cache_root):
-    """SIGKILL of three workers in cells: each goes on from the row that it had come to, in the same command."""
+def test_killed_workers_cost_no_bit_and_no_row(experiment, tmp_path, cache_root):
+    """SIGKILL of three workers in runs: each goes on from the row that it had come to, in the same command."""
     root = tmp_path / "swept"
     words = command(root, cache_root, "strategy=random,dgmg", "seed=0,1", "rounds=12", "engine=ray", "jobs=2")
     process, rng = started(words), random.Random(0)
@@ -291,7 +290,7 @@ def test_killed_workers_cost_no_bit_and_no_row(lab, tmp_path, cache_root):
     assert process.returncode == 0, err
     assert "the worker process was killed or has crashed; it is tried again" in err
     assert "raylet" not in out + err
-    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=12")
+    assert choices_of(root) == alone(experiment, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=12")
     assert all(log.done and Counter(line["kind"] for line in log.lines)["header"] == 1 for log in read_results(root))
 
 
@@ -299,12 +298,12 @@ def test_killed_workers_cost_no_bit_and_no_row(lab, tmp_path, cache_root):
 @pytest.mark.alone
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("when", ["starting", "running"])
-def test_a_stop_ends_ray_within_five_seconds_and_keeps_rows(lab, tmp_path, cache_root, sent, code, when):
+def test_a_stop_ends_ray_within_five_seconds_and_keeps_rows(experiment, tmp_path, cache_root, sent, code, when):
     root = tmp_path / "swept"
     words = command(root, cache_root, "strategy=random", "seed=0,1", *LONG, "engine=ray", "jobs=2")
     process = started(words)
     if when == "running":
-        assert wait_for(lambda: len(below(root, "*.jsonl")) == 2 and written(root) > 20_000, process)
+        assert wait_for(lambda: len(find_files(root, "*.jsonl")) == 2 and written(root) > 20_000, process)
     else:
         assert wait_for(lambda: [p for p in descendants(process.pid) if "gcs_server" in title(p)], process)
     children = descendants(process.pid)
@@ -318,9 +317,9 @@ def test_a_stop_ends_ray_within_five_seconds_and_keeps_rows(lab, tmp_path, cache
     assert alive(children) == []
     assert not list(root.rglob("*.lease"))
     if when == "running":
-        whole = alone(lab, tmp_path / "alone", ("random",), (0, 1), *LONG)
-        for cell, rows in choices_of(root).items():
-            assert rows == whole[cell][: len(rows)]
+        whole = alone(experiment, tmp_path / "alone", ("random",), (0, 1), *LONG)
+        for run, rows in choices_of(root).items():
+            assert rows == whole[run][: len(rows)]
 
 
 @pytest.mark.slow
@@ -352,20 +351,20 @@ def test_a_cluster_that_nobody_has_started_is_one_line(tmp_path, cache_root):
 
 
 @pytest.mark.slow
-def test_two_runners_of_two_engines_share_the_cells(lab, tmp_path, cache_root):
+def test_two_runners_of_two_engines_share_the_runs(experiment, tmp_path, cache_root):
     root = tmp_path / "swept"
     words = command(root, cache_root, "strategy=random,dgmg", "seed=0,1,2", "rounds=10")
     runners = [started([*words, "engine=ray", "jobs=2"]), started([*words, "jobs=1"])]
     said = [process.communicate(timeout=240)[1] for process in runners]
     assert [process.returncode for process in runners] == [0, 0], said
-    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "dgmg"), (0, 1, 2), "rounds=10")
+    assert choices_of(root) == alone(experiment, tmp_path / "alone", ("random", "dgmg"), (0, 1, 2), "rounds=10")
     for log in read_results(root):
         assert Counter(line["kind"] for line in log.lines) == {"header": 1, "round": 11}
 
 
 @pytest.mark.slow
-def test_cells_of_a_clusters_gpu_each_have_a_process_of_their_own(tmp_path, cache_root, monkeypatch):
-    """CUDA, once open, sees the GPUs of that moment: a process that goes on to the next cell may use another's."""
+def test_runs_of_a_clusters_gpu_each_have_a_process_of_their_own(tmp_path, cache_root, monkeypatch):
+    """CUDA, once open, sees the GPUs of that moment: a process that goes on to the next run may use another's."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     port, did = free_port(), {}
     with head_node(port, "--num-cpus=2 --num-gpus=1"):
@@ -409,7 +408,7 @@ def head_node(port, has):
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None, reason="a second node needs a mount of its own"
 )
-def test_a_node_with_an_empty_cache_is_sent_what_the_set_up_made(lab, tmp_path, monkeypatch):
+def test_a_node_with_an_empty_cache_is_sent_what_the_set_up_made(experiment, tmp_path, monkeypatch):
     """Two nodes of a cluster, the second of which sees another folder where the first has its cache."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     cache, other, root = tmp_path / "cache", tmp_path / "other", tmp_path / "swept"
@@ -430,14 +429,14 @@ def test_a_node_with_an_empty_cache_is_sent_what_the_set_up_made(lab, tmp_path, 
             node.terminate()
             node.wait(60)
     made = {path.parent for path in cache.glob("*/manifest.json")}
-    pictures = {folder for folder in made if (folder / "positions.npy").exists()}  # on which no cell rests
+    pictures = {folder for folder in made if (folder / "positions.npy").exists()}  # on which no run rests
     keys = {folder.name for folder in made - pictures}
     assert keys
     assert len(pictures) == 1
     assert {path.parent.name for path in other.glob("*/manifest.json")} == keys
     for key in keys:  # with the seconds that it took there: it was not made again
         assert (other / key / "manifest.json").read_bytes() == (cache / key / "manifest.json").read_bytes()
-    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "dgmg"), (0, 1), *LONG)
+    assert choices_of(root) == alone(experiment, tmp_path / "alone", ("random", "dgmg"), (0, 1), *LONG)
 
 
 def listening(port):

@@ -7,19 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from dgal_bench import plugins
-from dgal_bench.cli import VERBS, main
+from dgal_bench.cli.main import VERBS, main
+from dgal_bench.conformance import LAWS, example_config, run_in_process
 from dgal_bench.data.pool import Pool
-from dgal_bench.lab import Cell
-from dgal_bench.laws import LAWS, practice, run_here
-from dgal_bench.record import RoundRecord
+from dgal_bench.experiment import Run
+from dgal_bench.results.rows import RoundRecord
+from dgal_bench.strategies import plugins
 
 HERE = Path(__file__).parent.parent
 README = (HERE / "README.md").read_text()
 
 
-def block(kind):
-    (found,) = re.findall(rf"```{kind}\n(.*?)```", README, flags=re.DOTALL)
+def block(kind, section="Adding a strategy"):
+    text = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    (found,) = re.findall(rf"```{kind}\n(.*?)```", text, flags=re.DOTALL)
     return found
 
 
@@ -39,27 +40,40 @@ def test_the_example_is_about_thirty_lines_and_keeps_every_law(plugin, capsys):
     assert lines[-1] == f"{len(LAWS)} of {len(LAWS)} laws hold, 0 broken"
 
 
-def test_the_example_runs_beside_the_others(lab, tmp_path, plugin):
+@pytest.mark.slow
+def test_the_lines_from_python_give_rows_and_a_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DGAL_CACHE", str(tmp_path / "cache"))
+    names = {}
+    quick = block("python", "Sweeps that survive").replace(
+        '"seed=0"', '"seed=0", "profile=smoke", "representation=pca"'
+    )
+    exec(quick, names)
+    assert len(names["rows"]) == len(names["table"]) > 1
+    assert list(names["table"]["accuracy"]) == [row.accuracy for row in names["rows"]]
+
+
+def test_the_example_runs_beside_the_others(experiment, tmp_path, plugin):
     plugins.install([str(plugin)])
-    rows = run_here(lab, tmp_path / "seed-0.jsonl", practice("dgcm"))
+    rows = run_in_process(experiment, tmp_path / "seed-0.jsonl", example_config("dgcm"))
     assert len(rows) == 3
     assert all(row.n_scored == 20 for row in rows[:-1])
 
 
-def test_the_example_takes_predicted_classes_in_turn(lab, plugin):
+def test_the_example_takes_predicted_classes_in_turn(experiment, plugin):
     plugins.install([str(plugin)])
-    cell = Cell.of(practice("dgcm"), lab)
+    run = Run.of(example_config("dgcm"), experiment)
     first = torch.arange(10)
-    pool = Pool(200, 10, first, lab.data.labels[first])
+    pool = Pool(200, 10, first, experiment.data.labels[first])
     probs = torch.tensor([[0.50, 0.49, 0.01], [0.6, 0.3, 0.1], [0.55, 0.44, 0.01], [0.1, 0.9, 0.0], [0.0, 0.2, 0.8]])
 
     class Outputs:
         def __init__(self, ids):
             self.probs = probs[ids - 50]
 
-    query = replace(cell.query(pool, None, None, 0), predict=Outputs)
+    query = replace(run.query(pool, None, None, 0), predict=Outputs)
     # margins .01, .3, .11 of class 0, .8 of class 1, .6 of class 2: one of each by margin, then class 0's second
-    assert cell.strategy.acquire(query, torch.arange(50, 55), 4).tolist() == [50, 54, 53, 52]
+    assert run.strategy.acquire(query, torch.arange(50, 55), 4).tolist() == [50, 54, 53, 52]
 
 
 def test_the_fields_it_names_are_those_of_a_row():
@@ -120,4 +134,4 @@ def test_its_commands_are_understood(line, tmp_path, capsys, plugin, monkeypatch
         assert words[0] in VERBS  # and each has tests of its own
         return
     assert main([*words, f"results={tmp_path}", "--dry-run"]) == 0
-    assert "cells" in capsys.readouterr().out or "--print-config" in words
+    assert "runs" in capsys.readouterr().out or "--print-config" in words

@@ -7,11 +7,11 @@ from dataclasses import asdict
 
 import pytest
 
-from dgal_bench.errors import ResultsError
-from dgal_bench.lease import HeldError
-from dgal_bench.record import RoundRecord, cell_files, choice, picks, read_cell, read_results
-from dgal_bench.recorder import Recorder
-from dgal_bench.schema import ESSENTIAL, SCHEMA_VERSION
+from dgal_bench.core.errors import ResultsError
+from dgal_bench.core.files import LockHeldError
+from dgal_bench.results.reader import read_results, read_run, run_files
+from dgal_bench.results.rows import ESSENTIAL, SCHEMA_VERSION, RoundRecord, choice, picks
+from dgal_bench.results.writer import FileWriter
 
 HEADER = {
     "cell": "toy/random/seed-0", "profile": "cpu", "fingerprint": {}, "initial": [7],
@@ -31,11 +31,11 @@ def record(round_, **facts):
 
 
 def write(path, *rounds):
-    with Recorder(path) as recorder:
-        if recorder.log is None:
-            recorder.write_header(HEADER)
+    with FileWriter(path) as writer:
+        if writer.log is None:
+            writer.write_header(HEADER)
         for round_ in rounds:
-            recorder.write(record(round_, indices=[round_, 100 + round_]))
+            writer.write(record(round_, indices=[round_, 100 + round_]))
 
 
 @pytest.fixture
@@ -45,21 +45,21 @@ def path(tmp_path):
 
 def test_rows_come_back_as_written(path):
     write(path, 0, 1)
-    log = read_cell(path)
+    log = read_run(path)
     assert log.records == (record(0, indices=[0, 100]), record(1, indices=[1, 101]))
     assert log.header["schema_version"] == SCHEMA_VERSION
     assert (log.status, log.done) == ("partial", False)
     assert picks(log.records) == [0, 100, 1, 101]
     write(path, 2, 3)
-    assert read_cell(path).status == "done"
+    assert read_run(path).status == "done"
 
 
 @pytest.mark.parametrize("lost", [1, 5, 60])
-def test_a_torn_last_line_is_cut_and_the_cell_goes_on(path, lost):
+def test_a_torn_last_line_is_cut_and_the_run_goes_on(path, lost):
     write(path, 0, 1)
     whole = path.read_bytes()
     path.write_bytes(whole[:-lost])
-    assert [r.round for r in read_cell(path).records] == [0]
+    assert [r.round for r in read_run(path).records] == [0]
     write(path, 1)
     assert path.read_bytes() == whole
 
@@ -68,9 +68,9 @@ def test_a_torn_last_line_is_cut_and_the_cell_goes_on(path, lost):
 def test_a_file_without_a_whole_header_is_started_over(path, kept):
     write(path)
     path.write_bytes(path.read_bytes()[:kept])
-    assert read_cell(path) is None
+    assert read_run(path) is None
     write(path, 0)
-    assert read_cell(path).header["cell"] == "toy/random/seed-0"
+    assert read_run(path).header["cell"] == "toy/random/seed-0"
 
 
 @pytest.mark.parametrize("broken", [b"{not json}\n", b"[1]\n", b'{"no": "kind"}\n', b'{"kind": "round", "round": 0}\n'])
@@ -79,7 +79,7 @@ def test_a_damaged_earlier_line_is_refused_by_file_and_number(path, broken):
     lines = path.read_bytes().splitlines(keepends=True)
     damaged = lines[0] + broken + lines[2]
     path.write_bytes(damaged)
-    for use in (read_cell, write):
+    for use in (read_run, write):
         with pytest.raises(ResultsError, match=f"{path}, line 2"):
             use(path)
     assert path.read_bytes() == damaged  # nothing was lost
@@ -90,46 +90,46 @@ def test_rows_out_of_order_are_refused(path):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(lines[0] + lines[1] + lines[3])
     with pytest.raises(ResultsError, match=r"rounds \[0, 2\] are not 0, 1, 2"):
-        read_cell(path)
+        read_run(path)
 
 
 def test_another_schema_is_refused(path):
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"kind": "header", "schema_version": 99, **HEADER}) + "\n")
     with pytest.raises(ResultsError, match="schema 99, where this version reads 1"):
-        read_cell(path)
+        read_run(path)
 
 
 def test_a_failure_is_the_status_until_rows_follow(path):
-    with Recorder(path) as recorder:
-        recorder.write_header(HEADER)
-        recorder.write(record(0))
-        recorder.write_failure("ValueError: diverged", "Traceback ...")
-    assert read_cell(path).status == "failed"
-    assert read_cell(path).failure["error"] == "ValueError: diverged"
-    with Recorder(path) as recorder:
-        recorder.write_continuation({"changed": []})
-        recorder.write(record(1))
-    assert read_cell(path).status == "partial"
-    assert len(read_cell(path).continuations) == 1
+    with FileWriter(path) as writer:
+        writer.write_header(HEADER)
+        writer.write(record(0))
+        writer.write_failure("ValueError: diverged", "Traceback ...")
+    assert read_run(path).status == "failed"
+    assert read_run(path).failure["error"] == "ValueError: diverged"
+    with FileWriter(path) as writer:
+        writer.write_continuation({"changed": []})
+        writer.write(record(1))
+    assert read_run(path).status == "partial"
+    assert len(read_run(path).continuations) == 1
 
 
 def test_one_writer_at_a_time(path):
-    with Recorder(path) as first:
+    with FileWriter(path) as first:
         first.write_header(HEADER)
         first.write(record(0))
-        second = Recorder(path)
-        with pytest.raises(HeldError, match=f"being written by process {os.getpid()} of "):
+        second = FileWriter(path)
+        with pytest.raises(LockHeldError, match=f"being written by process {os.getpid()} of "):
             second.__enter__()
     with second:  # released
         assert second.log is not None
 
 
 def test_nan_is_no_fact(path):
-    with Recorder(path) as recorder:
-        recorder.write_header(HEADER)
+    with FileWriter(path) as writer:
+        writer.write_header(HEADER)
         with pytest.raises(ValueError, match="JSON"):
-            recorder.write(record(0, accuracy=float("nan")))
+            writer.write(record(0, accuracy=float("nan")))
 
 
 def test_circumstances_are_no_choice():
@@ -163,7 +163,7 @@ def test_a_folder_that_goes_while_it_is_looked_into_is_not_there(tmp_path, path,
         return look(folder)
 
     monkeypatch.setattr(os, "scandir", late)
-    assert cell_files(tmp_path) == [path]
+    assert run_files(tmp_path) == [path]
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -171,7 +171,7 @@ def test_a_place_that_cannot_be_written_names_the_knob(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(ResultsError, match=r"cannot be written.*set results=DIR"),
-        Recorder(tmp_path / "file" / "seed-0.jsonl"),
+        FileWriter(tmp_path / "file" / "seed-0.jsonl"),
     ):
         pass
 
@@ -196,17 +196,17 @@ ROW = {"kind": "round", **asdict(record(0, indices=[1], query_seconds=1.0, secon
 
 
 @pytest.mark.parametrize("name", [*ESSENTIAL, "config", "config.strategy", "fingerprint"])
-def test_a_header_that_does_not_tell_its_cell_is_refused_by_field(path, name):
+def test_a_header_that_does_not_tell_its_run_is_refused_by_field(path, name):
     forged(path, without(HEADER, name))
     with pytest.raises(ResultsError, match=f"^{path}, line 1: a header without '{name}"):
-        read_cell(path)
+        read_run(path)
 
 
 @pytest.mark.parametrize(("name", "value"), [("rounds", "3"), ("rounds", True), ("seed", 1.5), ("strategy", "margin")])
 def test_a_header_of_something_else_is_refused_by_field(path, name, value):
     forged(path, HEADER | {"config": HEADER["config"] | {name: value}})
     with pytest.raises(ResultsError, match=f"^{path}, line 1: .*config.{name}"):
-        read_cell(path)
+        read_run(path)
 
 
 @pytest.mark.parametrize(
@@ -223,23 +223,23 @@ def test_a_header_of_something_else_is_refused_by_field(path, name, value):
 )
 def test_a_field_of_a_row_that_is_something_else_is_refused_by_line_and_field(path, name, value, told):
     forged(path, HEADER, ROW | {"query_seconds": 1, "extra": {"aux_steps": 4, "lucky": True}})
-    assert read_cell(path).records[0].query_seconds == 1  # a whole number is a number
+    assert read_run(path).records[0].query_seconds == 1  # a whole number is a number
     forged(path, HEADER, ROW, ROW | {"round": 1, name: value})
     with pytest.raises(ResultsError, match=re.escape(f"{path}, line 3: {told}")):
-        read_cell(path)
+        read_run(path)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("failure", "error"), ("skipped", "why"), ("continuation", "changed")])
 def test_an_ending_that_does_not_say_why_is_refused(path, kind, name):
     forged(path, HEADER, {"kind": kind})
     with pytest.raises(ResultsError, match=f"{path}, line 2: a {kind} without '{name}'"):
-        read_cell(path)
+        read_run(path)
     forged(path, HEADER, {"kind": kind, name: 3})
     with pytest.raises(ResultsError, match=f"{path}, line 2: {name}: 3, where a (text|list) should be"):
-        read_cell(path)
+        read_run(path)
 
 
-def test_rows_of_a_cell_that_never_began_are_refused(path):
+def test_rows_of_a_run_that_never_began_are_refused(path):
     forged(path, without(HEADER, "initial"), ROW)
     with pytest.raises(ResultsError, match=f"{path}, line 1: a header without 'initial'"):
-        read_cell(path)
+        read_run(path)

@@ -1,4 +1,4 @@
-"""The reference rows: cells run again from their headers, on the committed latents.
+"""The reference rows: runs run again from their headers, on the committed latents.
 
 Where the machine is the rows' own kind they must be the same bits. Elsewhere a trained network is not, and neither are
 the picks that follow from it; but what comes before any network must be the same, and accuracies within the spread of
@@ -12,21 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dgal_bench.config import restored
-from dgal_bench.lab import open_lab
-from dgal_bench.laws import run_here
-from dgal_bench.provenance import provenance
-from dgal_bench.record import choice, read_cell
-from dgal_bench.report.areas import area_under_curve
-from dgal_bench.report.claims.write import write_survey
+from dgal_bench.config.schema import from_trusted_dict
+from dgal_bench.conformance import run_in_process
+from dgal_bench.core.system import provenance
+from dgal_bench.experiment import open_experiment
+from dgal_bench.report.claims.text import write_claims
+from dgal_bench.results.metrics import area_under_curve
+from dgal_bench.results.reader import read_run
+from dgal_bench.results.rows import choice
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 DIGITS = REFERENCE / "all" / "digits"
-CELLS = {"dgmg": 0, "badge": 1, "vae_seals": 2, "dgcoreset": 3, "rsmg": 4}
+RUNS = {"dgmg": 0, "badge": 1, "vae_seals": 2, "dgcoreset": 3, "rsmg": 4}
 
 
 def recorded(strategy, seed):
-    return read_cell(DIGITS / strategy / f"seed-{seed}.jsonl")
+    return read_run(DIGITS / strategy / f"seed-{seed}.jsonl")
 
 
 def differences_of_machine():
@@ -42,16 +43,20 @@ def differences_of_machine():
 ELSEWHERE = differences_of_machine()
 
 
-@pytest.fixture(params=CELLS, scope="module")
+@pytest.fixture(params=RUNS, scope="module")
 def pair(request, tmp_path_factory):
-    """The record of a cell, and the rows of the same cell run now."""
-    log = recorded(request.param, CELLS[request.param])
+    """The record of a run, and the rows of the same run run now."""
+    log = recorded(request.param, RUNS[request.param])
     root = tmp_path_factory.mktemp(request.param)
     shutil.copytree(REFERENCE / "cache", root / "cache")
-    lab = open_lab(restored(log.header["config"]), root / "nowhere", root / "cache", lambda what, done, of: None)
-    assert lab.setup.latents_sha256 == log.header["fingerprint"]["latents"], "these are not the committed latents"
+    experiment = open_experiment(
+        from_trusted_dict(log.header["config"]), root / "nowhere", root / "cache", lambda what, done, of: None
+    )
+    assert experiment.prepared.features_sha256 == log.header["fingerprint"]["latents"], (
+        "these are not the committed latents"
+    )
     path = root / "again" / "digits" / request.param / log.path.name
-    return log, run_here(lab, path, restored(log.header["config"])), read_cell(path)
+    return log, run_in_process(experiment, path, from_trusted_dict(log.header["config"])), read_run(path)
 
 
 def test_latents_of_ten_seeds_are_committed():
@@ -63,7 +68,7 @@ def test_latents_of_ten_seeds_are_committed():
 @pytest.mark.slow
 def test_the_committed_verdicts_are_those_of_the_committed_rows(tmp_path):
     growth = REFERENCE.parent / "benchmarks" / "scaling.json"
-    verdicts, numbers = write_survey(REFERENCE, tmp_path, growth).files
+    verdicts, numbers = write_claims(REFERENCE, tmp_path, growth).files
     assert verdicts.read_text() == (REFERENCE / "report" / verdicts.name).read_text()
     lines = [list(csv.reader(path.read_text().splitlines())) for path in (numbers, REFERENCE / "report" / numbers.name)]
     for ours, theirs in zip(*lines, strict=True):
@@ -79,7 +84,7 @@ def number(text):
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(ELSEWHERE), reason=f"the rows are of another machine ({ELSEWHERE}): compared in their spread")
-def test_a_cell_run_again_on_its_machine_is_the_same_bits(pair):
+def test_a_run_run_again_on_its_machine_is_the_same_bits(pair):
     log, rows, again = pair
     assert again.header["initial"] == log.header["initial"]
     assert again.header["fingerprint"]["graph"] == log.header["fingerprint"]["graph"]
@@ -88,7 +93,7 @@ def test_a_cell_run_again_on_its_machine_is_the_same_bits(pair):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not ELSEWHERE, reason="the rows are of this kind of machine: compared bit by bit")
-def test_a_cell_run_again_elsewhere_begins_alike_and_ends_within_the_spread(pair):
+def test_a_run_run_again_elsewhere_begins_alike_and_ends_within_the_spread(pair):
     log, rows, again = pair
     assert again.header["initial"] == log.header["initial"]
     assert (rows[0].n_candidates, rows[0].candidates) == (log.records[0].n_candidates, log.records[0].candidates)

@@ -1,4 +1,4 @@
-"""Numbers from rows: by hand, against scipy, and never from unfinished cells."""
+"""Numbers from rows: by hand, against scipy, and never from unfinished runs."""
 
 import csv
 import io
@@ -11,27 +11,34 @@ from math import exp, inf, log, sqrt
 import pytest
 from scipy import stats
 
-from dgal_bench.errors import ResultsError
-from dgal_bench.record import RoundRecord, read_cell, read_results
-from dgal_bench.recorder import Recorder
-from dgal_bench.report.areas import (
+from dgal_bench.core.errors import ResultsError
+from dgal_bench.report.figures import FIGURES
+from dgal_bench.report.groups import group
+from dgal_bench.report.notes import space
+from dgal_bench.report.plots.curves import accuracy_labels, accuracy_query_time
+from dgal_bench.report.plots.style import styles
+from dgal_bench.report.statistics import interpolate, ratio_interval, t_interval
+from dgal_bench.report.summary import summarise, summary_csv
+from dgal_bench.report.write import summary_md, write_report
+from dgal_bench.results.metrics import (
     area_under_curve,
     cumulative,
     cumulative_query_seconds,
     mean_query_seconds,
     mean_scored,
 )
-from dgal_bench.report.curves import accuracy_labels, accuracy_query_time
-from dgal_bench.report.figures import FIGURES
-from dgal_bench.report.groups import group
-from dgal_bench.report.looks import looks
-from dgal_bench.report.markdown import summary_md
-from dgal_bench.report.needs import CONTENT, IDENTITY, MADE_BY, SET_UP
-from dgal_bench.report.protocol import space
-from dgal_bench.report.statistics import interpolated, ratio_interval, t_interval
-from dgal_bench.report.summary import summarise, summary_csv
-from dgal_bench.report.write import write_report
-from dgal_bench.timings import COMMON, Timing, digest, read_all_timings, timings_path, write_timings
+from dgal_bench.results.reader import read_all_timings, read_results, read_run, timings_path
+from dgal_bench.results.rows import (
+    COMMON,
+    NEEDED_BY_REPORT,
+    NEEDED_OF_ALL,
+    NEEDED_OF_BEGUN,
+    NEEDED_OF_SETUP,
+    RoundRecord,
+    Timing,
+    state_digest,
+)
+from dgal_bench.results.writer import FileWriter, write_timings
 
 
 def row(round_, n_labeled, accuracy, seconds=None, scored=None, jobs=1, busy=0.0):
@@ -109,13 +116,13 @@ def header(strategy, seed, restrict="everything", acquire="margin", profile="cpu
     }  # fmt: skip
 
 
-def cell(root, strategy, seed, rows, failure=None, suite="suite", **facts):
-    with Recorder(root / suite / "toy" / strategy / f"seed-{seed}.jsonl") as recorder:
-        recorder.write_header(header(strategy, seed, **facts))
+def run(root, strategy, seed, rows, failure=None, suite="suite", **facts):
+    with FileWriter(root / suite / "toy" / strategy / f"seed-{seed}.jsonl") as writer:
+        writer.write_header(header(strategy, seed, **facts))
         for one in rows:
-            recorder.write(one)
+            writer.write(one)
         if failure:
-            recorder.write_failure(failure, "")
+            writer.write_failure(failure, "")
 
 
 def scaled(factor, shift=0.0):
@@ -127,16 +134,16 @@ def scaled(factor, shift=0.0):
 
 @pytest.fixture
 def results(tmp_path):
-    """Margin and a strategy ten times as fast on two seeds; a partial and a failed cell of a third."""
+    """Margin and a strategy ten times as fast on two seeds; a partial and a failed run of a third."""
     for seed in (0, 1):
-        cell(tmp_path, "margin", seed, scaled(1 + seed))
-        cell(tmp_path, "dgmg", seed, scaled(0.1 * (1 + seed), 0.02 * seed), restrict="diffusion")
-    cell(tmp_path, "dgmg", 2, scaled(0.1)[:2], restrict="diffusion")
-    cell(tmp_path, "lc", 0, scaled(1)[:1], failure="ValueError: diverged", acquire="least_confidence")
+        run(tmp_path, "margin", seed, scaled(1 + seed))
+        run(tmp_path, "dgmg", seed, scaled(0.1 * (1 + seed), 0.02 * seed), restrict="diffusion")
+    run(tmp_path, "dgmg", 2, scaled(0.1)[:2], restrict="diffusion")
+    run(tmp_path, "lc", 0, scaled(1)[:1], failure="ValueError: diverged", acquire="least_confidence")
     return tmp_path
 
 
-def test_the_summary_is_of_finished_cells(results):
+def test_the_summary_is_of_finished_runs(results):
     (one,) = group(read_results(results))
     rows = {r.strategy: r for r in summarise(one)}
     assert set(rows) == {"margin", "dgmg"}
@@ -163,17 +170,17 @@ def test_csv_and_markdown_tell_the_same(results):
 
 
 def test_what_must_not_be_mixed_is_kept_apart(results):
-    cell(results, "margin", 7, scaled(1), suite="other")
-    cell(results, "margin", 8, scaled(1), profile="paper")
-    cell(results, "margin", 9, scaled(1), version=2)
+    run(results, "margin", 7, scaled(1), suite="other")
+    run(results, "margin", 8, scaled(1), profile="paper")
+    run(results, "margin", 9, scaled(1), version=2)
     found = {(g.suite, g.profile, g.algorithm_version): len(g.finished("margin")) for g in group(read_results(results))}
     assert found == {("suite", "cpu", 1): 2, ("suite", "cpu", 2): 1, ("suite", "paper", 1): 1, ("other", "cpu", 1): 1}
 
 
 def test_seeds_of_different_settings_are_never_averaged(tmp_path):
     """SEEDS=0 and then SEEDS=1 with another setting land in one folder."""
-    cell(tmp_path, "dgmg", 0, scaled(1))
-    cell(tmp_path, "dgmg", 1, scaled(1), graph_k=7)
+    run(tmp_path, "dgmg", 0, scaled(1))
+    run(tmp_path, "dgmg", 1, scaled(1), graph_k=7)
     (one,) = group(read_results(tmp_path))
     assert [(row.strategy, row.area.n) for row in summarise(one)] == [("dgmg", 1), ("dgmg (graph.graph_k: 20 -> 7)", 1)]
     assert "K = 20/7" in summary_md([one])
@@ -181,17 +188,17 @@ def test_seeds_of_different_settings_are_never_averaged(tmp_path):
 
 def test_a_grid_is_compared_within_its_setting_and_drawn_apart(tmp_path):
     for k, factor in ((10, 1), (20, 3)):
-        cell(tmp_path, f"margin+graph.graph_k={k}", 0, scaled(factor), graph_k=k)
-        cell(tmp_path, f"dgmg+graph.graph_k={k}", 0, scaled(0.5), graph_k=k, restrict="diffusion")
+        run(tmp_path, f"margin+graph.graph_k={k}", 0, scaled(factor), graph_k=k)
+        run(tmp_path, f"dgmg+graph.graph_k={k}", 0, scaled(0.5), graph_k=k, restrict="diffusion")
     (one,) = group(read_results(tmp_path))
     speedups = {row.strategy: row.speedup.mean for row in summarise(one)}
     assert speedups["dgmg+graph.graph_k=10"] == pytest.approx(2)
     assert speedups["dgmg+graph.graph_k=20"] == pytest.approx(6)
-    assert len({(look.color, look.marker, str(look.linestyle)) for look in looks(one).values()}) == 4
+    assert len({(look.color, look.marker, str(look.linestyle)) for look in styles(one).values()}) == 4
 
 
 def test_without_the_reference_there_is_no_speedup(tmp_path):
-    cell(tmp_path, "dgmg", 0, scaled(1))
+    run(tmp_path, "dgmg", 0, scaled(1))
     (one,) = group(read_results(tmp_path))
     assert summarise(one)[0].speedup is None
 
@@ -224,7 +231,7 @@ def test_the_frame_follows_the_means_and_no_accuracy_is_above_1(tmp_path):
     """Two seeds that differ by up to 75 points: the t band of their mean leaves 0..1 on both sides."""
     for seed, shift in ((0, -0.1), (1, 0.15)):
         rows = [row(r.round, r.n_labeled, r.accuracy + shift * (r.round + 1), 1.0, 9) for r in ROWS]
-        cell(tmp_path, "margin", seed, rows)
+        run(tmp_path, "margin", seed, rows)
     (one,) = group(read_results(tmp_path))
     for draw in (accuracy_labels, accuracy_query_time):
         low, high = draw(one).axes[0].get_ylim()
@@ -236,7 +243,7 @@ def test_the_frame_follows_the_means_and_no_accuracy_is_above_1(tmp_path):
 def test_a_legend_of_many_strategies_stays_in_the_figure(tmp_path):
     """28 of them, as in the suite all, with names as long as they get."""
     for place in range(28):
-        cell(tmp_path, f"dgmg+strategy.restrict.score=s{place:02}xxxxx", 0, scaled(1))
+        run(tmp_path, f"dgmg+strategy.restrict.score=s{place:02}xxxxx", 0, scaled(1))
     (one,) = group(read_results(tmp_path))
     for plate in (FIGURES["accuracy-labels"], FIGURES["exploration"]):
         figure = plate.draw(one).figure
@@ -253,21 +260,21 @@ def test_a_legend_of_many_strategies_stays_in_the_figure(tmp_path):
 def test_an_installed_wheel_is_named_by_its_version(tmp_path):
     installed = header("margin", 0)
     installed["provenance"] |= {"git": {"revision": None, "dirty": None}, "versions": {"dgal-bench": "9.8.7"}}
-    with Recorder(tmp_path / "suite" / "toy" / "margin" / "seed-0.jsonl") as recorder:
-        recorder.write_header(installed)
+    with FileWriter(tmp_path / "suite" / "toy" / "margin" / "seed-0.jsonl") as writer:
+        writer.write_header(installed)
         for one in scaled(1):
-            recorder.write(one)
+            writer.write(one)
     (one,) = group(read_results(tmp_path))
     assert "dgal-bench 9.8.7;" in summary_md([one])
 
 
 def test_a_strategy_looks_the_same_everywhere_and_two_never_alike(results):
     (one,) = group(read_results(results))
-    found = looks(one)
+    found = styles(one)
     assert len(set(map(str, found.values()))) == len(found) == 2
     for name, look in found.items():
-        alone = replace(one, cells={name: one.cells[name]})
-        assert looks(alone) == {name: look}
+        alone = replace(one, runs={name: one.runs[name]})
+        assert styles(alone) == {name: look}
 
 
 def graph_table(text):
@@ -284,7 +291,7 @@ def test_what_the_graph_knows_stands_beside_the_network(tmp_path):
         converged = {"converged_accuracy": 0.7, "converged_unreached": 0.0, "iterations": 40}
         rows = scaled(1)
         rows[0], rows[2] = replace(rows[0], propagated=graph | converged), replace(rows[2], propagated=graph)
-        cell(tmp_path, "margin", seed, rows)
+        run(tmp_path, "margin", seed, rows)
     text = summary_md(group(read_results(tmp_path)))
     assert graph_table(text) == [
         ["(all)", "10", "20.0 ± 0.0", "40.0 ± 127.1 (25.0 unreached)", "70.0 ± 0.0"],
@@ -296,8 +303,8 @@ def test_what_the_graph_knows_is_told_apart_where_strategies_began_or_ended_apar
     """Other first labels, fewer rounds: every line has its own count of labels, and nothing is said of all."""
     fact = {"accuracy": 0.5, "unreached": 0.0, "converged_accuracy": 0.6, "converged_unreached": 0.0}
     rows = [replace(one, propagated=fact) for one in ROWS]
-    cell(tmp_path, "margin", 0, rows, rounds=2)
-    cell(tmp_path, "margin+rounds=1", 0, [replace(rows[0], n_labeled=40), rows[1]], rounds=1)
+    run(tmp_path, "margin", 0, rows, rounds=2)
+    run(tmp_path, "margin+rounds=1", 0, [replace(rows[0], n_labeled=40), rows[1]], rounds=1)
     assert [line[:2] for line in graph_table(summary_md(group(read_results(tmp_path))))] == [
         ["margin", "10"], ["margin+rounds=1", "40"],
         ["margin", "20"], ["margin", "50"], ["margin+rounds=1", "20"],
@@ -308,8 +315,8 @@ def test_makeshifts_are_said_by_strategy(tmp_path):
     rows = scaled(1)
     rows[0] = replace(rows[0], indices=[1, 2, 3], extra={"topped_up": 2, "indistinct": 1}, halved_to=64)
     rows[1] = replace(rows[1], indices=[4, 5, 6], halved_to=128)
-    cell(tmp_path, "badge", 0, rows)
-    cell(tmp_path, "margin", 0, scaled(1))
+    run(tmp_path, "badge", 0, rows)
+    run(tmp_path, "margin", 0, scaled(1))
     text = summary_md(group(read_results(tmp_path)))
     assert "Topped up: 1 of 2 queries of badge left fewer candidates than a batch; 2 points were drawn" in text
     assert "Drawn uniformly: 1 of 6 picks of badge, among points it could not tell apart." in text
@@ -331,12 +338,12 @@ def test_a_report_that_cannot_be_written_names_the_knob(results, tmp_path):
 def replayed(
     root, strategy, seed, seconds, equal=True, jobs=1, rounds=(0, 1), machine="Abacus", digest_of=None, busy=0.0
 ):
-    """A timings file of a cell: of each round's repeats these seconds."""
+    """A timings file of a run: of each round's repeats these seconds."""
     path = root / "suite" / "toy" / strategy / f"seed-{seed}.jsonl"
     facts = header(strategy, seed)
     facts["provenance"]["machine"]["cpu"] = machine
     timings_header = {
-        "cell": f"toy/{strategy}/seed-{seed}", "common": None, "picks": digest_of or digest(read_cell(path)),
+        "cell": f"toy/{strategy}/seed-{seed}", "common": None, "picks": digest_of or state_digest(read_run(path)),
         "rounds": list(rounds), "repeats": 3, "changed": [],
         "fingerprint": facts["fingerprint"], "provenance": facts["provenance"],
     }  # fmt: skip
@@ -354,8 +361,8 @@ def tables(root):
     text = summary_md([one])
     found = itertools.takewhile(lambda line: line.startswith("|"), itertools.dropwhile(
         lambda line: not line.startswith("| strategy"), text.splitlines()))  # fmt: skip
-    cells = [[part.strip() for part in line.strip("|").split("|")] for line in found]
-    return one, {line[0]: line for line in cells[2:]}, text
+    runs = [[part.strip() for part in line.strip("|").split("|")] for line in found]
+    return one, {line[0]: line for line in runs[2:]}, text
 
 
 def test_replayed_times_are_preferred_and_named(results):
@@ -416,14 +423,14 @@ def test_a_replay_that_picked_others_or_is_of_other_rows_is_not_used(results):
 
 
 def test_times_taken_beside_other_work_are_marked_and_no_others(tmp_path):
-    """Of margin one query in four ran beside another cell; lc's neighbour was busy; dgmg's last row has no query."""
+    """Of margin one query in four ran beside another run; lc's neighbour was busy; dgmg's last row has no query."""
     alone = scaled(1)
     crowded = [alone[0], replace(alone[1], jobs=2), alone[2]]
     busy = [replace(alone[0], busy_elsewhere=0.11), *alone[1:]]
     quiet = [replace(alone[0], busy_elsewhere=0.1), alone[1], replace(alone[2], jobs=9)]
     for strategy, rows in (("margin", [alone, crowded]), ("lc", [busy, alone]), ("dgmg", [quiet, quiet])):
         for seed, one in enumerate(rows):
-            cell(tmp_path, strategy, seed, one)
+            run(tmp_path, strategy, seed, one)
     _, rows, text = tables(tmp_path)
     assert {name: row[4].endswith(" *") for name, row in rows.items()} == {
         "margin": True, "lc": True, "dgmg": False,
@@ -439,7 +446,7 @@ def test_times_taken_beside_other_work_are_marked_and_no_others(tmp_path):
 
 
 def test_without_other_work_there_is_no_mark_and_no_legend(tmp_path):
-    cell(tmp_path, "margin", 0, scaled(1))
+    run(tmp_path, "margin", 0, scaled(1))
     one, _, text = tables(tmp_path)
     assert "*" not in text
     assert [line["query_beside"] for line in csv.DictReader(io.StringIO(summary_csv([one])))] == ["no"]
@@ -450,11 +457,11 @@ def csv_of(group_, strategy):
 
 
 def test_what_is_not_known_is_neither_marked_nor_told_to_have_been_alone(tmp_path):
-    """Margin's rows are of before it was recorded; one of lc's queries ran beside another cell all the same."""
+    """Margin's rows are of before it was recorded; one of lc's queries ran beside another run all the same."""
     silent = [replace(one, busy_elsewhere=None) for one in scaled(1)]
-    cell(tmp_path, "margin", 0, silent)
-    cell(tmp_path, "dgmg", 0, scaled(0.1))
-    cell(tmp_path, "lc", 0, [silent[0], replace(silent[1], jobs=2), silent[2]])
+    run(tmp_path, "margin", 0, silent)
+    run(tmp_path, "dgmg", 0, scaled(0.1))
+    run(tmp_path, "lc", 0, [silent[0], replace(silent[1], jobs=2), silent[2]])
     one, rows, text = tables(tmp_path)
     assert {name: row[4].endswith("*") for name, row in rows.items()} == {"margin": False, "dgmg": False, "lc": True}
     assert "It is not known what else ran during the query times of margin and the speed-ups of" in text
@@ -463,7 +470,7 @@ def test_what_is_not_known_is_neither_marked_nor_told_to_have_been_alone(tmp_pat
 
 
 def test_of_a_replay_where_it_is_not_known_what_ran_nothing_is_promised(tmp_path):
-    cell(tmp_path, "margin", 0, scaled(1))
+    run(tmp_path, "margin", 0, scaled(1))
     replayed(tmp_path, "margin", 0, [(1, 1, 1), (1, 1, 1)], busy=None)
     one, _, text = tables(tmp_path)
     assert "; what else ran is not known." in text
@@ -473,7 +480,7 @@ def test_of_a_replay_where_it_is_not_known_what_ran_nothing_is_promised(tmp_path
 
 def test_with_one_seed_an_intervals_ends_are_empty(tmp_path):
     for strategy, factor in (("margin", 1), ("dgmg", 0.1)):
-        cell(tmp_path, strategy, 0, scaled(factor))
+        run(tmp_path, strategy, 0, scaled(factor))
     line = csv_of(tables(tmp_path)[0], "dgmg")
     assert float(line["speedup"]) == pytest.approx(10)
     ends = {name: value for name, value in line.items() if name.endswith(("_low", "_high"))}
@@ -487,8 +494,8 @@ def small_print(made):
 
 
 def test_between_replayed_rounds_times_are_linear():
-    assert interpolated({0: 1.0, 4: 9.0, 5: 7.0}, 6) == pytest.approx([1, 3, 5, 7, 9, 7])
-    assert interpolated({0: 5.0}, 1) == [5]
+    assert interpolate({0: 1.0, 4: 9.0, 5: 7.0}, 6) == pytest.approx([1, 3, 5, 7, 9, 7])
+    assert interpolate({0: 5.0}, 1) == [5]
     assert cumulative([1, 2, 3]) == [0, 1, 3, 6]
 
 
@@ -496,7 +503,7 @@ def test_the_figure_shows_replayed_times_where_there_are_any_and_says_so(tmp_pat
     """Five rounds, two of them replayed: 1 s and 5 s with 2, 3 and 4 between; lc has rows only, 1 s each."""
     rows = [row(n, 10 + n, 0.1 * n, 1.0 if n < 5 else None, 9) for n in range(6)]
     for strategy in ("margin", "lc"):
-        cell(tmp_path, strategy, 0, rows, rounds=5, acquire=strategy)
+        run(tmp_path, strategy, 0, rows, rounds=5, acquire=strategy)
     replayed(tmp_path, "margin", 0, [(1, 1, 1), (5, 5, 5)], rounds=(0, 4))
     (one,) = group(read_results(tmp_path), read_all_timings(tmp_path))
     made = accuracy_query_time(one)
@@ -510,7 +517,7 @@ def test_the_figure_shows_replayed_times_where_there_are_any_and_says_so(tmp_pat
 @pytest.mark.parametrize("rounds", [(0,), (4,), (0, 3), (1, 4)])
 def test_the_figure_makes_nothing_up_outside_of_what_was_replayed(tmp_path, rounds):
     rows = [row(n, 10 + n, 0.1 * n, 1.0 if n < 5 else None, 9) for n in range(6)]
-    cell(tmp_path, "margin", 0, rows, rounds=5)
+    run(tmp_path, "margin", 0, rows, rounds=5)
     replayed(tmp_path, "margin", 0, [(7, 7, 7)] * len(rounds), rounds=rounds)
     made = accuracy_query_time(tables(tmp_path)[0])
     assert made.axes[0].lines[0].get_xdata().tolist() == pytest.approx([1, 2, 3, 4, 5])
@@ -522,8 +529,9 @@ def test_all_strategies_on_one_state_have_a_table_of_their_own(results):
     path = results / "suite" / "toy" / "margin" / "seed-0.jsonl"
     facts = header("margin", 0)
     common = {
-        "cell": "toy/margin/seed-0", "common": "toy/margin/seed-0", "picks": digest(read_cell(path)), "rounds": [0, 1],
-        "repeats": 3, "changed": [], "fingerprint": facts["fingerprint"], "provenance": facts["provenance"],
+        "cell": "toy/margin/seed-0", "common": "toy/margin/seed-0", "picks": state_digest(read_run(path)),
+        "rounds": [0, 1], "repeats": 3, "changed": [], "fingerprint": facts["fingerprint"],
+        "provenance": facts["provenance"],
     }  # fmt: skip
     lines = [timing("margin", 0, [4, 4, 4]), timing("margin", 1, [6, 6, 6])]
     lines += [timing("dgmg", n, [1 + n] * 3, equal=None, busy=0.5) for n in (0, 1)]
@@ -541,20 +549,20 @@ def test_all_strategies_on_one_state_have_a_table_of_their_own(results):
 
 
 def never_begun(root, strategy, seed, error=None, why=None, **facts):
-    """What a cell leaves that could not even be set up."""
+    """What a run leaves that could not even be set up."""
     full = header(strategy, seed, **facts)
     fingerprint = {name: full["fingerprint"][name] for name in ("algorithm_version", "config")}
     outline = {name: full[name] for name in ("cell", "profile", "config", "provenance")}
-    with Recorder(root / "suite" / "toy" / strategy / f"seed-{seed}.jsonl") as recorder:
-        recorder.write_header(outline | {"fingerprint": fingerprint})
+    with FileWriter(root / "suite" / "toy" / strategy / f"seed-{seed}.jsonl") as writer:
+        writer.write_header(outline | {"fingerprint": fingerprint})
         if error:
-            recorder.write_failure(error, "")
+            writer.write_failure(error, "")
         if why:
-            recorder.write_skipped(why)
+            writer.write_skipped(why)
 
 
 @pytest.mark.slow
-def test_cells_that_never_began_are_shown_with_their_group_and_never_counted(results, tmp_path):
+def test_runs_that_never_began_are_shown_with_their_group_and_never_counted(results, tmp_path):
     counted = [(row.strategy, row.area.n) for row in summarise(group(read_results(results))[0])]
     never_begun(results, "badge", 0, error="Traceback\n  deep inside\nRuntimeError: out of memory")
     never_begun(results, "ganvae", 0, why="embeddings have no images to train on")
@@ -569,36 +577,38 @@ def test_cells_that_never_began_are_shown_with_their_group_and_never_counted(res
     write_report(results, tmp_path / "out")
 
 
-def test_a_folder_of_nothing_but_cells_that_never_began_has_a_report(tmp_path):
+def test_a_folder_of_nothing_but_runs_that_never_began_has_a_report(tmp_path):
     never_begun(tmp_path, "margin", 0, error="RuntimeError: no room")
     written = write_report(tmp_path, tmp_path / "out")
-    assert "No cell has begun." in written.summary
+    assert "No run has begun." in written.summary
     assert "FAILED, not counted: margin/seed-0, 0 of 3 rows: RuntimeError: no room" in written.summary
     assert [path.name for path in written.files] == ["report.html", "summary.csv", "summary.md"]
 
 
-def test_cells_of_other_data_stay_apart_and_what_never_began_is_told_once(tmp_path):
+def test_runs_of_other_data_stay_apart_and_what_never_began_is_told_once(tmp_path):
     for strategy, data in (("margin", "one"), ("lc", "two")):
         made = header(strategy, 0)
         made["fingerprint"]["data"] = data
-        with Recorder(tmp_path / "suite" / "toy" / strategy / "seed-0.jsonl") as recorder:
-            recorder.write_header(made)
+        with FileWriter(tmp_path / "suite" / "toy" / strategy / "seed-0.jsonl") as writer:
+            writer.write_header(made)
             for one in scaled(1):
-                recorder.write(one)
+                writer.write(one)
     never_begun(tmp_path, "badge", 0, error="no")
     groups = group(read_results(tmp_path))
-    assert [(one.name, list(one.cells)) for one in groups] == [
+    assert [(one.name, list(one.runs)) for one in groups] == [
         ("suite/toy (data one)", ["margin"]), ("suite/toy (data two)", ["lc"]),
     ]  # fmt: skip
     assert summary_md(groups).count("FAILED, not counted: badge/seed-0") == 1
 
 
 @pytest.mark.parametrize(
-    "needed", [IDENTITY, CONTENT, MADE_BY, SET_UP], ids=["identity", "content", "made by", "set up"]
+    "needed",
+    [NEEDED_OF_ALL, NEEDED_OF_BEGUN, NEEDED_BY_REPORT, NEEDED_OF_SETUP],
+    ids=["identity", "content", "made by", "set up"],
 )
 def test_a_file_that_does_not_tell_what_a_report_needs_is_refused_by_field(tmp_path, needed):
     path = tmp_path / "suite" / "toy" / "margin" / "seed-0.jsonl"
-    cell(tmp_path, "margin", 0, scaled(1))
+    run(tmp_path, "margin", 0, scaled(1))
     whole, *rows = path.read_text().splitlines(keepends=True)
     for name in needed:
         damaged = json.loads(whole)
@@ -614,6 +624,6 @@ def test_a_file_that_does_not_tell_what_a_report_needs_is_refused_by_field(tmp_p
 @pytest.mark.parametrize("change", [{"query_seconds": None}, {"query_seconds": 0.0}, {"n_scored": None}])
 def test_rows_without_a_query_are_refused_not_averaged(tmp_path, change):
     rows = scaled(1)
-    cell(tmp_path, "margin", 0, [rows[0], replace(rows[1], **change), rows[2]])
+    run(tmp_path, "margin", 0, [rows[0], replace(rows[1], **change), rows[2]])
     with pytest.raises(ResultsError, match="of the query of round 1"):
         group(read_results(tmp_path))

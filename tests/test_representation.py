@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from dgal_bench.compose import compose
-from dgal_bench.errors import UserError
-from dgal_bench.features import REPRESENTATIONS, flat_pixels, principal_components
-from dgal_bench.graph import blocks, knn
-from dgal_bench.graph.blocks import one_by_one
+from dgal_bench.config.compose import compose
+from dgal_bench.conformance import example_config
+from dgal_bench.core.errors import UserError
+from dgal_bench.core.seeding import rng_for
+from dgal_bench.experiment import open_experiment, prepare_features_and_graph
+from dgal_bench.graph import block_search as blocks
+from dgal_bench.graph import knn
+from dgal_bench.graph.block_search import one_by_one
 from dgal_bench.graph.transition import attach, diagnostics, transition
-from dgal_bench.lab import open_lab
-from dgal_bench.laws import practice
-from dgal_bench.representation import label_share, latents_key, prepare
-from dgal_bench.seeding import rng_for
+from dgal_bench.representation import REPRESENTATIONS, features_key, flat_pixels, label_share, principal_components
 from tests.loading import load
 
 CPU = torch.device("cpu")
@@ -35,37 +35,45 @@ def data():
     ["representation.seed=1", "representation.latent_dim=5", "representation.threads=2", "representation.lr=0.1"],
 )
 def test_the_key_covers_the_recipe(override):
-    assert latents_key(practice("random"), data(), CPU) != latents_key(practice("random", override), data(), CPU)
+    assert features_key(example_config("random"), data(), CPU) != features_key(
+        example_config("random", override), data(), CPU
+    )
 
 
 def test_the_key_covers_the_pixels_of_both_splits_and_not_the_labels():
     images, test_images = data().images.clone(), data().test_images.clone()
     images[0, 0, 0, 0] += 1
     test_images[0, 0, 0, 0] += 1
-    key = latents_key(practice("random"), data(), CPU)
-    assert latents_key(practice("random"), replace(data(), images=images), CPU) != key
-    assert latents_key(practice("random"), replace(data(), test_images=test_images), CPU) != key
-    assert latents_key(practice("random"), replace(data(), test_labels=data().test_labels.flip(0)), CPU) == key
-    assert latents_key(practice("random"), replace(data(), labels=data().labels.flip(0)), CPU) == key
-    assert latents_key(practice("dgmg", "seed=3", "rounds=1"), data(), CPU) == key  # shared by all strategies and seeds
-    per_seed = [latents_key(practice("random", f"seed={s}", "representation.seed=cell"), data(), CPU) for s in (0, 1)]
+    key = features_key(example_config("random"), data(), CPU)
+    assert features_key(example_config("random"), replace(data(), images=images), CPU) != key
+    assert features_key(example_config("random"), replace(data(), test_images=test_images), CPU) != key
+    assert features_key(example_config("random"), replace(data(), test_labels=data().test_labels.flip(0)), CPU) == key
+    assert features_key(example_config("random"), replace(data(), labels=data().labels.flip(0)), CPU) == key
+    assert (
+        features_key(example_config("dgmg", "seed=3", "rounds=1"), data(), CPU) == key
+    )  # shared by all strategies and seeds
+    per_seed = [
+        features_key(example_config("random", f"seed={s}", "representation.seed=cell"), data(), CPU) for s in (0, 1)
+    ]
     assert per_seed[0] == key != per_seed[1]
 
 
 def test_corrected_labels_are_judged_anew_on_the_same_latents(tmp_path):
-    config, corrected = practice("random"), replace(data(), labels=data().labels.flip(0))
-    first, second = (prepare(config, images, tmp_path, CPU, silent) for images in (data(), corrected))
+    config, corrected = example_config("random"), replace(data(), labels=data().labels.flip(0))
+    first, second = (
+        prepare_features_and_graph(config, images, tmp_path, CPU, silent) for images in (data(), corrected)
+    )
     shares = [setup.ledger["representation"].pop("label_share") for setup in (first, second)]
     assert first.ledger["representation"] == second.ledger["representation"]
     sample = torch.from_numpy(rng_for(0, "label share").permutation(200))
     assert shares[0] != shares[1]
-    assert shares[1]["latents"] == label_share(second.latents, flat_pixels, corrected.labels, sample)
+    assert shares[1]["latents"] == label_share(second.features, flat_pixels, corrected.labels, sample)
 
 
 def test_another_graph_reuses_the_latents(cache_root):
-    first = prepare(practice("random"), data(), cache_root, CPU, silent)
-    other = prepare(practice("random", "graph.graph_k=4"), data(), cache_root, CPU, silent)
-    assert first.latents_sha256 == other.latents_sha256
+    first = prepare_features_and_graph(example_config("random"), data(), cache_root, CPU, silent)
+    other = prepare_features_and_graph(example_config("random", "graph.graph_k=4"), data(), cache_root, CPU, silent)
+    assert first.features_sha256 == other.features_sha256
     assert first.graph_sha256 != other.graph_sha256
     assert other.ledger["graph"]["graph_k"] == 4
 
@@ -74,9 +82,9 @@ def test_another_graph_reuses_the_latents(cache_root):
 def test_test_images_never_influence_the_graph(tmp_path, kind):
     """Other test images, more of them and brighter: the same latents and graph to the bit, other attachments."""
     brighter = replace(data(), test_images=16 - load("digits", Path("unused"), 200, 90).test_images)
-    config = practice("random", f"representation.kind={kind}")
-    one, other = (prepare(config, images, tmp_path, CPU, silent) for images in (data(), brighter))
-    assert torch.equal(one.latents, other.latents)
+    config = example_config("random", f"representation.kind={kind}")
+    one, other = (prepare_features_and_graph(config, images, tmp_path, CPU, silent) for images in (data(), brighter))
+    assert torch.equal(one.features, other.features)
     for name in ("indptr", "indices", "weights", "degrees"):
         assert torch.equal(getattr(one.graph, name), getattr(other.graph, name))
     assert (len(one.attachment.ids), len(other.attachment.ids)) == (60, 90)
@@ -87,24 +95,28 @@ def test_test_images_are_tied_to_the_graph_in_the_same_space(tmp_path):
     """Test images that are the pool's own: each is nearest to itself."""
     twins = replace(data(), test_images=data().images[:60], test_labels=data().labels[:60])
     for kind in ("pca", "pixels"):
-        setup = prepare(practice("random", f"representation.kind={kind}"), twins, tmp_path, CPU, silent)
+        setup = prepare_features_and_graph(
+            example_config("random", f"representation.kind={kind}"), twins, tmp_path, CPU, silent
+        )
         assert torch.equal(setup.attachment.ids[:, 0], torch.arange(60))
 
 
 def test_a_setup_from_the_cache_is_the_one_that_was_made(tmp_path):
-    config = practice("random", "representation.kind=pixels")
-    made, found = (prepare(config, data(), tmp_path, CPU, silent) for _ in range(2))
+    config = example_config("random", "representation.kind=pixels")
+    made, found = (prepare_features_and_graph(config, data(), tmp_path, CPU, silent) for _ in range(2))
     pixels, test_pixels = (flat_pixels(images, 16) for images in (data().images, data().test_images))
     neighbors = knn.knn(pixels, config.graph.graph_k)
     graph, attachment = transition(neighbors), attach(neighbors, pixels, test_pixels)
     for setup in (made, found):
-        assert torch.equal(setup.latents, pixels)
+        assert torch.equal(setup.features, pixels)
         for name in ("indptr", "indices", "weights", "degrees"):
             assert torch.equal(getattr(setup.graph, name), getattr(graph, name))
         assert setup.graph.symmetric
         assert torch.equal(setup.attachment.ids, attachment.ids)
         assert torch.equal(setup.attachment.weights, attachment.weights)
-    directed = prepare(practice("random", "graph.symmetrize=none"), data(), tmp_path, CPU, silent)
+    directed = prepare_features_and_graph(
+        example_config("random", "graph.symmetrize=none"), data(), tmp_path, CPU, silent
+    )
     assert not directed.graph.symmetric
 
 
@@ -136,8 +148,8 @@ def test_label_share_by_brute_force():
     assert label_share(pixels, flat_pixels, images.labels, torch.arange(200)) == pytest.approx(float(truth), abs=2e-3)
 
 
-def test_the_ledger_says_what_it_cost_and_how_good_it_is(lab):
-    representation, graph = lab.setup.ledger["representation"], lab.setup.ledger["graph"]
+def test_the_ledger_says_what_it_cost_and_how_good_it_is(experiment):
+    representation, graph = experiment.prepared.ledger["representation"], experiment.prepared.ledger["graph"]
     assert representation["seconds"] > 0
     assert graph["seconds"] > 0
     # What only the evaluation needs is no cost of a query's.
@@ -153,7 +165,7 @@ def test_the_ledger_says_what_it_cost_and_how_good_it_is(lab):
 def test_an_identical_pool_is_an_error_of_the_representation(tmp_path, kind):
     same = replace(data(), images=torch.full_like(data().images, 7))
     with pytest.raises(UserError, match="all 200 images of the pool of digits are identical: no representation can"):
-        prepare(practice("random", f"representation.kind={kind}"), same, tmp_path, CPU, silent)
+        prepare_features_and_graph(example_config("random", f"representation.kind={kind}"), same, tmp_path, CPU, silent)
 
 
 def test_a_representation_that_tells_nothing_apart_has_no_graph(tmp_path, monkeypatch):
@@ -161,16 +173,18 @@ def test_a_representation_that_tells_nothing_apart_has_no_graph(tmp_path, monkey
         REPRESENTATIONS, "pixels", lambda data, *rest: (torch.ones(data.size, 3), lambda: torch.ones(60, 3), {})
     )
     with pytest.raises(UserError, match="all 200 images have the same representation: there is no graph"):
-        prepare(practice("random", "representation.kind=pixels"), data(), tmp_path, CPU, silent)
+        prepare_features_and_graph(
+            example_config("random", "representation.kind=pixels"), data(), tmp_path, CPU, silent
+        )
 
 
 def test_the_torch_backend_needs_no_faiss_at_all(tmp_path, monkeypatch, caplog):
     """Two packages that own its module, or none: what the messages advise must work."""
-    config = practice("random", "graph.backend=torch")
-    monkeypatch.setattr("dgal_bench.graph.backends.faiss_packages", lambda: ("faiss-cpu", "faiss-gpu"))
-    prepare(config, data(), tmp_path / "two", CPU, silent)
-    monkeypatch.setattr("dgal_bench.graph.backends.importlib.util.find_spec", lambda name: None)
-    prepare(config, data(), tmp_path / "none", CPU, silent)
+    config = example_config("random", "graph.backend=torch")
+    monkeypatch.setattr("dgal_bench.graph.knn.faiss_packages", lambda: ("faiss-cpu", "faiss-gpu"))
+    prepare_features_and_graph(config, data(), tmp_path / "two", CPU, silent)
+    monkeypatch.setattr("dgal_bench.graph.knn.importlib.util.find_spec", lambda name: None)
+    prepare_features_and_graph(config, data(), tmp_path / "none", CPU, silent)
     assert caplog.records == []
 
 
@@ -182,14 +196,16 @@ def test_nan_in_features_is_refused_with_its_count(tmp_path, monkeypatch):
 
     monkeypatch.setitem(REPRESENTATIONS, "pixels", broken)
     with pytest.raises(UserError, match="2 of 200 feature rows hold NaN or infinity"):
-        prepare(practice("random", "representation.kind=pixels"), data(), tmp_path, CPU, silent)
+        prepare_features_and_graph(
+            example_config("random", "representation.kind=pixels"), data(), tmp_path, CPU, silent
+        )
 
 
 def test_asking_for_a_missing_gpu_is_an_error(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match="torch sees no GPU"):
-        open_lab(practice("random", "device=cuda"), Path("unused"), tmp_path, silent)
+        open_experiment(example_config("random", "device=cuda"), Path("unused"), tmp_path, silent)
 
 
 @pytest.mark.slow
@@ -200,18 +216,18 @@ def test_the_latents_of_digits_carry_the_labels(tmp_path):
     """
     choices = {"dataset": "digits", "representation": "vae", "profile": "cpu", "strategy": "random"}
     config = compose(choices, ["representation.threads=1"])
-    lab = open_lab(config, Path("unused"), tmp_path, silent)
-    facts = lab.setup.ledger["representation"]
+    experiment = open_experiment(config, Path("unused"), tmp_path, silent)
+    facts = experiment.prepared.ledger["representation"]
     assert facts["label_share"]["latents"] > 0.85
     assert facts["active_latents"] >= 8
-    assert lab.setup.ledger["graph"]["components"] == 1
+    assert experiment.prepared.ledger["graph"]["components"] == 1
 
 
 def test_a_large_graph_is_searched_in_blocks_and_goes_on_after_a_stop(tmp_path, monkeypatch):
     """The bits of the search in memory, whether or not an earlier try was stopped, and no trace of the blocks."""
-    config = practice("random", "representation.kind=pixels", "graph.exact_limit=150")
+    config = example_config("random", "representation.kind=pixels", "graph.exact_limit=150")
     for module in (blocks, knn):
-        monkeypatch.setattr(module, "DEAR", 2)  # lists, however few points
+        monkeypatch.setattr(module, "EXPENSIVE", 2)  # lists, however few points
     asked = []
 
     def stopped(search, blocks):
@@ -225,16 +241,16 @@ def test_a_large_graph_is_searched_in_blocks_and_goes_on_after_a_stop(tmp_path, 
         return one_by_one(search, blocks)
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(config, data(), tmp_path, CPU, silent, stopped)
+        prepare_features_and_graph(config, data(), tmp_path, CPU, silent, stopped)
     (workshop,) = tmp_path.glob("*.blocks")
     told = []
-    found = prepare(config, data(), tmp_path, CPU, lambda *how: told.append(how), counted)
+    found = prepare_features_and_graph(config, data(), tmp_path, CPU, lambda *how: told.append(how), counted)
     ledger = found.ledger["graph"]
     assert len(asked) == len(set(asked)) == ledger["blocks"] > 3
     assert next(how for how in told if how[0] == "neighbours") == ("neighbours", 3, ledger["blocks"])
     assert not workshop.exists()
     assert ledger["lists"] >= ledger["probes"] > 0
-    whole = transition(knn.knn(found.latents, config.graph.graph_k, exact_limit=150))
+    whole = transition(knn.knn(found.features, config.graph.graph_k, exact_limit=150))
     assert torch.equal(found.graph.indices, whole.indices)
     assert torch.equal(found.graph.weights, whole.weights)
 
@@ -258,7 +274,7 @@ def test_images_are_tied_to_a_mapped_pool_a_block_at_a_time(tmp_path, monkeypatc
     neighbors = knn.knn(pool, 9)
     truth = attach(neighbors, pool, images)
     np.save(tmp_path / "pool.npy", pool.numpy())
-    monkeypatch.setattr("dgal_bench.graph.exact._BLOCK", rows * 6)
+    monkeypatch.setattr("dgal_bench.graph.exact_knn._BLOCK", rows * 6)
     found = attach(neighbors, torch.from_numpy(np.load(tmp_path / "pool.npy", mmap_mode="c")), images)
     assert torch.equal(found.ids, truth.ids)
     assert torch.equal(found.weights, truth.weights)

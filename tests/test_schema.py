@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dgal_bench.errors import ResultsError
-from dgal_bench.laws import practice, run_here
-from dgal_bench.record import choice, read_cell, read_results
-from dgal_bench.recorder import Recorder, UnwritableError
-from dgal_bench.schema import MIGRATIONS, SCHEMA_VERSION, migrated
+from dgal_bench.conformance import example_config, run_in_process
+from dgal_bench.core.errors import ResultsError
+from dgal_bench.results.reader import read_results, read_run
+from dgal_bench.results.rows import MIGRATIONS, SCHEMA_VERSION, choice, migrate
+from dgal_bench.results.writer import FileWriter, UnwritableError
 
 GOLDEN = Path(__file__).parent / "golden"
 VERSIONS = range(1, SCHEMA_VERSION + 1)
@@ -87,26 +87,26 @@ def test_headers_of_every_version_say_what_this_one_asks_for(version):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_endings_of_a_cell_are_read(version):
-    failed = read_cell(golden(version, "random"))
+def test_the_endings_of_a_run_are_read(version):
+    failed = read_run(golden(version, "random"))
     assert failed.failure["error"] == "ValueError: the loss is not a number (mine.py, line 7)"
     assert len(failed.records) == 1
-    continued = read_cell(golden(version, "rsmg"))
+    continued = read_run(golden(version, "rsmg"))
     assert [line["kind"] for line in continued.lines] == [
         "header", "round", "failure", "continuation", "round", "round"
     ]  # fmt: skip
     assert len(continued.continuations) == 1
     if version > 1:
-        assert read_cell(golden(version, "badge")).failure["error"].startswith("ValueError")
-        assert "embeddings" in read_cell(golden(version, "ganvae")).skipped["why"]
+        assert read_run(golden(version, "badge")).failure["error"].startswith("ValueError")
+        assert "embeddings" in read_run(golden(version, "ganvae")).skipped["why"]
 
 
 @pytest.mark.parametrize("label", ["margin", "dgmg", "rsmg"])
-def test_the_same_cell_has_the_same_choices_in_every_version(label):
+def test_the_same_run_has_the_same_choices_in_every_version(label):
     """Made by the same algorithm and torch, on the same kind of CPU: a version of the schema is neither."""
     found = defaultdict(list)
     for version in VERSIONS:
-        log = read_cell(golden(version, label))
+        log = read_run(golden(version, label))
         made_by = [log.header["fingerprint"][name] for name in ("algorithm_version", "torch", "cpu", "config")]
         found[tuple(made_by)].append([log.header["initial"], *(choice(record) for record in log.records)])
     assert all(choices == [choices[0]] * len(choices) for choices in found.values())
@@ -114,42 +114,42 @@ def test_the_same_cell_has_the_same_choices_in_every_version(label):
 
 
 def test_what_is_of_before_a_field_says_nothing_of_it():
-    assert [record.busy_elsewhere for record in read_cell(golden(1)).records] == [None] * 3
-    assert None not in [record.busy_elsewhere for record in read_cell(golden(2)).records]
-    older = read_cell(GOLDEN / "schema-1" / "older" / "mnist" / "rsmg" / "seed-0.jsonl")
+    assert [record.busy_elsewhere for record in read_run(golden(1)).records] == [None] * 3
+    assert None not in [record.busy_elsewhere for record in read_run(golden(2)).records]
+    older = read_run(GOLDEN / "schema-1" / "older" / "mnist" / "rsmg" / "seed-0.jsonl")
     assert older.header["data"] == {}
     assert older.header["fingerprint"]["weights"] is None
     assert (older.rounds, len(older.records), older.status) == (30, 2, "partial")
 
 
-def test_a_partial_file_of_an_older_version_goes_on_in_this_one(tmp_path, lab):
+def test_a_partial_file_of_an_older_version_goes_on_in_this_one(tmp_path, experiment):
     """Rewritten before a line is added, the rows that were there as they were, and the whole as if undisturbed."""
     path = copied(tmp_path, 1, "dgmg")
-    before, raw = read_cell(path), path.read_bytes()
-    with Recorder(path) as recorder:
-        assert [choice(record) for record in recorder.log.records] == [choice(record) for record in before.records]
+    before, raw = read_run(path), path.read_bytes()
+    with FileWriter(path) as writer:
+        assert [choice(record) for record in writer.log.records] == [choice(record) for record in before.records]
         assert path.read_bytes() == raw  # it may be found unfit to go on
-        recorder.write_continuation(GOES_ON)
-    rewritten = read_cell(path)
+        writer.write_continuation(GOES_ON)
+    rewritten = read_run(path)
     assert rewritten.lines[0]["schema_version"] == SCHEMA_VERSION
     assert rewritten.lines[1:-1] == before.lines[1:]
     assert rewritten.lines[-1] == {"kind": "continuation", **GOES_ON}
     assert rewritten.header == before.header
     # This machine's torch may be another than the golden file's, whose header these rows are then not of.
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines[0]["fingerprint"] |= fingerprint_here(tmp_path, lab)
+    lines[0]["fingerprint"] |= fingerprint_here(tmp_path, experiment)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows = run_here(lab, path, practice("dgmg"))
+    rows = run_in_process(experiment, path, example_config("dgmg"))
     assert len(rows) == 3
     assert choice(rows[0]) == choice(before.records[0])
-    assert {line["schema_version"] for line in read_cell(path).lines if line["kind"] == "header"} == {SCHEMA_VERSION}
+    assert {line["schema_version"] for line in read_run(path).lines if line["kind"] == "header"} == {SCHEMA_VERSION}
 
 
-def fingerprint_here(tmp_path, lab):
-    """What a header of the cell written now says of code, machine and content."""
+def fingerprint_here(tmp_path, experiment):
+    """What a header of the run written now says of code, machine and content."""
     path = tmp_path / "now" / "digits" / "dgmg" / "seed-0.jsonl"
-    run_here(lab, path, practice("dgmg"))
-    return read_cell(path).header["fingerprint"]
+    run_in_process(experiment, path, example_config("dgmg"))
+    return read_run(path).header["fingerprint"]
 
 
 GOES_ON = {"changed": []}
@@ -172,13 +172,13 @@ def test_killed_between_writing_and_renaming_the_old_file_is_whole(tmp_path, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, step, killed)
-        with pytest.raises(Killed), Recorder(path) as recorder:
-            recorder.write_continuation(GOES_ON)
+        with pytest.raises(Killed), FileWriter(path) as writer:
+            writer.write_continuation(GOES_ON)
     assert path.read_bytes() == before
-    with Recorder(path) as recorder:  # and it can be opened again: nobody holds it
-        assert len(recorder.log.records) == 1
-        recorder.write_continuation(GOES_ON)
-    assert read_cell(path).lines[0]["schema_version"] == SCHEMA_VERSION
+    with FileWriter(path) as writer:  # and it can be opened again: nobody holds it
+        assert len(writer.log.records) == 1
+        writer.write_continuation(GOES_ON)
+    assert read_run(path).lines[0]["schema_version"] == SCHEMA_VERSION
     assert [found.name for found in path.parent.iterdir()] == [path.name]
 
 
@@ -190,8 +190,8 @@ def test_a_disk_without_room_for_the_rewritten_file_leaves_the_old_one(tmp_path,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "rename", full)
-    with pytest.raises(UnwritableError, match="No space left"), Recorder(path) as recorder:
-        recorder.write_continuation(GOES_ON)
+    with pytest.raises(UnwritableError, match="No space left"), FileWriter(path) as writer:
+        writer.write_continuation(GOES_ON)
     assert listing(path.parent) == {path: before}
 
 
@@ -200,8 +200,8 @@ def test_a_disk_without_room_for_the_rewritten_file_leaves_the_old_one(tmp_path,
 def test_a_finished_file_is_left_byte_for_byte(tmp_path, version, label):
     path = copied(tmp_path, version, label)
     before = path.read_bytes()
-    with Recorder(path) as recorder:
-        assert recorder.log.done
+    with FileWriter(path) as writer:
+        assert writer.log.done
     assert path.read_bytes() == before
 
 
@@ -210,11 +210,11 @@ def test_a_finished_file_is_left_byte_for_byte(tmp_path, version, label):
 def test_a_torn_line_is_cut_before_an_older_file_goes_on(tmp_path, version, lost):
     path = copied(tmp_path, version)
     path.write_bytes(path.read_bytes()[:-lost])
-    with Recorder(path) as recorder:
-        recorder.write_continuation(GOES_ON)
-    log = read_cell(path)
+    with FileWriter(path) as writer:
+        writer.write_continuation(GOES_ON)
+    log = read_run(path)
     assert log.lines[0]["schema_version"] == SCHEMA_VERSION
-    assert log.lines[1:-1] == read_cell(golden(version)).lines[1:3]
+    assert log.lines[1:-1] == read_run(golden(version)).lines[1:3]
 
 
 REFUSED = {
@@ -237,10 +237,10 @@ def test_another_schema_is_refused_in_a_line_and_nothing_is_changed(tmp_path, ch
     before = listing(tmp_path)
 
     def opened(at):
-        with Recorder(at):
+        with FileWriter(at):
             pass
 
-    for use in (read_cell, opened):
+    for use in (read_run, opened):
         with pytest.raises(ResultsError, match=f"{re.escape(str(path))}.*{said}") as refused:
             use(path)
         assert "\n" not in str(refused.value)
@@ -254,7 +254,7 @@ def test_a_header_without_what_every_header_has_is_refused_not_a_crash(tmp_path,
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"kind": "header", "schema_version": version, **header}) + "\n")
     with pytest.raises(ResultsError, match=f"{re.escape(str(path))}, line 1: "):
-        read_cell(path)
+        read_run(path)
 
 
 def test_a_setting_of_before_that_is_something_else_is_refused_not_a_crash(tmp_path):
@@ -264,16 +264,16 @@ def test_a_setting_of_before_that_is_something_else_is_refused_not_a_crash(tmp_p
     changed["config"]["representation"] = "vae"
     path.write_text(json.dumps(changed) + "\n" + "".join(rows))
     with pytest.raises(ResultsError, match=f'{re.escape(str(path))}, line 1: config.representation: "vae", where'):
-        read_cell(path)
+        read_run(path)
 
 
 def test_reading_does_not_change_what_was_read():
     lines = [json.loads(line) for line in golden(1).read_text().splitlines()]
     before = json.dumps(lines)
-    assert migrated(lines, "here")[0]["schema_version"] == SCHEMA_VERSION
+    assert migrate(lines, "here")[0]["schema_version"] == SCHEMA_VERSION
     assert json.dumps(lines) == before
 
 
 def test_the_present_version_is_read_as_it_stands():
     lines = [json.loads(line) for line in golden(SCHEMA_VERSION).read_text().splitlines()]
-    assert migrated(lines, "here") == lines
+    assert migrate(lines, "here") == lines

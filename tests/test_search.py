@@ -7,17 +7,33 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgal_bench.compose import compose
-from dgal_bench.errors import ConfigError
-from dgal_bench.graph import exact as searches
-from dgal_bench.graph.backends import new_index
-from dgal_bench.graph.exact import all_exact, exact, nearest_to
-from dgal_bench.graph.knn import _all_found, knn, measured_recall
-from dgal_bench.graph.lists import Lists, search_lists
-from dgal_bench.graph.planning import assign, by_distance, fewest_probes, plan_lists, recall_by_probes, train
-from dgal_bench.graph.rerank import merged
-from dgal_bench.graph.tiles import _SIZES, _Sizes, candidates, closest, smallest, table
-from dgal_bench.threads import on_threads, workers
+from dgal_bench.config.compose import compose
+from dgal_bench.core.errors import ConfigError
+from dgal_bench.core.system import on_threads, workers
+from dgal_bench.graph import exact_knn as searches
+from dgal_bench.graph.exact_knn import (
+    _SIZES,
+    _Sizes,
+    all_exact,
+    candidates,
+    closest,
+    distance_table,
+    exact,
+    merge_rankings,
+    nearest_to,
+    smallest_columns,
+)
+from dgal_bench.graph.ivf import (
+    InvertedLists,
+    assign,
+    by_distance,
+    fewest_probes,
+    plan_lists,
+    recall_by_probes,
+    search_lists,
+    train,
+)
+from dgal_bench.graph.knn import _all_found, build_index, knn, measure_recall
 
 CHOICES = {"dataset": "digits", "representation": "vae", "profile": "cpu", "strategy": "dgmg"}
 
@@ -90,7 +106,7 @@ def test_the_smallest_of_each_row_are_found_with_and_without_groups(n_rows, n, w
     values = cloud(n_rows, n, seed)
     values = values.mul(2).round() if ties else values
     w = min(w, n)
-    found = smallest(values, w)
+    found = smallest_columns(values, w)
     assert torch.equal(values.gather(1, found).sort(1).values, values.sort(1).values[:, :w])
     assert (found.sort(1).values.diff(dim=1) > 0).all()
 
@@ -105,7 +121,7 @@ def test_candidates_of_several_tiles_are_distinct_and_have_the_nearest(n, w, til
     for whole in (10**6, 0):  # one tile, then several
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(_SIZES, "cpu", _Sizes(whole, 1000, *tile))
-            columns = table(base)
+            columns = distance_table(base)
             found = candidates(queries, columns, w)
             assert torch.equal(closest(queries, columns), distances.square().argmin(1))
         assert columns.reach == base.square().sum(1).max().sqrt()
@@ -124,7 +140,7 @@ def test_rankings_are_merged_by_distance_then_id(m, w, seed):
     distances = torch.randint(0, 5, (m, w), generator=generator).float() / 4
     missing = torch.rand(m, w, generator=generator) < 0.2
     ids, distances = ids.masked_fill(missing, -1), distances.masked_fill(missing, torch.inf)
-    found = merged(ids, distances, 10)
+    found = merge_rankings(ids, distances, 10)
     for row in range(m):
         pairs = zip(distances[row].tolist(), ids[row].tolist(), strict=True)
         expected = sorted(pairs, key=lambda pair: (pair[0], pair[1] % 2**40))[:10]
@@ -144,7 +160,7 @@ def test_tiles_are_brute_force_up_to_every_other_point(size):
 @pytest.mark.parametrize("name", KINDS)
 def test_some_points_are_answered_as_all_are(name, monkeypatch):
     features = KINDS[name]
-    monkeypatch.setattr("dgal_bench.graph.exact._BLOCK", 300 * features.shape[1])
+    monkeypatch.setattr("dgal_bench.graph.exact_knn._BLOCK", 300 * features.shape[1])
     some = torch.arange(0, len(features), 97)
     with workers() as each:
         _, distances = exact(features, some, 6, each)
@@ -157,7 +173,9 @@ def all_probed(features, n_lists):
         centroids = train(features, n_lists, each)
         owner = assign(features, centroids, each)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), owner.bincount(minlength=n_lists).cumsum(0)])
-    return Lists(owner.argsort(stable=True), offsets, by_distance(centroids, torch.arange(n_lists)), centroids, 1.0)
+    return InvertedLists(
+        owner.argsort(stable=True), offsets, by_distance(centroids, torch.arange(n_lists)), centroids, 1.0
+    )
 
 
 def check_exact(features, ids, distances, points=slice(None)):
@@ -182,7 +200,7 @@ def test_what_the_products_cannot_tell_apart_is_found_all_the_same(name, sizes, 
     plan = all_probed(features, 4)
     positions, ids, distances = search_lists(plan, features[plan.order], 0, 4, 9)
     check_exact(features, ids, distances, positions)
-    check_exact(features, *_all_found(features, new_index(features, "faiss"), 9))
+    check_exact(features, *_all_found(features, build_index(features, "faiss"), 9))
 
 
 @pytest.mark.parametrize("features", [islands(3000), sheet(3000), cloud(3000, 32), cloud(100).repeat(30, 1)], ids=str)
@@ -224,9 +242,9 @@ def test_a_recall_is_measured_but_for_rounding_and_said_where_it_is_below_the_ta
     features = islands(1000)
     with workers() as each:
         distances = all_exact(features, 5, each)[1]
-    assert measured_recall(features, distances * (1 + 2e-7)) == 1.0
-    assert measured_recall(features, distances * (1 + 1e-2)) < 0.9
-    monkeypatch.setattr("dgal_bench.graph.knn.measured_recall", lambda *arrays: 0.5)
+    assert measure_recall(features, distances * (1 + 2e-7)) == 1.0
+    assert measure_recall(features, distances * (1 + 1e-2)) < 0.9
+    monkeypatch.setattr("dgal_bench.graph.knn.measure_recall", lambda *arrays: 0.5)
     knn(features, 5, exact_limit=100)
     (said,) = [record.getMessage() for record in caplog.records]
     assert "recall is 0.5000, below graph.recall_target=0.99 (lists" in said
@@ -236,8 +254,8 @@ def test_a_recall_is_measured_but_for_rounding_and_said_where_it_is_below_the_ta
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("elements", [10**6, 3000])
 def test_all_lists_probed_is_exact_in_one_part_or_many(name, elements, monkeypatch):
-    monkeypatch.setattr("dgal_bench.graph.lists._ELEMENTS", elements)
-    monkeypatch.setattr("dgal_bench.graph.lists._QUERIES", 700)
+    monkeypatch.setattr("dgal_bench.graph.ivf._ELEMENTS", elements)
+    monkeypatch.setattr("dgal_bench.graph.ivf._QUERIES", 700)
     features = KINDS[name][:1500]
     plan = all_probed(features, 8)
     positions, ids, distances = search_lists(plan, features[plan.order], 0, 8, 7)
@@ -297,7 +315,7 @@ def test_a_list_with_too_few_points_around_it_probes_more():
     features = torch.cat([cloud(3, 2), cloud(60, 2, seed=1) + 50, cloud(60, 2, seed=2) + 90])
     offsets = torch.tensor([0, 3, 63, 123])
     centroids = torch.stack([features[a:b].mean(0) for a, b in pairwise(offsets)])
-    plan = Lists(torch.arange(123), offsets, torch.arange(3)[:, None], centroids, 0.5)
+    plan = InvertedLists(torch.arange(123), offsets, torch.arange(3)[:, None], centroids, 0.5)
     _, ids, distances = search_lists(plan, features, 0, 1, 10)
     assert torch.isfinite(distances).all()
     assert (ids >= 0).all()
@@ -316,7 +334,7 @@ def test_the_recall_of_so_many_probes_in_closed_form():
 
 def test_rankings_are_merged_by_distance_and_then_by_id():
     ids, distances = torch.tensor([[9, 4, 7, 2]]), torch.tensor([[0.0, 1.0, 1.0, 1.0]])
-    assert merged(ids, distances, 3)[0].tolist() == [[9, 2, 4]]
+    assert merge_rankings(ids, distances, 3)[0].tolist() == [[9, 2, 4]]
 
 
 @pytest.mark.parametrize("target", [0.0, -0.5, 1.01, float("nan")])

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from dgal_bench.seeding import TieBreak, isolated, rng_for, seed_for
+from dgal_bench.core.seeding import TieBreak, isolated, rng_for, seed_for
 
 
 def test_streams_differ_by_seed_and_by_each_word():

@@ -11,19 +11,25 @@ from collections import Counter
 
 import pytest
 
-from dgal_bench.arguments import parse
-from dgal_bench.config import available_cores
-from dgal_bench.disk import below
-from dgal_bench.engines import execute, sbatch, slurm
-from dgal_bench.engines.base import Teller
-from dgal_bench.engines.relay import Tail
-from dgal_bench.engines.sbatch import PARALLEL, Queue, minutes, parameters
-from dgal_bench.engines.slurm import Slurm, held_back
-from dgal_bench.errors import ConfigError
-from dgal_bench.laws import PRACTICE
-from dgal_bench.record import read_cell, read_results
-from dgal_bench.request import axes_of, settings_of
-from tests.test_cli import alone, axes, choices_of, command, descendants, finish, plan, settings, written
+from dgal_bench.cli.options import axes_of, parse_arguments, settings_of
+from dgal_bench.config.schema import available_cores
+from dgal_bench.conformance import EXAMPLE_SETTINGS
+from dgal_bench.core.errors import ConfigError
+from dgal_bench.core.files import find_files
+from dgal_bench.engines import execute, slurm
+from dgal_bench.engines import slurm as sbatch
+from dgal_bench.engines.base import SynchronizedListener
+from dgal_bench.engines.slurm import (
+    PARALLEL,
+    EventFile,
+    SlurmEngine,
+    SlurmQueue,
+    defer_signals,
+    job_parameters,
+    parse_minutes,
+)
+from dgal_bench.results.reader import read_results, read_run
+from tests.test_cli import alone, axes, choices_of, command, descendants, finish, plan_runs, settings, written
 from tests.test_engines import Diary
 from tests.test_ray import LONG, alive, started, title, wait_for
 
@@ -31,9 +37,9 @@ pytest.importorskip("submitit")
 HERE = ("engine=slurm", "slurm.cluster=local")
 
 
-def asked(tmp_path, slurm=(), kind="cell", grid=(), **changes):
+def asked(tmp_path, slurm=(), kind="run", grid=(), **changes):
     given = settings(tmp_path, **{"jobs": None, "slurm": dict(slurm), **changes})
-    return parameters(kind, plan(axes(threads=["2"], **dict(grid)), given), given)
+    return job_parameters(kind, plan_runs(axes(threads=["2"], **dict(grid)), given), given)
 
 
 @pytest.mark.parametrize(
@@ -41,16 +47,16 @@ def asked(tmp_path, slurm=(), kind="cell", grid=(), **changes):
     [("90", 90), ("90:30", 91), ("4:00:00", 240), ("2-00:00:00", 2880), ("1-12", 2160), ("1-0:30", 1470), ("0", 1)],
 )
 def test_times_are_slurms(text, expected):
-    assert minutes(text) == expected
+    assert parse_minutes(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "2h", "1-", "-1", "1:2:3:4"])
 def test_other_times_are_refused(text):
     with pytest.raises(ConfigError, match=r"^slurm.time=.*: use minutes, H:MM:SS or D-HH:MM:SS$"):
-        minutes(text)
+        parse_minutes(text)
 
 
-def test_a_job_asks_for_what_a_cell_needs(tmp_path):
+def test_a_job_asks_for_what_a_run_needs(tmp_path):
     base = {"timeout_min": 1440, "cpus_per_task": 2, "slurm_array_parallelism": PARALLEL}
     assert asked(tmp_path, {"cluster": "local"}) == base | {"slurm_array_parallelism": max(1, available_cores() // 2)}
     base |= {"slurm_srun_args": ["--cpus-per-task=2"], "slurm_additional_parameters": {"no-requeue": True}}
@@ -97,7 +103,7 @@ def test_what_slurm_cannot_do_is_one_line(tmp_path, monkeypatch, slurm, message)
     monkeypatch.setenv("PATH", str(tmp_path))
     given = settings(tmp_path / "results", slurm=slurm)
     with pytest.raises(ConfigError) as error:
-        Slurm(plan(axes(), given), given, Teller(Diary()))
+        SlurmEngine(plan_runs(axes(), given), given, SynchronizedListener(Diary()))
     assert str(error.value).startswith(message)
     assert not (tmp_path / "results").exists()
 
@@ -108,39 +114,39 @@ def test_gpus_are_for_nodes(tmp_path):
 
 
 def test_partitions_may_be_several(tmp_path):
-    given = settings_of(parse(["engine=slurm", "slurm.partition=gpu,big", "slurm.constraint=[a|b]"]), "paper")
+    given = settings_of(parse_arguments(["engine=slurm", "slurm.partition=gpu,big", "slurm.constraint=[a|b]"]), "paper")
     assert given.slurm == {"partition": "gpu,big", "constraint": "[a|b]"}
     with pytest.raises(ConfigError, match=r"^slurm.partition= is empty: leave it out$"):
-        settings_of(parse(["engine=slurm", "slurm.partition="]), "paper")
+        settings_of(parse_arguments(["engine=slurm", "slurm.partition="]), "paper")
 
 
 def test_a_stop_that_comes_while_jobs_are_submitted_is_heard_when_they_are_known():
     known, heard = [], []
 
-    def hear(*_):
+    def on_event(*_):
         heard.append(list(known))
 
-    before = signal.signal(signal.SIGINT, hear)
+    before = signal.signal(signal.SIGINT, on_event)
     try:
-        with held_back():
+        with defer_signals():
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             known.append("array")
         assert heard == [["array"]]
-        assert signal.getsignal(signal.SIGINT) is hear
+        assert signal.getsignal(signal.SIGINT) is on_event
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def test_a_queue_that_is_not_to_be_asked_says_that_nobody_has_gone(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not Queue().is_without("7", since=-math.inf)
+    assert not SlurmQueue().is_without("7", since=-math.inf)
 
 
 def test_without_submitit_one_line_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ConfigError, match=r"^engine=slurm needs submitit: pip install 'dgal-bench\[slurm\]'$"):
-        Slurm([], settings(tmp_path), Teller(Diary()))
+        SlurmEngine([], settings(tmp_path), SynchronizedListener(Diary()))
 
 
 def test_events_are_heard_once_each_and_whole(tmp_path):
@@ -149,7 +155,7 @@ def test_events_are_heard_once_each_and_whole(tmp_path):
     lines = [json.dumps(event) for event in events]
     raw = ("\n" + lines[0] + "\n" + lines[1][:9] + "\n" + lines[1] + "\n").encode()
     for cut in range(len(raw) + 1):
-        tail = Tail(tmp_path / f"{cut}.events")
+        tail = EventFile(tmp_path / f"{cut}.events")
         assert list(tail()) == []
         tail.path.write_bytes(raw[:cut])
         heard = list(tail())
@@ -231,12 +237,12 @@ def cluster(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_sweep_is_one_job_and_arrays_of_what_may_run_at_once(lab, tmp_path, cluster):
+def test_a_sweep_is_one_job_and_arrays_of_what_may_run_at_once(experiment, tmp_path, cluster):
     root = tmp_path / "swept"
     words = command(root, tmp_path / "cache", "strategy=random,dgmg", "seed=0,1", "rounds=6", "engine=slurm", "jobs=3")
     done = finish([*words, "slurm.partition=fast", "slurm.time=2:00:00", "slurm.setup=export DGAL_OFFLINE=1"])
     assert done.returncode == 0, done.stderr
-    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=6")
+    assert choices_of(root) == alone(experiment, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=6")
     scripts = (cluster / "submitted").read_text().split("#!/bin/bash")[1:]
     assert ["--array=0-2%3" in script for script in scripts] == [False, True, False]
     for line in ("--partition=fast", "--time=120", "--cpus-per-task=1", "--no-requeue", "export DGAL_OFFLINE=1"):
@@ -248,7 +254,7 @@ def test_a_sweep_is_one_job_and_arrays_of_what_may_run_at_once(lab, tmp_path, cl
 def test_a_stop_cancels_the_array(tmp_path, cache_root, cluster):
     root = tmp_path / "swept"
     process = started(command(root, cache_root, "strategy=random", "seed=0,1", *LONG, "engine=slurm", "jobs=2"))
-    assert wait_for(lambda: len(below(root, "*.jsonl")) == 2, process)
+    assert wait_for(lambda: len(find_files(root, "*.jsonl")) == 2, process)
     pids = [pid for _, pid in elements(cluster)]
     children = [child for pid in pids for child in [pid, *descendants(pid)]]
     began = time.monotonic()
@@ -261,8 +267,10 @@ def test_a_stop_cancels_the_array(tmp_path, cache_root, cluster):
 
 
 def quick(given, *words):
-    """Cells of a second."""
-    return plan(axes_of(parse([*PRACTICE, "representation=pca", "profile=smoke", *words]), {}), given)
+    """Runs of a second."""
+    return plan_runs(
+        axes_of(parse_arguments([*EXAMPLE_SETTINGS, "representation=pca", "profile=smoke", *words]), {}), given
+    )
 
 
 def elements(cluster):
@@ -273,7 +281,7 @@ def elements(cluster):
 
 @pytest.mark.slow
 def test_a_job_that_leaves_the_queue_without_a_word_is_submitted_again(
-    lab, tmp_path, cache_root, cluster, monkeypatch, capfd
+    experiment, tmp_path, cache_root, cluster, monkeypatch, capfd
 ):
     """A node has crashed, or a job was cancelled by hand: no accounting need know of it."""
     monkeypatch.setattr(sbatch, "_ASK_SECONDS", 1.0)
@@ -284,12 +292,12 @@ def test_a_job_that_leaves_the_queue_without_a_word_is_submitted_again(
     diary, seen = Diary(), []
 
     def crash():
-        """Every process of the first cell's job at once, when it has some rows, and long before it has all."""
+        """Every process of the first run's job at once, when it has some rows, and long before it has all."""
         while not jobs[0].path.exists() or jobs[0].path.read_text().count("\n") < 4:
             time.sleep(0.01)
         for number, pid in elements(cluster):
             if number.endswith("_0"):
-                seen.append(Queue._ask())
+                seen.append(SlurmQueue._ask())
                 for one in [*descendants(pid), pid]:
                     os.kill(one, signal.SIGKILL)
 
@@ -302,7 +310,7 @@ def test_a_job_that_leaves_the_queue_without_a_word_is_submitted_again(
     assert capfd.readouterr() == ("", "")
     assert {number.rpartition("_")[2] for number in seen[0]} == {"0", "1"}
     assert choices_of(given.results) == alone(
-        lab, tmp_path / "alone", ("random", "dgmg"), (0,), "batch_size=1", "rounds=100"
+        experiment, tmp_path / "alone", ("random", "dgmg"), (0,), "batch_size=1", "rounds=100"
     )
 
 
@@ -310,7 +318,7 @@ def test_a_job_that_leaves_the_queue_without_a_word_is_submitted_again(
 def test_a_refused_submission_is_tried_again_while_others_run(tmp_path, cache_root, cluster, monkeypatch):
     """A site's limit, or a controller that is busy, costs no job that runs; without one it is the end, in a line."""
     monkeypatch.setattr(slurm, "_SUBMIT_AGAIN_SECONDS", 0.5)
-    (cluster / "refuse").write_text("3")  # of submissions: the set-up, two cells, and then the third
+    (cluster / "refuse").write_text("3")  # of submissions: the set-up, two runs, and then the third
     given = settings(tmp_path / "swept", cache=cache_root, engine="slurm", jobs=2)
     jobs = quick(given, "strategy=random", "batch_size=1", "rounds=100,1,2")
     diary = Diary()
@@ -324,45 +332,45 @@ def test_a_refused_submission_is_tried_again_while_others_run(tmp_path, cache_ro
 
 
 @pytest.mark.slow
-def test_jobs_of_slurm_give_the_bits_of_one_cell_after_the_other(lab, tmp_path):
-    """From an empty cache; a cell that fails is recorded and costs no other."""
+def test_jobs_of_slurm_give_the_bits_of_one_run_after_the_other(experiment, tmp_path):
+    """From an empty cache; a run that fails is recorded and costs no other."""
     root = tmp_path / "swept"
     words = command(root, tmp_path / "cache", "strategy=random,dgmg", "seed=0,1", "rounds=6", *HERE, "jobs=2")
     done = finish(words)
     assert done.returncode == 0, done.stderr
-    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=6")
+    assert choices_of(root) == alone(experiment, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=6")
     assert all(line.startswith("[") for line in done.stderr.splitlines()), done.stderr
     assert not list((root / "slurm").glob("*.events"))
 
 
 @pytest.mark.slow
-def test_a_failed_cell_of_a_job_is_recorded(tmp_path, cache_root):
+def test_a_failed_run_of_a_job_is_recorded(tmp_path, cache_root):
     root = tmp_path / "swept"
     done = finish(command(root, cache_root, "strategy=random", "seed=0", "training.lr=0.001,1e25", *HERE, "jobs=2"))
     assert done.returncode == 1
     assert "FAILED: the training loss is nan" in done.stderr
     logs = [
-        read_cell(root / "paper" / "digits" / f"random+training.lr={lr}" / "seed-0.jsonl") for lr in ("0.001", "1e25")
+        read_run(root / "paper" / "digits" / f"random+training.lr={lr}" / "seed-0.jsonl") for lr in ("0.001", "1e25")
     ]
     assert [log.status for log in logs] == ["done", "failed"]
     assert "Traceback" in logs[1].failure["traceback"]
 
 
 @pytest.mark.slow
-def test_a_killed_job_is_submitted_again_and_goes_on(lab, tmp_path, cache_root):
+def test_a_killed_job_is_submitted_again_and_goes_on(experiment, tmp_path, cache_root):
     """SIGKILL of a job's worker, of another job, and of the keeper of a third, without whom that may end well."""
     root = tmp_path / "swept"
     process = started(command(root, cache_root, "strategy=random", "seed=0,1,2", *LONG, *HERE, "jobs=1"))
-    for seed, whom in enumerate(("dgal_bench.worker", "submitit.core._submit", "submitit.local._local")):
-        cell = root / "paper" / "digits" / "random" / f"seed-{seed}.jsonl"
-        assert wait_for(lambda cell=cell: cell.exists() and cell.stat().st_size > 20_000, process)
+    for seed, whom in enumerate(("dgal_bench.engines.worker", "submitit.core._submit", "submitit.local._local")):
+        run = root / "paper" / "digits" / "random" / f"seed-{seed}.jsonl"
+        assert wait_for(lambda run=run: run.exists() and run.stat().st_size > 20_000, process)
         victims = [pid for pid in descendants(process.pid) if whom in title(pid)]
         os.kill(victims[-1], signal.SIGKILL)
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     for seed in (0, 1):
         assert any(f"seed-{seed}" in line and "it is tried again" in line for line in err.splitlines()), err
-    assert choices_of(root) == alone(lab, tmp_path / "alone", ("random",), (0, 1, 2), *LONG)
+    assert choices_of(root) == alone(experiment, tmp_path / "alone", ("random",), (0, 1, 2), *LONG)
 
 
 @pytest.mark.slow
@@ -371,7 +379,7 @@ def test_a_killed_job_is_submitted_again_and_goes_on(lab, tmp_path, cache_root):
 def test_a_stop_cancels_the_jobs_within_five_seconds_and_keeps_rows(tmp_path, cache_root, sent, code):
     root = tmp_path / "swept"
     process = started(command(root, cache_root, "strategy=random", "seed=0,1", *LONG, *HERE, "jobs=2"))
-    assert wait_for(lambda: len(below(root, "*.jsonl")) == 2 and written(root) > 20_000, process)
+    assert wait_for(lambda: len(find_files(root, "*.jsonl")) == 2 and written(root) > 20_000, process)
     children = descendants(process.pid)
     began = time.monotonic()
     process.send_signal(sent)

@@ -9,14 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dgal_bench.report.statistics import (
-    MANY,
-    bca_interval,
-    mean_interval,
-    mean_intervals,
-    ratio_interval,
-    t_interval,
-)
+from dgal_bench.report.statistics import MANY, bca_interval, mean_interval, mean_intervals, ratio_interval, t_interval
 
 RNG = np.random.default_rng(3)
 SAMPLES = {

@@ -1,4 +1,4 @@
-"""dgal-bench status: every cell is in the grid with what its file says, and what is wrong is said once."""
+"""dgal-bench status: every run is in the grid with what its file says, and what is wrong is said once."""
 
 import json
 import shutil
@@ -7,31 +7,31 @@ from pathlib import Path
 
 import pytest
 
-from dgal_bench.errors import ResultsError
-from dgal_bench.lease import Lease
-from dgal_bench.record import RoundRecord
-from dgal_bench.recorder import Recorder
-from dgal_bench.status import WIDTH, any_damaged, survey, table
+from dgal_bench.core.errors import ResultsError
+from dgal_bench.core.files import Lease
+from dgal_bench.results.rows import RoundRecord
+from dgal_bench.results.status import WIDTH, any_damaged, scan_folder, status_table
+from dgal_bench.results.writer import FileWriter
 
 GOLDEN = Path(__file__).parent / "golden" / "schema-2"
 
 
 def write(root, label, seed, rows=0, ending=None, profile="cpu", rounds=30, dataset="mnist", full=False):
-    """A cell with so many rows of ``rounds + 1``; ``ending``: ("failed", error) or ("skipped", why)."""
+    """A run with so many rows of ``rounds + 1``; ``ending``: ("failed", error) or ("skipped", why)."""
     path = root / "suite" / dataset / label / f"seed-{seed}.jsonl"
     config = {
         "seed": seed, "rounds": rounds, "initial_size": None if full else 10, "dataset": {"name": dataset},
         "strategy": {"name": label, "restrict": {"kind": "everything"}, "acquire": {"kind": "margin"}},
     }  # fmt: skip
     header = {"cell": "", "profile": profile, "config": config, "fingerprint": {}, "initial": [0]}
-    with Recorder(path) as recorder:
-        recorder.write_header(header)
+    with FileWriter(path) as writer:
+        writer.write_header(header)
         for round_ in range(rows):
-            recorder.write(RoundRecord(round_, 10, 0.5, False, 3, 0.1, 1.0, 1.0, 1.0, 1, 1, 0.5))
+            writer.write(RoundRecord(round_, 10, 0.5, False, 3, 0.1, 1.0, 1.0, 1.0, 1, 1, 0.5))
         if ending and ending[0] == "failed":
-            recorder.write_failure(ending[1], "Traceback")
+            writer.write_failure(ending[1], "Traceback")
         elif ending:
-            recorder.write_skipped(ending[1])
+            writer.write_skipped(ending[1])
     return path
 
 
@@ -51,18 +51,18 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_every_cell_has_its_mark(root):
-    text = table(survey(root))
+def test_every_run_has_its_mark(root):
+    text = status_table(scan_folder(root))
     assert text.startswith("suite/mnist, profile cpu\nseed ")
     assert marks(text, "seed") == ["0", "2", "10"]  # as numbers, not as words
     assert marks(text, "margin") == ["done", "done", "12/31"]
     assert marks(text, "dgmg") == ["FAILED", "skipped", "-"]
     assert marks(text, "full_supervision") == ["done"]  # its other seeds are not missing
-    assert text.splitlines()[-1] == "6 cells: 3 done, 1 partial, 1 failed, 1 skipped; 1 not begun"
+    assert text.splitlines()[-1] == "6 runs: 3 done, 1 partial, 1 failed, 1 skipped; 1 not begun"
 
 
-def test_failed_and_skipped_cells_say_why_in_a_line(root):
-    text = table(survey(root))
+def test_failed_and_skipped_runs_say_why_in_a_line(root):
+    text = status_table(scan_folder(root))
     assert "failed; retry=failed tries them again:\n  suite/mnist/dgmg/seed-0: ValueError: diverged\n" in text
     assert "skipped:\n  suite/mnist/dgmg/seed-2: these are embeddings\n" in text
 
@@ -70,13 +70,13 @@ def test_failed_and_skipped_cells_say_why_in_a_line(root):
 def test_who_is_at_work_is_shown_and_counted_as_nothing_else(root):
     paths = [root / "suite" / "mnist" / label / f"seed-{seed}.jsonl" for label, seed in (("margin", 10), ("dgmg", 0))]
     with Lease(paths[0]), Lease(paths[1]), Lease(paths[0].with_name("seed-0.jsonl")):
-        text = table(survey(root))
+        text = status_table(scan_folder(root))
     assert marks(text, "margin") == ["done", "done", "12/31*"]  # nothing is left to do in one that is done
     assert marks(text, "dgmg") == ["FAILED*", "skipped", "-"]
     (line,) = [line for line in text.splitlines() if line.startswith("  process ")]
     assert line.endswith(": suite/mnist/dgmg/seed-0, suite/mnist/margin/seed-10")
-    assert text.splitlines()[-1] == "6 cells: 3 done, 2 at work, 1 skipped; 1 not begun"
-    assert marks(table(survey(root)), "margin") == ["done", "done", "12/31"]  # they went home
+    assert text.splitlines()[-1] == "6 runs: 3 done, 2 at work, 1 skipped; 1 not begun"
+    assert marks(status_table(scan_folder(root)), "margin") == ["done", "done", "12/31"]  # they went home
 
 
 def test_a_damaged_file_is_one_line_and_the_rest_of_the_grid_appears(root):
@@ -85,8 +85,8 @@ def test_a_damaged_file_is_one_line_and_the_rest_of_the_grid_appears(root):
     path.write_bytes(header + b"{torn}\n" + b"".join(rows))
     other = root / "suite" / "mnist" / "margin" / "seed-0.jsonl"
     other.write_text(json.dumps({"kind": "header", "schema_version": 99}) + "\n")
-    standings = survey(root)
-    text = table(standings)
+    standings = scan_folder(root)
+    text = status_table(standings)
     assert any_damaged(standings)
     assert marks(text, "margin") == ["damaged", "damaged", "12/31"]
     assert marks(text, "dgmg") == ["FAILED", "skipped", "-"]
@@ -102,23 +102,23 @@ def test_a_damaged_file_is_one_line_and_the_rest_of_the_grid_appears(root):
 def test_a_header_that_lacks_what_a_header_has_is_damage_not_a_crash(root, header):
     path = root / "suite" / "mnist" / "margin" / "seed-2.jsonl"
     path.write_text(json.dumps({"kind": "header", "schema_version": 2, **header}) + "\n")
-    standings = survey(root)
+    standings = scan_folder(root)
     assert [one.path for one in standings if one.damage] == [path]
-    assert marks(table(standings), "margin") == ["done", "damaged", "12/31"]
+    assert marks(status_table(standings), "margin") == ["done", "damaged", "12/31"]
 
 
 def test_a_file_that_is_just_being_started_is_in_the_grid(root):
     path = root / "suite" / "mnist" / "dgmg" / "seed-10.jsonl"
     path.write_text("")
     with Lease(path):
-        assert marks(table(survey(root)), "dgmg") == ["FAILED", "skipped", "begun*"]
-    assert marks(table(survey(root)), "dgmg") == ["FAILED", "skipped", "begun"]
+        assert marks(status_table(scan_folder(root)), "dgmg") == ["FAILED", "skipped", "begun*"]
+    assert marks(status_table(scan_folder(root)), "dgmg") == ["FAILED", "skipped", "begun"]
 
 
 def test_profiles_and_data_sets_have_tables_of_their_own(root):
     write(root, "margin+profile=paper", 0, rows=3, profile="paper")
     write(root, "margin", 7, rows=3, dataset="digits")
-    text = table(survey(root))
+    text = status_table(scan_folder(root))
     titles = [line for line in text.splitlines() if line.startswith("suite/")]
     assert titles == ["suite/digits, profile cpu", "suite/mnist, profile cpu", "suite/mnist, profile paper"]
     assert "7" not in marks(text.partition("suite/mnist")[2], "margin")  # a seed of digits is not missing in mnist
@@ -126,25 +126,25 @@ def test_profiles_and_data_sets_have_tables_of_their_own(root):
 
 
 def test_any_folder_of_the_results_can_be_asked_for(root):
-    whole = table(survey(root))
-    assert table(survey(root / "suite")) == whole
-    assert table(survey(root / "suite" / "mnist")) == whole
-    assert marks(table(survey(root / "suite" / "mnist" / "dgmg")), "dgmg") == ["FAILED", "skipped"]
+    whole = status_table(scan_folder(root))
+    assert status_table(scan_folder(root / "suite")) == whole
+    assert status_table(scan_folder(root / "suite" / "mnist")) == whole
+    assert marks(status_table(scan_folder(root / "suite" / "mnist" / "dgmg")), "dgmg") == ["FAILED", "skipped"]
     for place in (root / "nowhere", root / "suite" / "mnist" / "empty"):
         with pytest.raises(ResultsError, match="run 'dgal-bench bench"):
-            survey(place)
+            scan_folder(place)
 
 
 @pytest.mark.parametrize("n_seeds", [1, 5, 10, 20, 37])
 @pytest.mark.parametrize("label", ["rsmg", "dgmg+strategy.restrict.score=negentropy+graph.graph_k=10+batch_size=50"])
-def test_a_wide_grid_stays_within_the_terminal_and_loses_no_cell(tmp_path, n_seeds, label):
+def test_a_wide_grid_stays_within_the_terminal_and_loses_no_run(tmp_path, n_seeds, label):
     """More seeds than fit go into further tables; a label that is too long has a line of its own."""
     first = write(tmp_path, label, 0, rows=12)
     for seed in range(1, n_seeds):
         shutil.copy(first, first.with_name(f"seed-{seed}.jsonl"))
     write(tmp_path, "margin", 0, rows=1)
     write(tmp_path, "full_supervision", 0, rows=1, rounds=0, full=True)
-    text = table(survey(tmp_path))
+    text = status_table(scan_folder(tmp_path))
     assert max(map(len, text.splitlines())) <= WIDTH
     assert text.count("12/31 ") + text.count("12/31\n") == n_seeds
     rows = [line.split() for line in text.splitlines() if line.startswith("margin ")]
@@ -154,9 +154,9 @@ def test_a_wide_grid_stays_within_the_terminal_and_loses_no_cell(tmp_path, n_see
 
 
 def test_old_files_are_read_as_well():
-    old = table(survey(GOLDEN.parent / "schema-1"))
-    assert old.splitlines()[-1] == "6 cells: 3 done, 2 partial, 1 failed"
-    assert table(survey(GOLDEN)).splitlines()[-1] == "7 cells: 3 done, 1 partial, 2 failed, 1 skipped"
+    old = status_table(scan_folder(GOLDEN.parent / "schema-1"))
+    assert old.splitlines()[-1] == "6 runs: 3 done, 2 partial, 1 failed"
+    assert status_table(scan_folder(GOLDEN)).splitlines()[-1] == "7 runs: 3 done, 1 partial, 2 failed, 1 skipped"
 
 
 def test_asking_changes_nothing(root):
@@ -164,7 +164,7 @@ def test_asking_changes_nothing(root):
         return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
     before = listing()
-    table(survey(root))
+    status_table(scan_folder(root))
     assert listing() == before
 
 
@@ -178,7 +178,7 @@ def test_a_large_grid_takes_under_two_seconds(tmp_path):
         for seed in range(30):
             shutil.copy(source, folder / f"seed-{seed}.jsonl")
     started = time.process_time()  # its own seconds: what else the machine does is not its matter
-    standings = survey(tmp_path)
-    text = table(standings)
+    standings = scan_folder(tmp_path)
+    text = status_table(standings)
     assert time.process_time() - started < 2
-    assert text.splitlines()[-1] == "360 cells: 360 done"
+    assert text.splitlines()[-1] == "360 runs: 360 done"

@@ -13,15 +13,15 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import pytest
 
-from dgal_bench.cache import get_or_make
-from dgal_bench.cli import main
-from dgal_bench.errors import ResultsError
-from dgal_bench.lab import Cell
-from dgal_bench.laws import practice, practice_lab, run_here
-from dgal_bench.loop import run_cell
-from dgal_bench.record import choice, read_cell
-from dgal_bench.recorder import Recorder, UnwritableError
-from dgal_bench.schema import SCHEMA_VERSION
+from dgal_bench.cli.main import main
+from dgal_bench.conformance import example_config, example_experiment, run_in_process
+from dgal_bench.core.cache import get_or_make
+from dgal_bench.core.errors import ResultsError
+from dgal_bench.experiment import Run
+from dgal_bench.loop import run_loop
+from dgal_bench.results.reader import read_run
+from dgal_bench.results.rows import SCHEMA_VERSION, choice
+from dgal_bench.results.writer import FileWriter, UnwritableError
 from tests.sweeping import HERE, alone, command, finish, here, listing, texts_of
 
 FULL = "No space left on device"
@@ -66,42 +66,44 @@ def said(words, capsys):
     return code, line
 
 
-def reference(lab, tmp_path, *overrides):
-    """The rows and the bytes of an undisturbed cell."""
+def reference(experiment, tmp_path, *overrides):
+    """The rows and the bytes of an undisturbed run."""
     path = tmp_path / "undisturbed" / "seed-0.jsonl"
-    rows = run_here(lab, path, practice("margin", *overrides))
+    rows = run_in_process(experiment, path, example_config("margin", *overrides))
     return rows, path.read_bytes()
 
 
-def check_goes_on(lab, path, rows, *overrides):
+def check_goes_on(experiment, path, rows, *overrides):
     before = path.read_bytes()
-    assert [choice(row) for row in run_here(lab, path, practice("margin", *overrides))] == [choice(r) for r in rows]
+    assert [choice(row) for row in run_in_process(experiment, path, example_config("margin", *overrides))] == [
+        choice(r) for r in rows
+    ]
     assert path.read_bytes().startswith(before)
 
 
 def check_stopped_whole(path, rows):
-    """Whole lines, and rows that are those of the undisturbed cell, but not all."""
+    """Whole lines, and rows that are those of the undisturbed run, but not all."""
     assert path.read_bytes().endswith(b"\n")
-    kept = read_cell(path).records
+    kept = read_run(path).records
     assert 0 < len(kept) < len(rows)
     assert [choice(row) for row in kept] == [choice(row) for row in rows[: len(kept)]]
 
 
-def test_a_file_that_may_not_grow_loses_nothing_and_goes_on(lab, tmp_path):
-    rows, content = reference(lab, tmp_path)
+def test_a_file_that_may_not_grow_loses_nothing_and_goes_on(experiment, tmp_path):
+    rows, content = reference(experiment, tmp_path)
     path = tmp_path / "seed-0.jsonl"
     with (
         files_of_at_most(len(content) - 100),
         pytest.raises(UnwritableError, match=f"{path} cannot .*: {TOO_LARGE}"),
     ):
-        run_here(lab, path, practice("margin"))
+        run_in_process(experiment, path, example_config("margin"))
     check_stopped_whole(path, rows)
-    check_goes_on(lab, path, rows)
+    check_goes_on(experiment, path, rows)
 
 
-def test_a_full_disk_loses_nothing_and_goes_on(lab, tmp_path, mounted):
-    """It fills up while the cell is at work."""
-    config = practice("margin", "rounds=6")
+def test_a_full_disk_loses_nothing_and_goes_on(experiment, tmp_path, mounted):
+    """It fills up while the run is at work."""
+    config = example_config("margin", "rounds=6")
     disk = mounted(tmp_path / "disk", "size=64k")
     path, ballast = disk / "seed-0.jsonl", disk / "ballast"
 
@@ -110,27 +112,27 @@ def test_a_full_disk_loses_nothing_and_goes_on(lab, tmp_path, mounted):
             while True:
                 file.write(bytes(4096))
 
-    with Recorder(path) as recorder, pytest.raises(UnwritableError, match=f"{path} cannot .*: {FULL}"):
-        run_cell(Cell.of(config, lab), recorder, fill)
-    rows = run_here(lab, tmp_path / "undisturbed" / "seed-0.jsonl", config)
+    with FileWriter(path) as writer, pytest.raises(UnwritableError, match=f"{path} cannot .*: {FULL}"):
+        run_loop(Run.of(config, experiment), writer, fill)
+    rows = run_in_process(experiment, tmp_path / "undisturbed" / "seed-0.jsonl", config)
     check_stopped_whole(path, rows)
     assert sorted(os.listdir(disk)) == ["ballast", "seed-0.jsonl"]
     ballast.unlink()
-    check_goes_on(lab, path, rows, "rounds=6")
+    check_goes_on(experiment, path, rows, "rounds=6")
 
 
-def test_an_old_file_that_cannot_be_renewed_stays_as_it_was(lab, tmp_path):
+def test_an_old_file_that_cannot_be_renewed_stays_as_it_was(experiment, tmp_path):
     """Of schema 1, begun and not over: it is written anew before a row is added, and that does not fit."""
-    rows, content = reference(lab, tmp_path)
+    rows, content = reference(experiment, tmp_path)
     now, before = (f'"schema_version": {version}'.encode() for version in (SCHEMA_VERSION, 1))
     path = tmp_path / "seed-0.jsonl"
     path.write_bytes(b"".join(content.replace(now, before, 1).splitlines(keepends=True)[:-1]))
     old = path.read_bytes()
     with files_of_at_most(len(old) - 100), pytest.raises(UnwritableError, match=TOO_LARGE):
-        run_here(lab, path, practice("margin"))
+        run_in_process(experiment, path, example_config("margin"))
     assert path.read_bytes() == old
     assert not list(tmp_path.glob(".*"))
-    assert [choice(r) for r in run_here(lab, path, practice("margin"))] == [choice(r) for r in rows]
+    assert [choice(r) for r in run_in_process(experiment, path, example_config("margin"))] == [choice(r) for r in rows]
     assert json.loads(path.read_text().splitlines()[0])["schema_version"] == SCHEMA_VERSION
 
 
@@ -170,11 +172,11 @@ def test_a_read_only_results_folder_is_said_before_anything_runs(tmp_path, capsy
     assert line.startswith(f"dgal-bench: results={root}/below cannot be written: ")
 
 
-def prepared(lab, tmp_path, change):
-    """A folder with a cell that was changed; the other cell of the command has not begun."""
+def prepared(experiment, tmp_path, change):
+    """A folder with a run that was changed; the other run of the command has not begun."""
     root = tmp_path / "results"
     path = root / "paper" / "digits" / "random" / "seed-0.jsonl"
-    run_here(lab, path, practice("random"))
+    run_in_process(experiment, path, example_config("random"))
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(change(lines)))
     return root, path
@@ -196,8 +198,8 @@ def damaged(lines):
         (damaged, ", line 2: not JSON ("),
     ],
 )
-def test_a_file_that_cannot_be_read_is_refused_before_any_cell_starts(lab, tmp_path, capsys, change, line):
-    root, path = prepared(lab, tmp_path, change)
+def test_a_file_that_cannot_be_read_is_refused_before_any_run_starts(experiment, tmp_path, capsys, change, line):
+    root, path = prepared(experiment, tmp_path, change)
     before = listing(root)
     code, text = said(command(root, tmp_path / "cache", "strategy=random,margin"), capsys)
     assert code == 2
@@ -215,17 +217,17 @@ def cut(raw):
 
 
 @pytest.mark.parametrize(("name", "change"), [("latents.npy", flip), ("latents.npy", cut), ("manifest.json", cut)])
-def test_a_damaged_cache_is_made_again_said_and_no_pick_is_another(lab, tmp_path, caplog, name, change):
+def test_a_damaged_cache_is_made_again_said_and_no_pick_is_another(experiment, tmp_path, caplog, name, change):
     cache = tmp_path / "cache"
-    setup = practice_lab(cache).setup
+    setup = example_experiment(cache).prepared
     for path in cache.glob(f"*/{name}"):
         path.write_bytes(change(path.read_bytes()))
-    again = practice_lab(cache)
+    again = example_experiment(cache)
     for path in cache.glob(f"*/{name}"):
         assert f"cache entry {path.parent} is damaged ({name}): made again" in caplog.text
-    assert (again.setup.latents_sha256, again.setup.graph_sha256) == (setup.latents_sha256, setup.graph_sha256)
-    rows, _ = reference(lab, tmp_path)
-    picked = run_here(again, tmp_path / "seed-0.jsonl", practice("margin"))
+    assert (again.prepared.features_sha256, again.prepared.graph_sha256) == (setup.features_sha256, setup.graph_sha256)
+    rows, _ = reference(experiment, tmp_path)
+    picked = run_in_process(again, tmp_path / "seed-0.jsonl", example_config("margin"))
     assert [choice(row) for row in picked] == [choice(row) for row in rows]
 
 
@@ -234,8 +236,8 @@ def test_a_damaged_cache_is_made_again_said_and_no_pick_is_another(lab, tmp_path
 LONG = "rounds=30"
 
 
-def check_all_done_once(lab, root, folder, strategies, seeds, *overrides):
-    alone(lab, folder, strategies, seeds, *overrides)
+def check_all_done_once(experiment, root, folder, strategies, seeds, *overrides):
+    alone(experiment, folder, strategies, seeds, *overrides)
     assert texts_of(root) == texts_of(folder)
     for path in root.rglob("seed-*.jsonl"):
         kinds = [json.loads(line)["kind"] for line in path.read_text().splitlines()]
@@ -246,12 +248,14 @@ def check_all_done_once(lab, root, folder, strategies, seeds, *overrides):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["full", "limited"])
-def test_a_sweep_stops_at_storage_that_takes_no_more_and_goes_on_elsewhere(lab, tmp_path, cache_root, mounted, way):
+def test_a_sweep_stops_at_storage_that_takes_no_more_and_goes_on_elsewhere(
+    experiment, tmp_path, cache_root, mounted, way
+):
     root = tmp_path / "results"
     if way == "full":
         mounted(root, "size=64k")
     words = command(root, cache_root, "strategy=random,margin,dgmg", "seed=0,1,2", LONG, "jobs=2")
-    limit = "ulimit -f 16; " if way == "limited" else ""  # KiB: about half of a cell
+    limit = "ulimit -f 16; " if way == "limited" else ""  # KiB: about half of a run
     done = finish(["bash", "-c", f'{limit}exec "$@"', "_", *words])
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith(("[set-up]", "["))]
@@ -268,7 +272,7 @@ def test_a_sweep_stops_at_storage_that_takes_no_more_and_goes_on_elsewhere(lab, 
     assert done.returncode == 0, done.stderr
     after = listing(better)
     assert all(after[name].startswith(content) for name, content in before.items() if content.count(b"\n") > 1)
-    check_all_done_once(lab, better, tmp_path / "alone", ("random", "margin", "dgmg"), (0, 1, 2), LONG)
+    check_all_done_once(experiment, better, tmp_path / "alone", ("random", "margin", "dgmg"), (0, 1, 2), LONG)
 
 
 @pytest.mark.slow
@@ -283,7 +287,7 @@ def test_a_full_cache_stops_a_sweep_in_a_line(tmp_path, mounted):
 
 
 @pytest.mark.slow
-def test_two_runners_at_once_do_every_cell_once(lab, tmp_path):
+def test_two_runners_at_once_do_every_run_once(experiment, tmp_path):
     root, cache = tmp_path / "results", tmp_path / "cache"
     words = command(root, cache, "strategy=random,margin", "seed=0,1", LONG, "jobs=1")
     runners = [
@@ -295,21 +299,21 @@ def test_two_runners_at_once_do_every_cell_once(lab, tmp_path):
     assert not any(
         line.startswith("dgal-bench") or "Traceback" in line for said in errors for line in said.splitlines()
     )
-    check_all_done_once(lab, root, tmp_path / "alone", ("random", "margin"), (0, 1), LONG)
+    check_all_done_once(experiment, root, tmp_path / "alone", ("random", "margin"), (0, 1), LONG)
     assert not list(cache.glob("*.part")) + list(cache.glob("*.lease"))
 
 
 def hold(path, ready):
-    with Recorder(path):
+    with FileWriter(path):
         ready.set()
         time.sleep(600)
 
 
 @pytest.mark.slow
-def test_a_cell_held_by_another_runner_is_waited_for_and_taken_over_when_that_dies(lab, tmp_path, cache_root):
+def test_a_run_held_by_another_runner_is_waited_for_and_taken_over_when_that_dies(experiment, tmp_path, cache_root):
     root = tmp_path / "results"
     path = root / "paper" / "digits" / "margin" / "seed-0.jsonl"
-    run_here(lab, path, practice("margin"))
+    run_in_process(experiment, path, example_config("margin"))
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
     fork = multiprocessing.get_context("fork")
     ready = fork.Event()
@@ -321,10 +325,10 @@ def test_a_cell_held_by_another_runner_is_waited_for_and_taken_over_when_that_di
         for line in runner.stderr:
             if "waiting" in line:
                 break
-        assert line == f"warning: waiting for cells that process {holder.pid} of {os.uname().nodename} works on\n"
-        assert len(read_cell(path).records) == 1
+        assert line == f"warning: waiting for runs that process {holder.pid} of {os.uname().nodename} works on\n"
+        assert len(read_run(path).records) == 1
         os.kill(holder.pid, signal.SIGKILL)
         holder.join()
         rest = runner.stderr.read()
     assert runner.returncode == 0, rest
-    check_all_done_once(lab, root, tmp_path / "alone", ("margin",), (0,))
+    check_all_done_once(experiment, root, tmp_path / "alone", ("margin",), (0,))

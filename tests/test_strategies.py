@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from dgal_bench.compose import group_names
-from dgal_bench.config import StrategyConfig
+from dgal_bench.config.compose import group_names
+from dgal_bench.config.schema import StrategyConfig
+from dgal_bench.conformance import BATCH, LAWS, ExampleQuery, example_config
+from dgal_bench.core.errors import ConfigError
 from dgal_bench.data.pool import Pool
-from dgal_bench.errors import ConfigError
-from dgal_bench.graph import backends
+from dgal_bench.experiment import Run
+from dgal_bench.graph import knn as backends
 from dgal_bench.graph.diffusion import diffuse, score
-from dgal_bench.lab import Cell
-from dgal_bench.laws import BATCH, LAWS, Asked, practice
-from dgal_bench.strategies import ACQUISITIONS, RESTRICTIONS, Resources, build, resolved
+from dgal_bench.strategies import ACQUISITIONS, RESTRICTIONS, Resources, build, resolve_parts
 
 STRATEGIES = group_names("strategy")
 
@@ -37,26 +37,26 @@ def strategy(request):
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_every_strategy_keeps_every_law(lab, strategy, law):
-    LAWS[law](lab, strategy)
+def test_every_strategy_keeps_every_law(experiment, strategy, law):
+    LAWS[law](experiment, strategy)
 
 
-def test_seed_and_round_matter(lab, strategy):
+def test_seed_and_round_matter(experiment, strategy):
     """Over several seeds and rounds the batches differ: nothing is drawn from one stream twice."""
     batches = {
-        tuple(Asked(lab, strategy, seed, round_=round_).select().indices.tolist())
+        tuple(ExampleQuery(experiment, strategy, seed, round_=round_).select().indices.tolist())
         for seed in (0, 1)
         for round_ in (0, 1)
     }
     assert len(batches) == 4
 
 
-def test_the_streams_of_a_round_belong_to_seed_and_round_alone(lab):
+def test_the_streams_of_a_round_belong_to_seed_and_round_alone(experiment):
     """The query's draws and its order of ties: another seed or round has others, another strategy the same."""
     ids = torch.arange(5)
 
     def streams(strategy, seed, round_):
-        query = Asked(lab, strategy, seed, round_=round_).query
+        query = ExampleQuery(experiment, strategy, seed, round_=round_).query
         return query.rng.random(), tuple(query.ties(ids).tolist())
 
     rounds = [streams("random", seed, round_) for seed in (0, 1) for round_ in (0, 1)]
@@ -77,23 +77,23 @@ def everything_reachable(root):
     return seen.values()
 
 
-def test_no_unlabeled_label_is_readable(lab, strategy):
+def test_no_unlabeled_label_is_readable(experiment, strategy):
     """No tensor or array that a query leads to tells more labels of the pool than are known."""
-    asked = Asked(lab, strategy)
-    truth, unlabeled = lab.data.labels, asked.pool.unlabeled
-    for thing in everything_reachable([asked.query, asked.cell.strategy]):
+    asked = ExampleQuery(experiment, strategy)
+    truth, unlabeled = experiment.data.labels, asked.pool.unlabeled
+    for thing in everything_reachable([asked.query, asked.run.strategy]):
         if isinstance(thing, torch.Tensor | np.ndarray) and thing.shape == (len(truth),):
             values = torch.as_tensor(np.asarray(thing))
             assert (values[unlabeled] == truth[unlabeled]).float().mean() < 0.5, "true labels are in reach"
 
 
-def test_points_scored_are_those_of_the_specification(lab, strategy):
-    asked = Asked(lab, strategy)
+def test_points_scored_are_those_of_the_specification(experiment, strategy):
+    asked = ExampleQuery(experiment, strategy)
     candidates = asked.select().candidates
-    config = asked.cell.config.strategy
+    config = asked.run.config.strategy
     n_u = len(asked.pool.unlabeled)
     scored = N_SCORED.get(config.acquire["kind"], lambda m, labeled: m)(len(candidates), 12)
-    assert asked.predict.n_scored == (lab.data.size if config.restrict["kind"] == "model_neighbors" else scored)
+    assert asked.predict.n_scored == (experiment.data.size if config.restrict["kind"] == "model_neighbors" else scored)
     if config.restrict["kind"] == "everything":
         assert len(candidates) == n_u
     elif config.restrict.get("restricted_size"):
@@ -105,7 +105,7 @@ def test_points_scored_are_those_of_the_specification(lab, strategy):
 
 
 def test_every_part_is_in_some_strategy():
-    used = [resolved(practice(name).strategy) for name in STRATEGIES]
+    used = [resolve_parts(example_config(name).strategy) for name in STRATEGIES]
     assert {config.restrict["kind"] for config in used} == set(RESTRICTIONS)
     assert {config.acquire["kind"] for config in used} == set(ACQUISITIONS)
 
@@ -121,60 +121,62 @@ def criterion(name, probs):
 
 
 @pytest.mark.parametrize("name", ["margin", "lc", "entropy"])
-def test_uncertainty_is_the_sort_of_its_formula(lab, name):
-    asked = Asked(lab, name)
+def test_uncertainty_is_the_sort_of_its_formula(experiment, name):
+    asked = ExampleQuery(experiment, name)
     unlabeled = asked.pool.unlabeled
-    kind = asked.cell.config.strategy.acquire["kind"]
+    kind = asked.run.config.strategy.acquire["kind"]
     scores = [criterion(kind, row) for row in asked.predict(unlabeled).probs.double().numpy()]
     expected = unlabeled[np.argsort(scores, kind="stable")[:BATCH].copy()]
     assert asked.select().indices.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("name", ["ova_min", "ova_norm", "confidence", "margin", "negentropy", "normalised"])
-def test_diffusion_takes_the_smallest_scores_ties_by_hash(lab, name):
-    asked = Asked(lab, "dgmg")
-    cell = Cell.of(practice("dgmg", f"strategy.restrict.score={name}", "strategy.restrict.diffusion_steps=2"), lab)
+def test_diffusion_takes_the_smallest_scores_ties_by_hash(experiment, name):
+    asked = ExampleQuery(experiment, "dgmg")
+    run = Run.of(
+        example_config("dgmg", f"strategy.restrict.score={name}", "strategy.restrict.diffusion_steps=2"), experiment
+    )
     pool, query = asked.pool, asked.query
-    heat = diffuse(cell.graph, pool.labeled, pool.labels, 10, 2)
+    heat = diffuse(run.graph, pool.labeled, pool.labels, 10, 2)
     scores, keys = score(name)(heat).tolist(), query.ties(torch.arange(pool.size)).tolist()
     expected = sorted(pool.unlabeled.tolist(), key=lambda i: (scores[i], keys[i]))[:20]
-    assert cell.strategy.restrict(query).tolist() == expected
+    assert run.strategy.restrict(query).tolist() == expected
     taken = [scores[i] for i in expected]
     left = [scores[i] for i in set(pool.unlabeled.tolist()) - set(expected)]
     share = taken.count(max(taken)) / 20 if max(taken) in left else 0.0
     assert query.notes["ties"]() == pytest.approx(share)
-    forgets = replace(cell.strategy.restrict, memory_limit=0)  # by the whole product, and the scores of all points
+    forgets = replace(run.strategy.restrict, memory_limit=0)  # by the whole product, and the scores of all points
     assert forgets(query).tolist() == expected
 
 
-def test_labeled_points_are_no_candidates_where_all_scores_are_equal(lab):
+def test_labeled_points_are_no_candidates_where_all_scores_are_equal(experiment):
     """With one class every point is as certain as a labeled one, and as many are asked for as there are points."""
-    asked = Asked(lab, "dgmg")
+    asked = ExampleQuery(experiment, "dgmg")
     pool = Pool(asked.pool.size, 1, asked.pool.labeled, torch.zeros_like(asked.pool.labels))
-    restrict = Cell.of(practice("dgmg", "strategy.restrict.score=confidence"), lab).strategy.restrict
+    restrict = Run.of(example_config("dgmg", "strategy.restrict.score=confidence"), experiment).strategy.restrict
     for limit in (restrict.memory_limit, 0):
         greedy = replace(restrict, restricted_size=pool.size, memory_limit=limit)
         assert sorted(greedy(replace(asked.query, pool=pool)).tolist()) == pool.unlabeled.tolist()
 
 
-def test_diffusion_breaks_ties_by_position_where_told(lab):
+def test_diffusion_breaks_ties_by_position_where_told(experiment):
     """After one step most of the pool is unreached, so all of it ties: the first of the data set are taken."""
-    asked = Asked(lab, "dgmg")
+    asked = ExampleQuery(experiment, "dgmg")
     settings = ("strategy.restrict.tie_break=position", "strategy.restrict.diffusion_steps=1")
-    cell = Cell.of(practice("dgmg", *settings), lab)
+    run = Run.of(example_config("dgmg", *settings), experiment)
     pool, query = asked.pool, asked.query
-    scores = score("ova_min")(diffuse(cell.graph, pool.labeled, pool.labels, 10, 1)).tolist()
+    scores = score("ova_min")(diffuse(run.graph, pool.labeled, pool.labels, 10, 1)).tolist()
     expected = sorted(pool.unlabeled.tolist(), key=lambda i: (scores[i], i))[:20]
-    assert cell.strategy.restrict(query).tolist() == expected
+    assert run.strategy.restrict(query).tolist() == expected
     assert query.notes["ties"]() > 0.5
 
 
-def test_uniform_restriction_is_uniform(lab):
+def test_uniform_restriction_is_uniform(experiment):
     """Each of 188 points is among 20 candidates with chance 0.106; 400 rounds, within 6 deviations of 0.0154."""
-    counts = torch.zeros(lab.data.size)
-    asked = Asked(lab, "rsmg")
+    counts = torch.zeros(experiment.data.size)
+    asked = ExampleQuery(experiment, "rsmg")
     for round_ in range(400):
-        counts[asked.cell.strategy.restrict(asked.cell.query(asked.pool, asked.predict, asked.clock, round_))] += 1
+        counts[asked.run.strategy.restrict(asked.run.query(asked.pool, asked.predict, asked.clock, round_))] += 1
     rates = counts[asked.pool.unlabeled] / 400
     assert rates.mean() == pytest.approx(20 / 188, abs=1e-6)
     assert (rates - 20 / 188).abs().max() < 0.093
@@ -183,7 +185,7 @@ def test_uniform_restriction_is_uniform(lab):
 class TestConfiguration:
     def build(self, restrict=None, acquire=None):
         config = StrategyConfig("mine", restrict or {"kind": "everything"}, acquire or {"kind": "margin"})
-        return resolved(config)
+        return resolve_parts(config)
 
     @pytest.mark.parametrize(
         ("part", "message"),
@@ -231,10 +233,10 @@ class TestConfiguration:
         }
 
     def test_equal_settings_have_equal_hashes(self):
-        whole, broken = (practice("dgmg", f"strategy.restrict.p={p}") for p in ("2", "2.0"))
-        assert whole.hash == broken.hash == practice("dgmg").hash
+        whole, broken = (example_config("dgmg", f"strategy.restrict.p={p}") for p in ("2", "2.0"))
+        assert whole.hash == broken.hash == example_config("dgmg").hash
 
-    def test_the_graph_is_handed_in(self, lab):
+    def test_the_graph_is_handed_in(self, experiment):
         config = self.build(restrict={"kind": "diffusion", "restricted_size": 5})
-        resources = Resources(lab.setup.graph, lab.setup.latents, backends.new_index)
-        assert build(config, resources).restrict.graph is lab.setup.graph
+        resources = Resources(experiment.prepared.graph, experiment.prepared.features, backends.build_index)
+        assert build(config, resources).restrict.graph is experiment.prepared.graph

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from dgal_bench.compose import compose
+from dgal_bench.config.compose import compose
+from dgal_bench.conformance import example_config
+from dgal_bench.core.errors import ConfigError, UserError
+from dgal_bench.core.seeding import isolated
 from dgal_bench.data.pool import Pool, initial_set
-from dgal_bench.errors import ConfigError, UserError
-from dgal_bench.lab import Cell
-from dgal_bench.laws import practice
+from dgal_bench.experiment import Run
 from dgal_bench.models.nets import build_net, cost
 from dgal_bench.models.task import StopWhenFlat, fit, measure_accuracy, new_trainer
-from dgal_bench.seeding import isolated
 
 
 def config(dataset):
@@ -76,69 +76,71 @@ def test_it_is_not_armed_at_chance_nor_before_min_epochs():
     assert epochs_run([0.5] * 9, min_epochs=7) == 7
 
 
-def one_round(lab, n_labeled=40, seed=0, round_=0, **overrides):
-    cell = Cell.of(practice("random", f"seed={seed}", *[f"training.{k}={v}" for k, v in overrides.items()]), lab)
-    first = initial_set(lab.data.labels, 10, n_labeled, seed)
-    pool = Pool(lab.data.size, 10, first, lab.data.labels[first])
-    module, data = cell.new_module(round_), cell.datamodule(pool, round_)
+def one_round(experiment, n_labeled=40, seed=0, round_=0, **overrides):
+    run = Run.of(
+        example_config("random", f"seed={seed}", *[f"training.{k}={v}" for k, v in overrides.items()]), experiment
+    )
+    first = initial_set(experiment.data.labels, 10, n_labeled, seed)
+    pool = Pool(experiment.data.size, 10, first, experiment.data.labels[first])
+    module, data = run.new_module(round_), run.datamodule(pool, round_)
     with isolated(seed, "training", round_):
-        trainer = new_trainer(cell.config, lab.device)
+        trainer = new_trainer(run.config, experiment.device)
         fitted = fit(trainer, module, data)
         return fitted, measure_accuracy(trainer, module, data), module
 
 
-def test_a_round_is_the_same_bits_again(lab):
-    (fitted, accuracy, module), again = one_round(lab), one_round(lab)
+def test_a_round_is_the_same_bits_again(experiment):
+    (fitted, accuracy, module), again = one_round(experiment), one_round(experiment)
     assert (fitted, accuracy) == again[:2]
     for a, b in zip(module.parameters(), again[2].parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_initial_weights_differ_by_seed_and_round_only(lab):
+def test_initial_weights_differ_by_seed_and_round_only(experiment):
     def weights(strategy, seed, round_):
-        cell = Cell.of(practice(strategy, f"seed={seed}"), lab)
-        return next(cell.new_module(round_).parameters())
+        run = Run.of(example_config(strategy, f"seed={seed}"), experiment)
+        return next(run.new_module(round_).parameters())
 
     assert torch.equal(weights("random", 0, 1), weights("dgmg", 0, 1))
     assert not torch.equal(weights("random", 0, 1), weights("random", 0, 2))
     assert not torch.equal(weights("random", 0, 1), weights("random", 1, 1))
 
 
-def test_it_learns_and_says_when_it_did_not(lab):
-    learned, accuracy, _ = one_round(lab, n_labeled=150, max_epochs=60)
+def test_it_learns_and_says_when_it_did_not(experiment):
+    learned, accuracy, _ = one_round(experiment, n_labeled=150, max_epochs=60)
     assert not learned.underfit
     assert learned.train_loss < 0.5
     assert accuracy > 0.7
-    short, _, _ = one_round(lab, max_epochs=1)
+    short, _, _ = one_round(experiment, max_epochs=1)
     assert short.underfit
     assert short.train_loss >= math.log(10) / 2
 
 
-def test_the_loss_is_the_mean_over_points_of_the_last_epoch(lab):
+def test_the_loss_is_the_mean_over_points_of_the_last_epoch(experiment):
     """With a learning rate of 0 every epoch's loss is that of the initial weights."""
-    fitted, _, module = one_round(lab, n_labeled=41, lr=0.0, max_epochs=2)
-    first = initial_set(lab.data.labels, 10, 41, 0)
+    fitted, _, module = one_round(experiment, n_labeled=41, lr=0.0, max_epochs=2)
+    first = initial_set(experiment.data.labels, 10, 41, 0)
     with torch.no_grad():
-        logits, _ = module.net(lab.transform(lab.data.images[first]))
+        logits, _ = module.net(experiment.transform(experiment.data.images[first]))
     assert fitted.train_loss == pytest.approx(
-        float(nn.functional.cross_entropy(logits, lab.data.labels[first])), abs=1e-5
+        float(nn.functional.cross_entropy(logits, experiment.data.labels[first])), abs=1e-5
     )
 
 
-def test_accuracy_is_the_share_of_right_answers(lab):
-    _, accuracy, module = one_round(lab, n_labeled=150)
+def test_accuracy_is_the_share_of_right_answers(experiment):
+    _, accuracy, module = one_round(experiment, n_labeled=150)
     module.eval()
     with torch.no_grad():
-        logits, _ = module.net(lab.transform(lab.data.test_images))
-    assert accuracy == pytest.approx(float((logits.argmax(1) == lab.data.test_labels).float().mean()))
+        logits, _ = module.net(experiment.transform(experiment.data.test_images))
+    assert accuracy == pytest.approx(float((logits.argmax(1) == experiment.data.test_labels).float().mean()))
 
 
-def test_one_label_trains(lab):
-    fitted, accuracy, _ = one_round(lab, n_labeled=1, max_epochs=3)
+def test_one_label_trains(experiment):
+    fitted, accuracy, _ = one_round(experiment, n_labeled=1, max_epochs=3)
     assert fitted.epochs == 3
     assert 0 <= accuracy <= 1
 
 
-def test_a_diverged_training_says_which_knob(lab):
+def test_a_diverged_training_says_which_knob(experiment):
     with pytest.raises(UserError, match=r"lower training.lr"):
-        one_round(lab, lr=1e20, max_epochs=3)
+        one_round(experiment, lr=1e20, max_epochs=3)

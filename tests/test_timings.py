@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from dgal_bench.errors import ResultsError
-from dgal_bench.timings import Timing, read_all_timings, read_timings, timings_path, write_timings
+from dgal_bench.core.errors import ResultsError
+from dgal_bench.results.reader import read_all_timings, read_timings, timings_path
+from dgal_bench.results.rows import Timing
+from dgal_bench.results.writer import write_timings
 
 HEADER = {
     "cell": "digits/dgmg/seed-0", "common": None, "picks": "0123", "rounds": [0, 3], "repeats": 3, "changed": [],
@@ -31,7 +33,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert [one.path for one in read_all_timings(tmp_path)] == [path]
 
 
-def test_picks_are_equal_where_all_of_the_cells_own_are(tmp_path):
+def test_picks_are_equal_where_all_of_the_runs_own_are(tmp_path):
     path = tmp_path / "timings-common.jsonl"
     other = replace(ONE, strategy="margin", picks_equal=None)
     for timings, equal in (

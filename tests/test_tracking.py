@@ -15,22 +15,23 @@ from pathlib import Path
 
 import pytest
 
-from dgal_bench.arguments import parse
-from dgal_bench.cli import main
-from dgal_bench.errors import ConfigError
-from dgal_bench.lease import process_start
-from dgal_bench.record import RoundRecord, read_cell, read_results
-from dgal_bench.report import areas
-from dgal_bench.request import tracking_of, wandb_of
-from dgal_bench.tracking import driver, facts
-from dgal_bench.tracking.folders import MARKER, Folders, Lock
-from dgal_bench.tracking.follow import Follower
-from dgal_bench.tracking.settings import Tracking
+from dgal_bench.cli.main import main
+from dgal_bench.cli.options import parse_arguments, tracking_of, wandb_of
+from dgal_bench.core.errors import ConfigError
+from dgal_bench.core.files import process_start
+from dgal_bench.results import metrics as areas
+from dgal_bench.results import tracking as driver
+from dgal_bench.results import wandb as facts
+from dgal_bench.results.reader import read_results, read_run
+from dgal_bench.results.rows import RoundRecord
+from dgal_bench.results.tracking import Tracking
+from dgal_bench.results.wandb import MARKER, FolderLock, RunFolders
+from dgal_bench.results.wandb_follow import FileMirror
 from tests.sweeping import HERE, command, descendants, finish, listing, texts_of
 from tests.wandb_server import KEY, serving
 
 GOLDEN = HERE / "tests" / "golden" / "schema-2" / "golden"
-CELL = GOLDEN / "digits" / "dgmg" / "seed-0.jsonl"
+RUN = GOLDEN / "digits" / "dgmg" / "seed-0.jsonl"
 
 OFFLINE = {
     "DGAL_OFFLINE": "true", "WANDB_API_KEY": "", "WANDB_MODE": "offline",
@@ -49,15 +50,15 @@ def row(round_, accuracy, seconds=None):
 THREE = (row(0, 0.2, 1.0), row(1, 0.4, 3.0), row(2, 0.6))
 
 
-def cell(records=THREE, failure=None, path=CELL, **header):
-    log = read_cell(CELL)
+def run(records=THREE, failure=None, path=RUN, **header):
+    log = read_run(RUN)
     changed = {**log.header, "config": {**log.header["config"], "rounds": 2}, **header}
     lines = (changed, *({"kind": "round", **asdict(record)} for record in records))
     return replace(log, header=changed, records=tuple(records), failure=failure, path=path, lines=lines)
 
 
 def test_a_row_stands_on_our_axes_and_query_time_is_that_of_the_rows_before():
-    rows = facts.rows(cell())
+    rows = facts.logged_rows(run())
     assert [(r["round"], r["labels"], r["query_seconds"]) for r in rows] == [(0, 10, 0.0), (1, 15, 1.0), (2, 20, 4.0)]
     assert [r["accuracy/by_labels"] for r in rows] == [r["accuracy/by_query_seconds"] for r in rows] == [0.2, 0.4, 0.6]
     assert rows[1]["query/phase/diffuse"] == rows[1]["query/seconds"] == 3.0
@@ -68,14 +69,14 @@ def test_a_row_stands_on_our_axes_and_query_time_is_that_of_the_rows_before():
 
 def test_every_number_of_a_row_has_a_name_on_an_axis():
     globs = tuple(name.removesuffix("*") for name, _ in facts.DEFINITIONS)
-    for told in facts.rows(read_cell(CELL)):
+    for told in facts.logged_rows(read_run(RUN)):
         assert [name for name in told if name not in facts.AXES and not name.startswith(globs)] == []
         assert all(isinstance(value, int | float) for value in told.values())
 
 
 def test_the_summary_is_the_reports_statistics():
-    log = cell()
-    told = facts.summary(log)
+    log = run()
+    told = facts.run_summary(log)
     assert told["status"] == "done"
     assert told["rows"] == 3
     assert told["final_accuracy"] == 0.6
@@ -86,99 +87,102 @@ def test_the_summary_is_the_reports_statistics():
     assert told["setup/graph_seconds"] == log.header["setup"]["graph"]["seconds"]
 
 
-def test_a_cell_of_one_row_or_of_none_has_neither_area_nor_mean():
-    one = facts.summary(cell([row(0, 0.9)], config={**read_cell(CELL).header["config"], "rounds": 0}))
+def test_a_run_of_one_row_or_of_none_has_neither_area_nor_mean():
+    one = facts.run_summary(run([row(0, 0.9)], config={**read_run(RUN).header["config"], "rounds": 0}))
     assert (one["status"], one["final_accuracy"], one["rows"]) == ("done", 0.9, 1)
     assert not {"area", "mean_query_seconds"} & one.keys()
-    assert facts.rows(cell([])) == []
-    assert "final_accuracy" not in facts.summary(cell([]))
+    assert facts.logged_rows(run([])) == []
+    assert "final_accuracy" not in facts.run_summary(run([]))
 
 
-def test_a_failed_cell_says_why():
-    log = cell(THREE[:2], failure={"kind": "failure", "error": "out of memory"})
-    told = facts.summary(log)
+def test_a_failed_run_says_why():
+    log = run(THREE[:2], failure={"kind": "failure", "error": "out of memory"})
+    told = facts.run_summary(log)
     assert (told["status"], told["error"], told["rows"]) == ("failed", "out of memory", 2)
     assert [facts.EXIT_CODES[status] for status in ("done", "skipped", "failed", "partial")] == [0, 0, 1, 255]
 
 
 def test_the_id_is_of_what_a_result_is_about():
-    log = cell()
-    first = facts.names(log)
-    assert facts.names(cell(THREE[:1], provenance={})) == first
+    log = run()
+    first = facts.run_names(log)
+    assert facts.run_names(run(THREE[:1], provenance={})) == first
     assert (first.group, first.name) == ("digits/dgmg", "dgmg/seed-0")
     assert first.tags == ["golden", "digits", "smoke", "dgmg", f"algorithm-{first.algorithm_version}"]
     said = log.header["fingerprint"]
     others = [
-        cell(cell="digits/dgmg/seed-1"),
-        cell(fingerprint=said | {"config": "0" * 64}),
-        cell(fingerprint=said | {"data": "0" * 64}),
-        cell(fingerprint=said | {"algorithm_version": 99}),
-        cell(initial=[1, 2, 3]),
-        cell(path=Path("elsewhere") / "another" / Path(*CELL.parts[-3:])),
+        run(cell="digits/dgmg/seed-1"),
+        run(fingerprint=said | {"config": "0" * 64}),
+        run(fingerprint=said | {"data": "0" * 64}),
+        run(fingerprint=said | {"algorithm_version": 99}),
+        run(initial=[1, 2, 3]),
+        run(path=Path("elsewhere") / "another" / Path(*RUN.parts[-3:])),
     ]
-    ids = {facts.names(other).id for other in others}
+    ids = {facts.run_names(other).id for other in others}
     assert len(ids) == len(others)
     assert first.id not in ids
 
 
 def test_odd_names_are_kept_and_tags_cut_to_what_w_and_b_takes():
     label = "dgmg+strategy.restrict.score=<margin>&" + "x" * 80
-    told = facts.names(cell(cell=f"my \u00e4 & <b>data</b>/{label}/seed-0"))
+    told = facts.run_names(run(cell=f"my \u00e4 & <b>data</b>/{label}/seed-0"))
     assert told.group == f"my \u00e4 & <b>data</b>/{label}"
     assert max(len(tag) for tag in told.tags) == 64
 
 
 def test_the_configuration_is_the_resolved_one_and_what_runs_are_grouped_by():
-    log = read_cell(CELL)
-    told = facts.config(log)
+    log = read_run(RUN)
+    told = facts.run_config(log)
     assert {key: told[key] for key in log.header["config"]} == log.header["config"]
     assert (told["suite"], told["dataset_name"], told["strategy_name"]) == ("golden", "digits", "dgmg")
     assert (told["cell"], told["fingerprint"]) == (log.header["cell"], log.header["fingerprint"])
 
 
 def test_digests_tell_what_differs():
-    assert facts.digest(cell()) == facts.digest(cell())
-    assert facts.digest(cell()) != facts.digest(cell(THREE[:2]))
-    assert facts.rows_digest(cell(), 2) == facts.rows_digest(cell(THREE[:2]), 2)
+    assert facts.mirror_digest(run()) == facts.mirror_digest(run())
+    assert facts.mirror_digest(run()) != facts.mirror_digest(run(THREE[:2]))
+    assert facts.rows_digest(run(), 2) == facts.rows_digest(run(THREE[:2]), 2)
     again = (replace(THREE[0], query_seconds=1.5), *THREE[1:])
-    assert facts.rows_digest(cell(), 2) != facts.rows_digest(cell(again), 2)
+    assert facts.rows_digest(run(), 2) != facts.rows_digest(run(again), 2)
 
 
 def test_digests_are_of_the_file_and_not_of_what_this_version_reads_into_it():
-    older = read_cell(CELL)
+    older = read_run(RUN)
     lines = tuple({k: v for k, v in line.items() if k != "halved_to"} for line in older.lines)
     older = replace(older, lines=lines)
     newer = replace(older, records=tuple(replace(record, halved_to=7) for record in older.records))
-    assert (facts.digest(newer), facts.rows_digest(newer, 2)) == (facts.digest(older), facts.rows_digest(older, 2))
+    assert (facts.mirror_digest(newer), facts.rows_digest(newer, 2)) == (
+        facts.mirror_digest(older),
+        facts.rows_digest(older, 2),
+    )
 
 
 def test_a_folder_is_whole_with_its_marker_and_others_go_unless_they_are_written_to(tmp_path):
-    log, folders = cell(path=tmp_path / "s" / "digits" / "dgmg" / "seed-0.jsonl"), Folders((0,))
-    names = [f"offline-run-2026010{n}-{facts.names(log).id}" for n in range(3)]
+    log, folders = run(path=tmp_path / "s" / "digits" / "dgmg" / "seed-0.jsonl"), RunFolders((0,))
+    names = [f"offline-run-2026010{n}-{facts.run_names(log).id}" for n in range(3)]
     new, dead, alive = (folders.of(log) / name for name in names)
     for folder in (new, dead, alive):
         folder.mkdir(parents=True)
-    held = Lock(alive)
+    held = FolderLock(alive)
     assert not folders.has(log)
-    lock = Lock(new)
+    lock = FolderLock(new)
     folders.mark(log, new)
     folders.clear(log, lock)
     assert folders.has(log)
     assert not dead.exists()
     assert alive.exists()
-    assert not folders.has(cell(THREE[:2], path=log.path))
+    assert not folders.has(run(THREE[:2], path=log.path))
     held.release()
 
 
 def test_pictures_asked_for_later_make_a_folder_incomplete(tmp_path):
     shutil.copytree(GOLDEN, tmp_path / "golden")
-    log = read_cell(tmp_path / "golden" / "digits" / "dgmg" / "seed-0.jsonl")
-    folder = Folders(()).of(log) / f"offline-run-1-{facts.names(log).id}"
+    log = read_run(tmp_path / "golden" / "digits" / "dgmg" / "seed-0.jsonl")
+    folder = RunFolders(()).of(log) / f"offline-run-1-{facts.run_names(log).id}"
     folder.mkdir(parents=True)
-    Folders((50,)).mark(log, folder)
-    assert Folders(()).has(log)
-    assert Folders((99,)).has(log)  # there is no round 99
-    assert not Folders((0,)).has(log)
+    RunFolders((50,)).mark(log, folder)
+    assert RunFolders(()).has(log)
+    assert RunFolders((99,)).has(log)  # there is no round 99
+    assert not RunFolders((0,)).has(log)
 
 
 def test_auto_is_online_with_a_key_and_never_where_the_network_is_forbidden(monkeypatch, tmp_path):
@@ -187,9 +191,9 @@ def test_auto_is_online_with_a_key_and_never_where_the_network_is_forbidden(monk
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
 
     def mode(*words):
-        return wandb_of(parse(words)).mode
+        return wandb_of(parse_arguments(words)).mode
 
-    assert tracking_of(parse([])) is None
+    assert tracking_of(parse_arguments([])) is None
     assert mode("offline=false") == "offline"
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     assert mode("offline=false") == "online"
@@ -197,7 +201,7 @@ def test_auto_is_online_with_a_key_and_never_where_the_network_is_forbidden(monk
     assert mode("offline=false", "wandb.mode=offline") == "offline"
     monkeypatch.setenv("WANDB_MODE", "dryrun")
     assert mode("offline=false") == "offline"
-    told = tracking_of(parse(["tracking=wandb", "wandb.project=p", "wandb.entity=e", "wandb.images=0,7"]))
+    told = tracking_of(parse_arguments(["tracking=wandb", "wandb.project=p", "wandb.entity=e", "wandb.images=0,7"]))
     assert (told.project, told.entity, told.images) == ("p", "e", (0, 7))
 
 
@@ -220,7 +224,7 @@ def test_mistakes_are_one_line(words, message, monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     with pytest.raises(ConfigError) as caught:
-        tracking_of(parse(words))
+        tracking_of(parse_arguments(words))
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
@@ -238,7 +242,7 @@ def test_mistakes_are_one_line(words, message, monkeypatch, tmp_path):
 def test_what_wandb_refuses_is_one_line_before_anything_is_run(name, value, message, monkeypatch):
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError) as caught:
-        tracking_of(parse(["tracking=wandb"]))
+        tracking_of(parse_arguments(["tracking=wandb"]))
     assert str(caught.value).startswith(message)
 
 
@@ -266,13 +270,13 @@ class Failing:
         self.written.append(log.header["cell"])
 
 
-def test_a_server_that_falls_silent_at_the_end_loses_no_cell(tmp_path):
+def test_a_server_that_falls_silent_at_the_end_loses_no_run(tmp_path):
     shutil.copytree(GOLDEN, tmp_path / "golden")
     paths = [tmp_path / "golden" / "digits" / name / "seed-0.jsonl" for name in ("margin", "rsmg", "dgmg")]
     for path in paths:
         path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
     mirror, warned = Failing(), []
-    follower = Follower(paths, mirror, warned.append)
+    follower = FileMirror(paths, mirror, warned.append)
     follower.look()
     follower.close()
     assert sorted(mirror.written) == [f"digits/{name}/seed-0" for name in ("dgmg", "margin", "rsmg")]
@@ -283,9 +287,9 @@ def driven(monkeypatch, code):
     """What is warned of when the mirror is a process of that code, and the sweep waits for it."""
     started = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
     words = [sys.executable, "-S", "-c", code]
-    monkeypatch.setattr(driver, "_started", lambda _, stderr: subprocess.Popen(words, stderr=stderr, **started))
+    monkeypatch.setattr(driver, "_start_process", lambda _, stderr: subprocess.Popen(words, stderr=stderr, **started))
     warned = []
-    return driver._Mirroring(Tracking(), Path("r"), [], warned.append), warned
+    return driver._MirrorProcess(Tracking(), Path("r"), [], warned.append), warned
 
 
 def test_the_last_words_of_a_mirror_are_heard_before_the_summary_of_them(monkeypatch):
@@ -308,7 +312,7 @@ def test_stopped_while_it_waits_the_driver_leaves_no_mirror(monkeypatch):
 
 
 def test_a_mirror_is_nice_before_it_imports_anything_large():
-    code = "import sys, dgal_bench.tracking.follow; print({'torch', 'wandb', 'scipy'} & sys.modules.keys())"
+    code = "import sys, dgal_bench.results.wandb_follow; print({'torch', 'wandb', 'scipy'} & sys.modules.keys())"
     assert finish([sys.executable, "-c", code]).stdout == "set()\n"
 
 
@@ -330,7 +334,7 @@ def test_mistakes_of_push_are_one_line(words, message, capsys):
 
 
 def push(root, *words, **environment):
-    words = [sys.executable, "-m", "dgal_bench.cli", "push", str(root), *words]
+    words = [sys.executable, "-m", "dgal_bench.cli.main", "push", str(root), *words]
     return finish(words, **{**OFFLINE, **environment})
 
 
@@ -356,24 +360,24 @@ def runs_of(root):
 
 def check_told(root):
     """The runs under ``root`` are its result files: every row, name, setting and summary."""
-    logs = {facts.names(log).id: log for log in begun(root)}
+    logs = {facts.run_names(log).id: log for log in begun(root)}
     found = runs_of(root)
     assert found.keys() == logs.keys()
     for run_id, (run, records) in found.items():
-        log, known = logs[run_id], facts.names(logs[run_id])
+        log, known = logs[run_id], facts.run_names(logs[run_id])
         assert (run["run_group"], run["display_name"], run["project"]) == (known.group, known.name, "dgal_bench")
         assert (sorted(run["tags"]), run["job_type"]) == (sorted(known.tags), known.suite)
         told = {key: value for key, value in run["config"]["update"].items() if key != "_wandb"}
-        assert told == json.loads(json.dumps(facts.config(log)))
+        assert told == json.loads(json.dumps(facts.run_config(log)))
         items = [item["item"] for item in records["history"]]
-        assert [own(item) for item in items] == [pytest.approx(row) for row in facts.rows(log)]
+        assert [own(item) for item in items] == [pytest.approx(row) for row in facts.logged_rows(log)]
         assert [item["_step"] for item in items] == [record.round for record in log.records]
         metrics = {m.get("name") or m["glob_name"]: m.get("step_metric") for m in records["metric"]}
         assert metrics == {**dict.fromkeys(facts.AXES), **dict(facts.DEFINITIONS)}
         summary = {}
         for update in records["summary"]:
             summary |= update["update"]
-        assert {key: summary[key] for key in facts.summary(log)} == pytest.approx(facts.summary(log))
+        assert {key: summary[key] for key in facts.run_summary(log)} == pytest.approx(facts.run_summary(log))
         assert records["exit"] == [pytest.approx({"exit_code": facts.EXIT_CODES[log.status]} | runtime(records))]
 
 
@@ -391,33 +395,33 @@ def tell(path, lines):
 
 @pytest.mark.slow
 def test_push_tells_everything_and_twice_changes_nothing(tmp_path):
-    """Cells of every kind: done, partial, failed, one row, never begun, odd names."""
+    """Runs of every kind: done, partial, failed, one row, never begun, odd names."""
     root = tmp_path / "results"
     shutil.copytree(GOLDEN, root / "golden")
-    lines = [json.loads(line) for line in CELL.read_text().splitlines()]
+    lines = [json.loads(line) for line in RUN.read_text().splitlines()]
     partial = root / "golden" / "digits" / "margin" / "seed-0.jsonl"
     tell(partial, [json.loads(line) for line in partial.read_text().splitlines()][:2])
     odd = root / "golden" / "digits" / "dgmg+a=<b>&\u00e4 'q'" / "seed-0.jsonl"
     odd.parent.mkdir()
     failure = {"kind": "failure", "error": 'no <memory> & "more"', "traceback": ""}
     tell(odd, [lines[0] | {"cell": f"digits/{odd.parent.name}/seed-0"}, lines[1], failure])
-    n_cells = len(begun(root))
+    n_runs = len(begun(root))
 
     first = push(root)
     assert first.returncode == 0, first.stderr
     assert first.stderr == ""
-    assert f"{n_cells} runs: {n_cells} pushed, 0 already there; offline, in {root}/wandb" in first.stdout
+    assert f"{n_runs} runs: {n_runs} pushed, 0 already there; offline, in {root}/wandb" in first.stdout
     assert "Not begun, and so no runs: digits/badge/seed-0, digits/ganvae/seed-0\n" in first.stdout
     check_told(root)
     before = listing(root / "wandb")
     again = push(root / "golden")
-    assert f"{n_cells} runs: 0 pushed, {n_cells} already there" in again.stdout
+    assert f"{n_runs} runs: 0 pushed, {n_runs} already there" in again.stdout
     assert listing(root / "wandb") == before
 
     shutil.copy(GOLDEN / "digits" / "margin" / "seed-0.jsonl", partial)
     more = push(root, "wandb.images=0")
     n_pictured = sum(bool(log.records[0].indices) for log in begun(root))
-    assert f"{n_pictured} pushed, {n_cells - n_pictured} already there" in more.stdout
+    assert f"{n_pictured} pushed, {n_runs - n_pictured} already there" in more.stdout
     check_told(root)
 
 
@@ -432,7 +436,7 @@ def warnings_of(done):
 
 @pytest.fixture(scope="module")
 def untracked(tmp_path_factory):
-    """The rows of a sweep that nobody mirrors, its cache, and its seconds; others need no more cells or set-up."""
+    """The rows of a sweep that nobody mirrors, its cache, and its seconds; others need no more runs or set-up."""
     root, cache = tmp_path_factory.mktemp("untracked"), tmp_path_factory.mktemp("cache")
     start = time.monotonic()
     done = sweep(root, cache)
@@ -588,13 +592,13 @@ def gone(pids, seconds):
 
 def check_served(server, root):
     """What the server has is what the files say, each row once."""
-    logs = {facts.names(log).id: log for log in begun(root)}
+    logs = {facts.run_names(log).id: log for log in begun(root)}
     assert server.runs.keys() == logs.keys()
     for run_id, log in logs.items():
-        run, known = server.runs[run_id], facts.names(log)
-        assert [own(row) for row in run.rows] == [pytest.approx(row) for row in facts.rows(log)]
-        told = {key: run.summary[key] for key in facts.summary(log) if "/" not in key}
-        assert told == pytest.approx({key: value for key, value in facts.summary(log).items() if "/" not in key})
+        run, known = server.runs[run_id], facts.run_names(log)
+        assert [own(row) for row in run.rows] == [pytest.approx(row) for row in facts.logged_rows(log)]
+        told = {key: run.summary[key] for key in facts.run_summary(log) if "/" not in key}
+        assert told == pytest.approx({key: value for key, value in facts.run_summary(log).items() if "/" not in key})
         assert (run.told["groupName"], run.told["displayName"]) == (known.group, known.name)
         assert sorted(run.told["tags"]) == sorted(known.tags)
         assert run.config["strategy_name"]["value"] == known.strategy
@@ -609,16 +613,16 @@ def test_online_rows_come_once_and_a_push_completes_what_a_killed_one_left(tmp_p
     for path in paths:
         path.write_bytes(b"".join(whole[path].splitlines(keepends=True)[:2]))
     with serving() as server:
-        n_cells = len(begun(tmp_path))
+        n_runs = len(begun(tmp_path))
         first = push(tmp_path, **server.environment)
-        assert f"{n_cells} runs: {n_cells} pushed, 0 already there; online" in first.stdout, first.stderr
+        assert f"{n_runs} runs: {n_runs} pushed, 0 already there; online" in first.stdout, first.stderr
         check_served(server, tmp_path)
         for path in paths:
             path.write_bytes(whole[path])
-        assert f"{n_cells} runs: 2 pushed, {n_cells - 2} already there" in push(tmp_path, **server.environment).stdout
+        assert f"{n_runs} runs: 2 pushed, {n_runs - 2} already there" in push(tmp_path, **server.environment).stdout
         check_served(server, tmp_path)
         server.asked.clear()
-        assert f"{n_cells} runs: 0 pushed, {n_cells} already there" in push(tmp_path, **server.environment).stdout
+        assert f"{n_runs} runs: 0 pushed, {n_runs} already there" in push(tmp_path, **server.environment).stdout
         assert "UpsertBucket" not in server.asked
         check_served(server, tmp_path)
         changed = [json.loads(line) for line in whole[paths[0]].splitlines()]
@@ -630,14 +634,14 @@ def test_online_rows_come_once_and_a_push_completes_what_a_killed_one_left(tmp_p
             other = push(tmp_path, **server.environment)
             (warning,) = warnings_of(other)
             assert "digits/margin/seed-0: W&B has rows of an earlier making of this cell" in warning
-            assert f"0 pushed, {n_cells - 1} already there, 1 refused; online" in other.stdout
+            assert f"0 pushed, {n_runs - 1} already there, 1 refused; online" in other.stdout
             assert other.returncode == 1
         assert "UpsertBucket" not in server.asked
         assert server.runs == kept
 
 
 @pytest.mark.slow
-def test_online_a_run_is_its_cell_whatever_the_surroundings_say_and_stale_folders_go(tmp_path):
+def test_online_a_run_is_its_run_whatever_the_surroundings_say_and_stale_folders_go(tmp_path):
     shutil.copytree(GOLDEN / "digits" / "dgmg", tmp_path / "golden" / "digits" / "dgmg")
     shutil.copytree(GOLDEN / "digits" / "margin", tmp_path / "golden" / "digits" / "margin")
     assert push(tmp_path).returncode == 0

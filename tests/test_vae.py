@@ -7,13 +7,12 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from dgal_bench.config import RepresentationConfig
-from dgal_bench.data.images import ImageData
-from dgal_bench.errors import ConfigError, UserError
-from dgal_bench.models.vae import VaeModule, encode, fit, posterior_means, train_vae
-from dgal_bench.models.vae_batches import Batch, as_float
+from dgal_bench.config.schema import RepresentationConfig
+from dgal_bench.core.errors import ConfigError, UserError
+from dgal_bench.core.seeding import isolated, normals, seed_for
+from dgal_bench.data.image_data import ImageData
+from dgal_bench.models.vae import Batch, VaeModule, as_float, encode, fit, posterior_means, train_vae
 from dgal_bench.models.vae_nets import build_vae
-from dgal_bench.seeding import isolated, normals, seed_for
 
 
 def config(**settings):

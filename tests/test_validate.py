@@ -8,27 +8,26 @@ from pathlib import Path
 
 import pytest
 
-from dgal_bench.config import to_dict
-from dgal_bench.errors import ResultsError
-from dgal_bench.laws import practice
-from dgal_bench.lease import Lease, lease_path
-from dgal_bench.record import RoundRecord, read_cell
-from dgal_bench.timings import Timing, digest, timings_path, write_timings
-from dgal_bench.validate import AT_MOST, validate
-from dgal_bench.validate.cells import config_hashes
-from dgal_bench.validate.shapes import misfits
+from dgal_bench.config.schema import to_dict
+from dgal_bench.conformance import example_config
+from dgal_bench.core.errors import ResultsError
+from dgal_bench.core.files import Lease, lease_path
+from dgal_bench.results.reader import read_run, timings_path
+from dgal_bench.results.rows import RoundRecord, Timing, find_misfits, state_digest
+from dgal_bench.results.validate import AT_MOST, config_hashes, validate
+from dgal_bench.results.writer import write_timings
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Cells done, partial, failed, continued, skipped, and full supervision; one with a second seed."""
+    """Runs done, partial, failed, continued, skipped, and full supervision; one with a second seed."""
     shutil.copytree(HERE / "golden" / "schema-2", tmp_path / "results")
     return tmp_path / "results"
 
 
-def cell(root, label="margin", seed=0):
+def run(root, label="margin", seed=0):
     return root / "golden" / "digits" / label / f"seed-{seed}.jsonl"
 
 
@@ -123,7 +122,7 @@ ROWS = {
 @pytest.mark.parametrize(("change", "said"), ROWS.values(), ids=ROWS)
 def test_a_changed_row_is_found(root, change, said):
     """The second of three rows; where it is no row any more, the one after it is also out of order."""
-    path = cell(root)
+    path = run(root)
     edit(path, 3, change)
     lines = [line.removeprefix(f"{path}, line ") for line in validate(root).problems]
     assert any(re.match(f"3: .*{said}", line) for line in lines), lines
@@ -131,8 +130,8 @@ def test_a_changed_row_is_found(root, change, said):
 
 
 def test_a_pick_of_an_earlier_round_is_found(root):
-    path = cell(root)
-    before = read_cell(path)
+    path = run(root)
+    before = read_run(path)
     edit(path, 3, lambda line: line["indices"].__setitem__(0, before.records[0].indices[2]))
     assert found(root, path, 3) == f"{before.records[0].indices[2]} in indices, labeled before"
     edit(path, 3, lambda line: line["indices"].__setitem__(0, before.header["initial"][3]))
@@ -140,13 +139,13 @@ def test_a_pick_of_an_earlier_round_is_found(root):
 
 
 def test_a_restriction_of_fixed_size_leaves_that_many(root):
-    path = cell(root, "dgmg")
+    path = run(root, "dgmg")
     edit(path, 2, {"n_candidates": 19})
     assert found(root, path, 2) == "n_candidates 19, where the restriction leaves 20"
 
 
 def test_the_last_row_has_no_query_and_nothing_follows_it(root):
-    path = cell(root)
+    path = run(root)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:3]) + lines[2])
     assert "a query in round 2, the last, which has none" in found(root, path, 4)
@@ -171,7 +170,7 @@ HEADERS = {
     "another seed": (inside("config", seed=1), "it is of seed 1, but named seed-0.jsonl"),
     "another data set": (in_config("dataset", name="mnist"), "it is of data set 'mnist', but in the folder 'digits'"),
     "another strategy": (in_config("strategy", name="mar"), "it is of strategy 'mar', but in the folder 'margin'"),
-    "another cell": ({"cell": "digits/lc/seed-0"}, "it is of cell 'digits/lc/seed-0', where its place says"),
+    "another cell": ({"cell": "digits/lc/seed-0"}, "it is of run 'digits/lc/seed-0', where its place says"),
     "a label short": (lambda line: line["initial"].pop(), "9 first labels, where initial_size=10"),
     "a first label twice": (first_label_again, "1 of 10 first labels stand there twice"),
     "a first label outside": (lambda line: line["initial"].append(200), "200 in first labels, outside the pool of 200"),
@@ -180,28 +179,28 @@ HEADERS = {
 
 @pytest.mark.parametrize(("change", "said"), HEADERS.values(), ids=HEADERS)
 def test_a_changed_header_is_found(root, change, said):
-    path = cell(root)
+    path = run(root)
     edit(path, 1, change)
     assert any(re.match(f"{path}, line 1: {said}", line) for line in validate(root).problems), validate(root).problems
 
 
 def test_full_supervision_labels_the_whole_pool(root):
-    path = cell(root, "full_supervision")
+    path = run(root, "full_supervision")
     edit(path, 1, lambda line: line["initial"].pop())
     assert f"{path}, line 1: 199 first labels, where initial_size=200" in validate(root).problems
 
 
-def test_a_cell_that_never_began_says_why_and_has_no_rows(root):
-    path = cell(root, "badge")
+def test_a_run_that_never_began_says_why_and_has_no_rows(root):
+    path = run(root, "badge")
     header, failure = path.read_text().splitlines(keepends=True)
     path.write_text(header)
     assert "no line says why" in found(root, path)
-    path.write_text(header + cell(root).read_text().splitlines(keepends=True)[1] + failure)
+    path.write_text(header + run(root).read_text().splitlines(keepends=True)[1] + failure)
     assert found(root, path, 2) == "a round, but the header names no initial set"
 
 
 def test_a_failure_is_gone_on_from_by_a_continuation(root):
-    path = cell(root, "rsmg")
+    path = run(root, "rsmg")
     lines = path.read_text().splitlines(keepends=True)
     assert [json.loads(line)["kind"] for line in lines[2:4]] == ["failure", "continuation"]
     path.write_text("".join(lines[:3] + lines[4:]))
@@ -210,7 +209,7 @@ def test_a_failure_is_gone_on_from_by_a_continuation(root):
 
 @pytest.mark.parametrize("broken", [b"{not json}\n", b"\xff\n", b"\n", b"[1]\n", b'{"round": 1}\n', b'{"kind": 3}\n'])
 def test_a_line_that_is_no_record_is_found_and_the_others_are_still_checked(root, broken):
-    path = cell(root)
+    path = run(root)
     edit(path, 4, {"accuracy": 7.0})
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], broken, *lines[2:]]))
@@ -220,7 +219,7 @@ def test_a_line_that_is_no_record_is_found_and_the_others_are_still_checked(root
 
 
 def test_problems_of_a_file_are_counted_not_all_said(root):
-    path = cell(root)
+    path = run(root)
     for number in (2, 3, 4):
         edit(path, number, {"accuracy": 2.0, "reach": 2.0, "threads": 0, "jobs": 0})
     verdict = validate(root)
@@ -230,32 +229,32 @@ def test_problems_of_a_file_are_counted_not_all_said(root):
 
 
 def test_a_torn_line_and_a_file_without_a_header_are_no_problem_but_said(root):
-    path = cell(root, "dgmg")
+    path = run(root, "dgmg")
     path.write_bytes(path.read_bytes()[:-20])
-    cell(root, "dgmg", 1).write_text("")
+    run(root, "dgmg", 1).write_text("")
     verdict = validate(root)
     assert verdict.problems == []
     assert verdict.notes == [
         f"{path}, line 2: torn: killed while writing; the next run cuts it",
-        f"{cell(root, 'dgmg', 1)}: no whole header yet: the next run starts it over",
+        f"{run(root, 'dgmg', 1)}: no whole header yet: the next run starts it over",
     ]
 
 
-def test_the_same_cell_twice_in_a_suite_is_found(root):
+def test_the_same_run_twice_in_a_suite_is_found(root):
     """Under another label: as a seed of its own it would be misplaced."""
-    twin = cell(root, "margin+again")
+    twin = run(root, "margin+again")
     twin.parent.mkdir()
-    shutil.copy(cell(root), twin)
+    shutil.copy(run(root), twin)
     edit(twin, 1, {"cell": "digits/margin+again/seed-0"})
-    assert found(root, twin, 1) == f"the same cell as {cell(root)}"
+    assert found(root, twin, 1) == f"the same run as {run(root)}"
     shutil.move(root / "golden" / "digits" / "margin", root / "other" / "digits" / "margin")  # another suite's
     assert validate(root).problems == []
 
 
 def test_all_strategies_of_a_seed_start_from_the_same_labels(root):
-    path = cell(root, "dgmg")
-    taken = {position for label in ("margin", "dgmg") for position in read_cell(cell(root, label)).header["initial"]}
-    taken |= set(read_cell(path).records[0].indices)
+    path = run(root, "dgmg")
+    taken = {position for label in ("margin", "dgmg") for position in read_run(run(root, label)).header["initial"]}
+    taken |= set(read_run(path).records[0].indices)
     edit(path, 1, lambda line: line["initial"].__setitem__(0, next(n for n in range(200) if n not in taken)))
     assert found(root, path, 1).startswith("other first labels than those of ")
 
@@ -279,9 +278,9 @@ def test_one_slow_reading_of_the_clock_is_a_note_and_many_are_a_problem(tmp_path
 
 
 def test_leases_and_temporary_files_are_notes(root):
-    path = cell(root)
+    path = run(root)
     (path.parent / f".{path.name}.new").write_text("")
-    left = lease_path(cell(root, "dgmg")) / "token"
+    left = lease_path(run(root, "dgmg")) / "token"
     left.parent.mkdir()
     left.write_text(json.dumps({"host": "far", "boot": "then", "pid": 1, "start": 2}))
     os.utime(left, (0, 0))
@@ -303,34 +302,34 @@ def test_no_results_are_a_mistake(tmp_path):
 
 
 def test_a_part_of_the_results_can_be_asked_for(root):
-    edit(cell(root, "dgmg"), 2, {"accuracy": 2.0})
+    edit(run(root, "dgmg"), 2, {"accuracy": 2.0})
     assert [validate(place).n_files for place in (root, root / "golden", root / "golden" / "digits")] == [7, 7, 7]
-    assert validate(cell(root).parent).n_problems == 0
-    assert validate(cell(root, "dgmg").parent).n_problems == 1
+    assert validate(run(root).parent).n_problems == 0
+    assert validate(run(root, "dgmg").parent).n_problems == 1
 
 
 def test_the_hash_here_is_that_of_the_program():
-    for config in (practice("dgmg"), practice("margin", "dataset.path=mine")):
+    for config in (example_config("dgmg"), example_config("margin", "dataset.path=mine")):
         assert config_hashes(json.loads(json.dumps(to_dict(config))), 2) == {config.hash}
 
 
 def test_fields_may_be_missing_or_others_where_that_is_said():
     facts = {"round": 1}
-    assert any("is missing" in said for said in misfits(facts, RoundRecord))
-    assert list(misfits(facts, RoundRecord, partial=True)) == []
-    assert list(misfits({"round": "1"}, RoundRecord, partial=True)) == ["round is '1', not int"]
+    assert any("is missing" in said for said in find_misfits(facts, RoundRecord))
+    assert list(find_misfits(facts, RoundRecord, partial=True)) == []
+    assert list(find_misfits({"round": "1"}, RoundRecord, partial=True)) == ["round is '1', not int"]
 
 
 @pytest.fixture
 def timed(root):
-    """A timings file beside the cell that is done."""
-    log = read_cell(cell(root))
+    """A timings file beside the run that is done."""
+    log = read_run(run(root))
     timings = [
         Timing("margin", r, [0.02, 0.01, 0.03], {"infer": 0.015, "select": 0.005}, 190, 190, True, 1, 0.1, 0.0)
         for r in (0, 1)
     ]
     header = {
-        "cell": "digits/margin/seed-0", "common": None, "picks": digest(log), "rounds": [0, 1], "repeats": 3,
+        "cell": "digits/margin/seed-0", "common": None, "picks": state_digest(log), "rounds": [0, 1], "repeats": 3,
         "when": "2026-11-23T11:00:00+00:00", "changed": [], "fingerprint": log.header["fingerprint"],
         "provenance": log.header["provenance"],
     }  # fmt: skip
@@ -354,10 +353,10 @@ def test_a_timings_file_is_checked_too(root, timed, number, change, said):
     assert said in found(root, timed, number)
 
 
-def test_timings_of_a_cell_that_is_gone_or_has_other_rows(root, timed):
+def test_timings_of_a_run_that_is_gone_or_has_other_rows(root, timed):
     edit(timed, 1, {"picks": "0" * 20})
     verdict = validate(root)
     assert verdict.problems == []
     assert "of other rows than" in verdict.notes[0]
-    cell(root).unlink()
+    run(root).unlink()
     assert "has no rows here" in found(root, timed, 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dgal_bench import __version__
-from dgal_bench.record import read_results
+from dgal_bench.results.reader import read_results
 
 HERE = Path(__file__).parent.parent
 

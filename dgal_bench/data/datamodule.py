@@ -8,10 +8,10 @@ import lightning
 import torch
 from torch import Tensor
 
-from dgal_bench.arrays import Index, Labels
-from dgal_bench.data.images import ImageData
+from dgal_bench.core.errors import UserError
+from dgal_bench.core.types import Index, Labels
+from dgal_bench.data.image_data import ImageData
 from dgal_bench.data.pool import Pool
-from dgal_bench.errors import UserError
 
 # Elements of the temporary float block while the pool's mean and deviation are summed up: 32 MB in float64.
 _BLOCK = 4_000_000
@@ -58,7 +58,7 @@ class Standardise:
 
 
 @dataclass(frozen=True, eq=False)
-class Slices:
+class SliceLoader:
     """Batches as slices of one tensor: no per-item Dataset, no worker processes (a quarter faster on tiny nets).
 
     Iterating yields ``(images, labels)`` of ``ids``; with a ``shuffle`` generator a new order every epoch. A last
@@ -92,19 +92,19 @@ class Slices:
 
 
 @dataclass(frozen=True, eq=False)
-class Epoch:
+class EpochLoader:
     """A loader of one item, a whole pass: what TaskModule takes as one Lightning step."""
 
-    minibatches: Slices
+    minibatches: SliceLoader
 
     def __len__(self) -> int:
         return 1
 
-    def __iter__(self) -> Iterator[Slices]:
+    def __iter__(self) -> Iterator[SliceLoader]:
         yield self.minibatches
 
 
-def halved(batch_size: int) -> int:
+def halve(batch_size: int) -> int:
     """Half as many images for the next pass, after one ran out of memory, and what a GPU's allocator keeps given back.
 
     Raises:
@@ -146,21 +146,25 @@ class PoolDataModule(lightning.LightningDataModule):
 
     def halve_batch(self) -> None:
         """Half the images per pass from here on, after one ran out of memory; errors as in ``halved``."""
-        self.predict_batch_size = halved(self.predict_batch_size)
+        self.predict_batch_size = halve(self.predict_batch_size)
 
-    def train_dataloader(self) -> Epoch:
+    def train_dataloader(self) -> EpochLoader:
         """One item: a pass over the labeled points in minibatches, which TaskModule takes as one step."""
         alone = len(self.pool.labeled) == 1  # given twice: the mean loss is the same and no batch is of one
         ids = self.pool.labeled.repeat(2) if alone else self.pool.labeled
-        return Epoch(Slices(self.data.images, self.data.labels, ids, self.train_batch_size, self.transform, self.order))
+        return EpochLoader(
+            SliceLoader(self.data.images, self.data.labels, ids, self.train_batch_size, self.transform, self.order)
+        )
 
-    def predict_dataloader(self) -> Slices:
+    def predict_dataloader(self) -> SliceLoader:
         return self.positions(self.pool.unlabeled)
 
-    def positions(self, ids: Index) -> Slices:
+    def positions(self, ids: Index) -> SliceLoader:
         """Any positions of the pool, in the order given; the label of an unlabeled point is -1."""
-        return Slices(self.data.images, self.data.labels, ids, self.predict_batch_size, self.transform)
+        return SliceLoader(self.data.images, self.data.labels, ids, self.predict_batch_size, self.transform)
 
-    def test_dataloader(self) -> Slices:
+    def test_dataloader(self) -> SliceLoader:
         everything = torch.arange(len(self.data.test_images))
-        return Slices(self.data.test_images, self.data.test_labels, everything, self.predict_batch_size, self.transform)
+        return SliceLoader(
+            self.data.test_images, self.data.test_labels, everything, self.predict_batch_size, self.transform
+        )

@@ -8,17 +8,34 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dgal_bench.arrays import Progress
-from dgal_bench.data import folder, mini_imagenet, npz
-from dgal_bench.data.files import Source, check, missing, obtain
-from dgal_bench.data.images import ImageData, Request, Subset
-from dgal_bench.data.published import cifar, emnist_letters, is_decoded, mnist_like, refuse_settings, svhn
-from dgal_bench.data.sources import CIFAR10, CIFAR100, EMNIST, FASHION_MNIST, MNIST, SVHN
-from dgal_bench.errors import ConfigError, choose
-from dgal_bench.seeding import rng_for
+from dgal_bench.core.errors import ConfigError, choose
+from dgal_bench.core.seeding import rng_for
+from dgal_bench.core.types import Progress
+from dgal_bench.data import mini_imagenet
+from dgal_bench.data.array_file import read_array_file
+from dgal_bench.data.image_data import DatasetRequest, ImageData, Subset
+from dgal_bench.data.image_folder import read_image_folder
+from dgal_bench.data.torchvision import (
+    CIFAR10,
+    CIFAR100,
+    EMNIST,
+    FASHION_MNIST,
+    MNIST,
+    SVHN,
+    Source,
+    check_files,
+    cifar,
+    emnist_letters,
+    is_decoded,
+    missing_files,
+    mnist_like,
+    prepare_files,
+    refuse_settings,
+    svhn,
+)
 
 
-def _digits(request: Request) -> ImageData:
+def _digits(request: DatasetRequest) -> ImageData:
     """1,797 images of 8x8 that ship inside scikit-learn; 360 of them, stratified with seed 0, are the test split."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -39,7 +56,7 @@ class Dataset:
     out by hand.
     """
 
-    read: Callable[[Request], ImageData]
+    read: Callable[[DatasetRequest], ImageData]
     source: Source | None = None
     about: Callable[[Path], str] = lambda root: "your own: dataset.path says where"
     place: str | None = None
@@ -53,9 +70,11 @@ DATASETS: dict[str, Dataset] = {
     "svhn": Dataset(partial(svhn, SVHN), SVHN),
     "cifar10": Dataset(partial(cifar, CIFAR10), CIFAR10),
     "cifar100": Dataset(partial(cifar, CIFAR100), CIFAR100),
-    "mini_imagenet": Dataset(mini_imagenet.read, about=mini_imagenet.whereabouts, place="mini_imagenet"),
-    "folder": Dataset(folder.read),
-    "npz": Dataset(npz.read),
+    "mini_imagenet": Dataset(
+        mini_imagenet.read_mini_imagenet, about=mini_imagenet.describe_mini_imagenet, place="mini_imagenet"
+    ),
+    "folder": Dataset(read_image_folder),
+    "npz": Dataset(read_array_file),
 }
 
 
@@ -70,27 +89,27 @@ def fetch(name: str, root: Path, progress: Progress, offline: bool = False, cach
     """
     source = choose(DATASETS, name, "data set").source
     if source and not (cache and is_decoded(source, cache)):
-        obtain(source, root, progress, offline)
+        prepare_files(source, root, progress, offline)
 
 
-def whereabouts(name: str, root: Path) -> str:
+def describe_files(name: str, root: Path) -> str:
     """One line: checked and where, not there, or what there is to know. A damaged file raises DataError."""
     dataset = choose(DATASETS, name, "data set")
     source = dataset.source
     if source is None:
         return dataset.about(root)
     where = source.at(root).resolve()
-    if gone := missing(source, where):
+    if gone := missing_files(source, where):
         return (
             f"{len(gone)} of {len(source.files)} files are not there, at {where}: `dgal-bench data {name}` fetches them"
         )
-    check(source, root)
+    check_files(source, root)
     size = sum((where / file).stat().st_size for file in source.files) / 1e6
     what = "as published" if all(file.digest for file in source.files.values()) else "of the published sizes"
     return f"{len(source.files)} files, {size:.1f} MB, {what}, at {where}"
 
 
-def load(request: Request) -> ImageData:
+def load(request: DatasetRequest) -> ImageData:
     """The data set asked for, or the seeded subset of it that ``pool_size`` and ``test_size`` say (smoke runs).
 
     Raises:

@@ -14,12 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dgal_bench.data.decode import ImageFile
-from dgal_bench.data.folder import image_data
-from dgal_bench.data.images import ImageData, Request
-from dgal_bench.data.tree import Tree, subfolders, tree, warn_of
-from dgal_bench.errors import ConfigError, DataError
-from dgal_bench.seeding import rng_for
+from dgal_bench.core.errors import ConfigError, DataError
+from dgal_bench.core.seeding import rng_for
+from dgal_bench.data.image_data import DatasetRequest, ImageData
+from dgal_bench.data.image_folder import ClassTree, ImageFile, image_data, subfolders, walk_classes, warn_ignored_files
 
 N_CLASSES, PER_CLASS = 100, 600
 N_POOL, N_TEST = 480, 100  # of each class
@@ -37,14 +35,14 @@ _LAYOUTS = (
 )
 
 
-def drawn_split() -> bytes:
+def draw_split() -> bytes:
     """The split file as it was drawn, once: seed 0, each class by its place."""
     marks = np.array(list("p" * N_POOL + "t" * N_TEST + "-" * (PER_CLASS - N_POOL - N_TEST)))
     lines = ("".join(rng_for(0, "mini_imagenet split", place).permutation(marks)) for place in range(N_CLASSES))
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def published_split() -> list[str]:
+def read_split_file() -> list[str]:
     """The lines of the split file.
 
     Raises:
@@ -62,13 +60,13 @@ def published_split() -> list[str]:
     return raw.decode().splitlines()
 
 
-def whereabouts(root: Path) -> str:
+def describe_mini_imagenet(root: Path) -> str:
     """One line on what lies in ROOT/mini_imagenet, without a look at the images."""
     where = (root / "mini_imagenet").resolve()
     return f"a folder at {where}" if where.is_dir() else f"not there: no download has it; put {_LAYOUTS} in {where}"
 
 
-def read(request: Request) -> ImageData:
+def read_mini_imagenet(request: DatasetRequest) -> ImageData:
     """ROOT/mini_imagenet, in the layout of csv files or of class folders.
 
     Raises:
@@ -89,22 +87,24 @@ def read(request: Request) -> ImageData:
     by_csv = (root / "train.csv").is_file() and (root / "images").is_dir()
     found, layout = _from_csv(root) if by_csv else _from_folders(root)
     _check_counts(root, found)
-    warn_of(found.others, root)
-    marks = np.array(list("".join(published_split())))
+    warn_ignored_files(found.others, root)
+    marks = np.array(list("".join(read_split_file())))
     pool, test = (found.part(torch.from_numpy(np.flatnonzero(marks == mark))) for mark in "pt")
     facts = {"layout": layout, "split_sha256": SPLIT_SHA256}
     return image_data(request, root, (pool, test), list(found.classes), facts)
 
 
-def _from_csv(root: Path) -> tuple[Tree, str]:
+def _from_csv(root: Path) -> tuple[ClassTree, str]:
     """Of every line of the three files, the image of that name in images/."""
-    images = {file.name.removeprefix("images/"): file for file in tree(root, "").classes["images"]}
+    images = {file.name.removeprefix("images/"): file for file in walk_classes(root, "").classes["images"]}
     rows = [row for part in _PARTS for row in _rows(root / f"{part}.csv")]
     named = Counter(name for name, _ in rows)
     if absent := [name for name in named if name not in images]:
-        raise DataError(f"{len(absent):,} images named in the csv files are not in {root / 'images'}: {_few(absent)}")
+        raise DataError(
+            f"{len(absent):,} images named in the csv files are not in {root / 'images'}: {_name_some(absent)}"
+        )
     if twice := [name for name, n in named.items() if n > 1]:
-        raise DataError(f"{len(twice):,} images are in the csv files of {root} more than once: {_few(twice)}")
+        raise DataError(f"{len(twice):,} images are in the csv files of {root} more than once: {_name_some(twice)}")
     classes: dict[str, list[ImageFile]] = {}
     for name, label in rows:
         classes.setdefault(label, []).append(images[name])
@@ -126,11 +126,11 @@ def _rows(path: Path) -> list[tuple[str, str]]:
     return rows
 
 
-def _from_folders(root: Path) -> tuple[Tree, str]:
+def _from_folders(root: Path) -> tuple[ClassTree, str]:
     """A folder for each class, or those under train, val and test together."""
     there = subfolders(root)
     parts = [name for name in ("train", "val", "valid", "test") if name in there]
-    trees = [tree(root, part) for part in parts] or [tree(root, "")]
+    trees = [walk_classes(root, part) for part in parts] or [walk_classes(root, "")]
     classes: dict[str, list[ImageFile]] = {}
     for part in trees:
         for name, files in part.classes.items():
@@ -139,24 +139,24 @@ def _from_folders(root: Path) -> tuple[Tree, str]:
     return _ordered(classes, tuple(name for part in trees for name in part.others)), layout
 
 
-def _ordered(classes: Mapping[str, list[ImageFile]], others: tuple[str, ...]) -> Tree:
+def _ordered(classes: Mapping[str, list[ImageFile]], others: tuple[str, ...]) -> ClassTree:
     """Classes by name, and their images by file name: the same order in whichever layout they lie."""
-    return Tree({name: sorted(classes[name], key=_place) for name in sorted(classes)}, others)
+    return ClassTree({name: sorted(classes[name], key=_place) for name in sorted(classes)}, others)
 
 
 def _place(file: ImageFile) -> tuple[str, str]:
     return os.path.basename(file.name), file.name
 
 
-def _check_counts(root: Path, found: Tree) -> None:
+def _check_counts(root: Path, found: ClassTree) -> None:
     if len(found.classes) != N_CLASSES:
         raise DataError(
-            f"{root} has {len(found.classes)} classes, not {N_CLASSES} ({_few(list(found.classes))}): "
+            f"{root} has {len(found.classes)} classes, not {N_CLASSES} ({_name_some(list(found.classes))}): "
             f"all of train, val and test are needed, as {_LAYOUTS}"
         )
     if wrong := [f"{name} ({len(files)})" for name, files in found.classes.items() if len(files) != PER_CLASS]:
-        raise DataError(f"{len(wrong)} classes of {root} do not have {PER_CLASS} images: {_few(wrong)}")
+        raise DataError(f"{len(wrong)} classes of {root} do not have {PER_CLASS} images: {_name_some(wrong)}")
 
 
-def _few(names: Sequence[str]) -> str:
+def _name_some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "none"

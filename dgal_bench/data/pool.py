@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgal_bench.arrays import Index, Labels
-from dgal_bench.errors import ConfigError, StrategyError
-from dgal_bench.seeding import rng_for
+from dgal_bench.core.errors import ConfigError, StrategyError
+from dgal_bench.core.seeding import rng_for
+from dgal_bench.core.types import Index, Labels
 
 
 @dataclass(frozen=True, eq=False)

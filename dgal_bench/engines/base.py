@@ -4,12 +4,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dgal_bench.config import to_dict
-from dgal_bench.identity import ALGORITHM_VERSION
-from dgal_bench.sweep import Job, Settings
+from dgal_bench.config.schema import to_dict
+from dgal_bench.engines.sweep import PlannedRun, SweepSettings
+from dgal_bench.results.resume import ALGORITHM_VERSION
 
 if TYPE_CHECKING:
-    from dgal_bench.engines.docket import Docket
+    from dgal_bench.engines.queue import RunQueue
+
 
 Event = Mapping[str, Any]
 """What a worker says, ``event`` first: progress, warning and round while at work, process.ENDINGS when it is over."""
@@ -19,15 +20,15 @@ class Listener(Protocol):
     """Who is told how a sweep goes: called from several threads, one call at a time."""
 
     def setting_up(self, name: str, what: str, done: int, of: int) -> None: ...
-    def begun(self, job: Job) -> None: ...
-    def round(self, job: Job, accuracy: float) -> None: ...
-    def done(self, job: Job, seconds: float) -> None: ...
-    def failed(self, job: Job, error: str) -> None: ...
-    def skipped(self, job: Job, why: str) -> None: ...
+    def begun(self, job: PlannedRun) -> None: ...
+    def round(self, job: PlannedRun, accuracy: float) -> None: ...
+    def done(self, job: PlannedRun, seconds: float) -> None: ...
+    def failed(self, job: PlannedRun, error: str) -> None: ...
+    def skipped(self, job: PlannedRun, why: str) -> None: ...
     def warn(self, text: str) -> None: ...
 
 
-class Teller:
+class SynchronizedListener:
     """Tells a listener from several threads, one call at a time; the same warning of many workers is told once."""
 
     def __init__(self, listener: Listener) -> None:
@@ -47,17 +48,17 @@ class Teller:
 class Engine(Protocol):
     """Schedules; what runs is ``worker.handle``, and what has run is in the results folder, whatever becomes of it."""
 
-    def ask(self, kind: str, job: Job) -> Iterator[Event]:
+    def ask(self, kind: str, job: PlannedRun) -> Iterator[Event]:
         """The events of a ``setup``, or of a look at the ``content`` of a user's files, the last an ending."""
 
-    def run(self, docket: "Docket") -> None:
-        """Run the cells of the docket until it is over."""
+    def run(self, run_queue: "RunQueue") -> None:
+        """Run the runs of the run queue until it is over."""
 
     def close(self) -> None:
         """End whatever is running, within a second or two; more than once does no harm."""
 
 
-def message(kind: str, job: Job, settings: Settings) -> dict[str, Any]:
+def job_message(kind: str, job: PlannedRun, settings: SweepSettings) -> dict[str, Any]:
     """A job as a worker reads it, wherever that is, and in whatever folder it starts."""
     return {
         "job": kind,

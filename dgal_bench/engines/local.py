@@ -7,22 +7,22 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
-from dgal_bench.config import available_cores
-from dgal_bench.engines.base import Event, Teller, message
-from dgal_bench.engines.docket import Docket
-from dgal_bench.errors import ConfigError
-from dgal_bench.lease import release_of
-from dgal_bench.process import Worker, environment, visible_gpus
-from dgal_bench.sweep import Job, Settings
+from dgal_bench.config.schema import available_cores
+from dgal_bench.core.errors import ConfigError
+from dgal_bench.core.files import release_lease
+from dgal_bench.engines.base import Event, SynchronizedListener, job_message
+from dgal_bench.engines.process import WorkerProcess, visible_gpus, worker_environment
+from dgal_bench.engines.queue import RunQueue
+from dgal_bench.engines.sweep import PlannedRun, SweepSettings
 
 _LOOK_AGAIN_SECONDS = 0.2
 
 
-def lanes(jobs: Sequence[Job], settings: Settings, gpus_here: int) -> int:
-    """How many cells run side by side: ``jobs`` where it is given; else as GPUs have room for, or cores have threads.
+def count_lanes(jobs: Sequence[PlannedRun], settings: SweepSettings, gpus_here: int) -> int:
+    """How many runs run side by side: ``jobs`` where it is given; else as GPUs have room for, or cores have threads.
 
     Raises:
-        ConfigError: a cell asks for more GPUs than there are to use.
+        ConfigError: a run asks for more GPUs than there are to use.
     """
     n_gpus, share = settings.gpus if settings.gpus is not None else gpus_here, settings.gpus_per_cell
     if 0 < n_gpus < share:
@@ -34,72 +34,72 @@ def lanes(jobs: Sequence[Job], settings: Settings, gpus_here: int) -> int:
     return settings.jobs or max(1, by_gpus or by_cores)
 
 
-def check_gpus(settings: Settings, here: Sequence[str]) -> None:
+def check_gpus(settings: SweepSettings, here: Sequence[str]) -> None:
     """Raises ConfigError: more of them are asked for than this machine has."""
     if settings.gpus is not None and settings.gpus > len(here):
         raise ConfigError(f"gpus={settings.gpus}, but this machine has {len(here)}: leave it out, or add --dry-run")
 
 
-def dealt(gpus: Sequence[str], settings: Settings, n_lanes: int, at_least: int = 1) -> list[str | None]:
+def assign_gpus(gpus: Sequence[str], settings: SweepSettings, n_lanes: int, at_least: int = 1) -> list[str | None]:
     """What each lane sees of the GPUs, in turn; "" is none of those that are there, None leaves it as it is."""
     each = max(math.ceil(settings.gpus_per_cell), min(at_least, len(gpus)))
     hands: list[str | None] = [",".join(gpus[i : i + each]) for i in range(0, len(gpus) - each + 1, each)]
     return list(itertools.islice(itertools.cycle(hands or ["" if settings.gpus == 0 else None]), n_lanes))
 
 
-class Local:
+class LocalEngine:
     """All workers start at once, since their imports take 10 s; the first of them does the set-up.
 
     Raises:
         ConfigError: more GPUs are asked for than this machine has.
     """
 
-    def __init__(self, jobs: Sequence[Job], settings: Settings, tell: Teller) -> None:
+    def __init__(self, jobs: Sequence[PlannedRun], settings: SweepSettings, tell: SynchronizedListener) -> None:
         gpus = visible_gpus()
         check_gpus(settings, gpus)
         self._settings, self._tell = settings, tell
-        n_lanes = min(lanes(jobs, settings, len(gpus)), len(jobs))
+        n_lanes = min(count_lanes(jobs, settings, len(gpus)), len(jobs))
         self._usable = gpus if settings.gpus is None else gpus[: settings.gpus]
-        self._gpus = dealt(self._usable, settings, n_lanes)
-        self._workers = [Worker(environment(jobs[0].config, gpu)) for gpu in self._gpus]
-        self._at: list[Job | None] = [None] * n_lanes
+        self._gpus = assign_gpus(self._usable, settings, n_lanes)
+        self._workers = [WorkerProcess(worker_environment(jobs[0].config, gpu)) for gpu in self._gpus]
+        self._at: list[PlannedRun | None] = [None] * n_lanes
         self._over = threading.Event()
         self._changing = threading.Lock()
 
-    def ask(self, kind: str, job: Job) -> Iterator[Event]:
-        (gpus,) = dealt(self._usable, self._settings, 1, at_least=job.config.trainer.devices)
-        self._workers[0] = self._workers[0].fit_for(environment(job.config, gpus))
-        return self._workers[0].run(message(kind, job, self._settings))
+    def ask(self, kind: str, job: PlannedRun) -> Iterator[Event]:
+        (gpus,) = assign_gpus(self._usable, self._settings, 1, at_least=job.config.trainer.devices)
+        self._workers[0] = self._workers[0].fit_for(worker_environment(job.config, gpus))
+        return self._workers[0].run(job_message(kind, job, self._settings))
 
-    def run(self, docket: Docket) -> None:
-        n_lanes = min(len(self._workers), len(docket))
+    def run(self, run_queue: RunQueue) -> None:
+        n_lanes = min(len(self._workers), len(run_queue))
         for worker in self._workers[n_lanes:]:
             worker.close()
         pool = ThreadPoolExecutor(n_lanes)
-        pending = {pool.submit(self._work, docket, lane) for lane in range(n_lanes)}
-        while pending and docket.fatal is None:
+        pending = {pool.submit(self._work, run_queue, lane) for lane in range(n_lanes)}
+        while pending and run_queue.fatal is None:
             over, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)  # so that Ctrl-C gets through
             for future in over:
                 future.result()
 
-    def _work(self, docket: Docket, lane: int) -> None:
-        """Take cells one after the other until none is left."""
-        while not (docket.over or self._over.is_set()):
-            job = docket.take()
+    def _work(self, run_queue: RunQueue, lane: int) -> None:
+        """Take runs one after the other until none is left."""
+        while not (run_queue.over or self._over.is_set()):
+            job = run_queue.take()
             if job is None:
                 time.sleep(_LOOK_AGAIN_SECONDS)
                 continue
             with self._changing:  # no worker begins once all are being ended
                 if self._over.is_set():
                     return
-                worker = self._workers[lane].fit_for(environment(job.config, self._gpus[lane]))
+                worker = self._workers[lane].fit_for(worker_environment(job.config, self._gpus[lane]))
                 self._workers[lane], self._at[lane] = worker, job
-            for event in worker.run(message("cell", job, self._settings)):
+            for event in worker.run(job_message("run", job, self._settings)):
                 if self._over.is_set():
                     return
                 if event.get("died"):
-                    release_of(job.path, worker.pid)
-                docket.hear(job, event)
+                    release_lease(job.path, worker.pid)
+                run_queue.on_event(job, event)
             self._at[lane] = None
 
     def close(self) -> None:
@@ -108,4 +108,4 @@ class Local:
         for worker, job in zip(self._workers, self._at, strict=True):
             worker.close()
             if job is not None:
-                release_of(job.path, worker.pid)
+                release_lease(job.path, worker.pid)

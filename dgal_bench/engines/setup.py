@@ -1,20 +1,20 @@
-"""Before any cell starts: every data set, representation and graph made or found, and a user's files compared."""
+"""Before any run starts: every data set, representation and graph made or found, and a user's files compared."""
 
 from collections.abc import Mapping, Sequence
 
-from dgal_bench.checks import check_budget, idle_restriction
-from dgal_bench.engines.base import Engine, Event, Teller
-from dgal_bench.engines.docket import MAX_DEATHS, leave_word
-from dgal_bench.errors import UserError
-from dgal_bench.identity import check_content
-from dgal_bench.lease import HeldError
-from dgal_bench.projection import unpack
-from dgal_bench.record import CellLog
-from dgal_bench.sweep import Job
+from dgal_bench.config.schema import check_budget, idle_restriction
+from dgal_bench.core.errors import UserError
+from dgal_bench.core.files import LockHeldError
+from dgal_bench.engines.base import Engine, Event, SynchronizedListener
+from dgal_bench.engines.queue import MAX_DEATHS, record_failure
+from dgal_bench.engines.sweep import PlannedRun
+from dgal_bench.results.projection import write_projection
+from dgal_bench.results.resume import check_same_content
+from dgal_bench.results.rows import RunLog
 
 
-def compare(finished: Mapping[Job, CellLog], engine: Engine, tell: Teller) -> None:
-    """Whether a user's files still hold what finished cells rest on; files that are gone are no reason to lose these.
+def compare_files(finished: Mapping[PlannedRun, RunLog], engine: Engine, tell: SynchronizedListener) -> None:
+    """Whether a user's files still hold what finished runs rest on; files that are gone are no reason to lose these.
 
     Raises:
         ResultsError: they hold something else.
@@ -23,23 +23,23 @@ def compare(finished: Mapping[Job, CellLog], engine: Engine, tell: Teller) -> No
         event = _ask("content", sharing[0], engine, tell)
         if event["event"] != "ready":
             name = sharing[0].config.dataset.name
-            tell("warn", f"finished cells of {name} could not be compared with your files: {event['error']}")
+            tell("warn", f"finished runs of {name} could not be compared with your files: {event['error']}")
             continue
         for job in sharing:
-            check_content(finished[job], event["content"])
+            check_same_content(finished[job], event["content"])
 
 
-def set_up(jobs: Sequence[Job], engine: Engine, tell: Teller) -> list[Job]:
+def set_up(jobs: Sequence[PlannedRun], engine: Engine, tell: SynchronizedListener) -> list[PlannedRun]:
     """Make (or find) the representation and graph of every data set, and file the projection of its latents.
 
     Returns:
-        The cells that cannot run, which have failed: their representation collapsed, or its making crashed.
+        The runs that cannot run, which have failed: their representation collapsed, or its making crashed.
 
     Raises:
-        UserError: data missing, a wrong setting, nothing that could be set up, a cell that asks more of the data than
+        UserError: data missing, a wrong setting, nothing that could be set up, a run that asks more of the data than
             there is, or a results folder that takes no file.
     """
-    broken: dict[Job, str] = {}
+    broken: dict[PlannedRun, str] = {}
     last_error = UserError("")
     for sharing in _by_setup(jobs):
         event = _ask("setup", sharing[0], engine, tell)
@@ -59,29 +59,29 @@ def set_up(jobs: Sequence[Job], engine: Engine, tell: Teller) -> list[Job]:
         raise last_error
     for job, error in broken.items():
         try:
-            leave_word(job, error)
-        except HeldError as held:
+            record_failure(job, error)
+        except LockHeldError as held:
             tell("warn", str(held))
         tell("failed", job, error)
     return list(broken)
 
 
-def _file(sharing: Sequence[Job], ready: Event) -> None:
+def _file(sharing: Sequence[PlannedRun], ready: Event) -> None:
     """Put the projection beside the results: here, since a node that made it need not see their disk."""
     if "projection" in ready:
         for folder in sorted({job.path.parents[1] for job in sharing}):
-            unpack(ready["projection"], folder)
+            write_projection(ready["projection"], folder)
 
 
-def _by_setup(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Cells that share a set-up, in order of the first of each."""
-    sharing: dict[str, list[Job]] = {}
+def _by_setup(jobs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
+    """Runs that share a set-up, in order of the first of each."""
+    sharing: dict[str, list[PlannedRun]] = {}
     for job in jobs:
         sharing.setdefault(job.setup_key, []).append(job)
     return list(sharing.values())
 
 
-def _ask(kind: str, job: Job, engine: Engine, tell: Teller) -> Event:
+def _ask(kind: str, job: PlannedRun, engine: Engine, tell: SynchronizedListener) -> Event:
     """The ending; a worker that was killed has another in its place."""
     name = job.config.dataset.name
     event: Event = {}

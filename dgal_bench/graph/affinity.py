@@ -7,7 +7,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from dgal_bench.errors import choose
+from dgal_bench.core.errors import choose
 from dgal_bench.graph.knn import Neighbors
 
 # The neighbour whose distance is a point's local scale (Zelnik-Manor and Perona, 2004).

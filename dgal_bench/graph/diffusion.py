@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgal_bench.arrays import Index, Labels, margins
-from dgal_bench.errors import choose
-from dgal_bench.graph.transition import Graph
+from dgal_bench.core.errors import choose
+from dgal_bench.core.types import Index, Labels, margins
+from dgal_bench.graph.graph import Graph
 
 # Elements of a product up to which it is made at once: glibc keeps up to 32 MB of freed memory for the next one.
 _WHOLE = 7 << 20
@@ -47,7 +47,7 @@ def product(indptr: Tensor, indices: Tensor, weights: Tensor, values: Tensor) ->
     return F.embedding_bag(indices, values, indptr, per_sample_weights=weights, mode="sum", include_last_offset=True)
 
 
-def clamped(graph: Graph, labeled: Tensor, labels: Labels, n_classes: int, steps: int) -> Tensor:
+def clamped_diffusion(graph: Graph, labeled: Tensor, labels: Labels, n_classes: int, steps: int) -> Tensor:
     """U (N, C) by node: one-hot labels of ``labeled`` (m,) nodes after T steps of ``U <- M U``, put back after each."""
     values = one_hot(graph, labeled, labels, n_classes)
     seeds, spare = values[labeled], torch.empty_like(values)
@@ -67,13 +67,13 @@ def one_hot(graph: Graph, labeled: Tensor, labels: Labels, n_classes: int) -> Te
 def diffuse(graph: Graph, labeled: Index, labels: Labels, n_classes: int, steps: int) -> Tensor:
     """U (N, C) by position: one-hot labels diffused for T steps. Entries in [0, 1], rows sum to at most 1."""
     nodes = graph.nodes[labeled]
-    return clamped(graph, nodes, labels, n_classes, steps)[graph.nodes]
+    return clamped_diffusion(graph, nodes, labels, n_classes, steps)[graph.nodes]
 
 
-def reached(graph: Graph, labeled: Index, steps: int) -> float:
+def reach_share(graph: Graph, labeled: Index, steps: int) -> float:
     """Share of all points with h > 0: those that a label reaches within T steps."""
     nodes = graph.nodes[labeled]
-    return float((clamped(graph, nodes, torch.zeros_like(labeled), 1, steps) > 0).float().mean())
+    return float((clamped_diffusion(graph, nodes, torch.zeros_like(labeled), 1, steps) > 0).float().mean())
 
 
 def mass(heat_NC: Tensor) -> Tensor:

@@ -1,21 +1,171 @@
 """The K nearest neighbours of every point: by tiles or lists of our own, or by FAISS on a GPU that it and torch see."""
 
+import importlib.util
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import packages_distributions
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dgal_bench.arrays import Features, Index
-from dgal_bench.checks import check_recall_target
-from dgal_bench.errors import ConfigError
-from dgal_bench.graph.backends import IVF_PROBES, Search, new_index, pick_backend, searches_on_gpu
-from dgal_bench.graph.exact import all_exact, exact, search_again, with_doubts
-from dgal_bench.graph.lists import Lists, search_lists
-from dgal_bench.graph.planning import plan_lists
-from dgal_bench.graph.rerank import nearest_others, wanted
-from dgal_bench.threads import workers
+from dgal_bench.config.schema import check_recall_target
+from dgal_bench.core.errors import ConfigError, choose
+from dgal_bench.core.system import workers
+from dgal_bench.core.types import Features, Index
+from dgal_bench.graph.exact_knn import (
+    all_exact,
+    candidates,
+    distance_table,
+    exact,
+    nearest_others,
+    rank_exactly,
+    search_again,
+    search_width,
+    widened_k,
+    with_doubts,
+)
+from dgal_bench.graph.ivf import InvertedLists, plan_lists, search_lists
+
+# Who answers queries against a base: FAISS where it is installed (on the GPU where it and torch see one), or torch.
+
+
+# Lists that FAISS's inverted file compares a query with, whatever recall is asked for.
+IVF_PROBES = 16
+# FAISS's own limit on k on a GPU.
+_GPU_MOST = 2048
+
+_CPU = torch.device("cpu")
+
+log = logging.getLogger(__name__)
+
+SearchIndex = Callable[[Features, int], Tensor]
+"""(queries (m, d), k) -> (m, k) int64 positions in what was indexed, nearest first, -1 for none."""
+
+
+def build_index(
+    base: Features, backend: str = "auto", exact_limit: int = 200_000, device: torch.device = _CPU
+) -> SearchIndex:
+    """An index over ``base`` (N, d), by Euclidean distance: exact up to ``exact_limit`` points.
+
+    A point of the base is found among its own neighbours, except where exact duplicates stand in for it. Errors as in
+    ``pick_backend``.
+    """
+    name = pick_backend(backend)
+    approximate = name == "faiss" and len(base) > exact_limit
+    make = _index_faiss_ivf if approximate else BACKENDS[name]
+    return make(base.float().contiguous(), device)
+
+
+def pick_backend(backend: str) -> str:
+    """``auto`` resolved: FAISS where installed and not on macOS (two OpenMP runtimes can crash there), else torch.
+
+    Raises:
+        ConfigError: an unknown backend, FAISS asked for and missing, or two packages that both own its module.
+    """
+    if backend == "auto" and sys.platform == "darwin":
+        return "torch"
+    if backend == "auto" and importlib.util.find_spec("faiss") is None:
+        _say_that_faiss_is_missing()
+        return "torch"
+    name = "faiss" if backend == "auto" else backend
+    choose(BACKENDS, name, "graph.backend")
+    if name == "faiss":
+        _check_faiss()
+    return name
+
+
+@cache
+def _say_that_faiss_is_missing() -> None:
+    log.warning(
+        "faiss is not installed: the torch backend builds the graph (as fast on a CPU; SEALS is slower); "
+        "pip install faiss-cpu, or set graph.backend=torch"
+    )
+
+
+def _check_faiss() -> None:
+    if importlib.util.find_spec("faiss") is None:
+        raise ConfigError(
+            "graph.backend=faiss, but faiss is not installed: pip install faiss-cpu, or set graph.backend=torch"
+        )
+    if len(owners := faiss_packages()) > 1:
+        raise ConfigError(
+            f"{' and '.join(owners)} are both installed and own the same module: pip uninstall -y {' '.join(owners)}, "
+            "then install one of them, or set graph.backend=torch"
+        )
+
+
+@cache
+def faiss_packages() -> tuple[str, ...]:
+    """The installed distributions that own the module ``faiss``: one, or something is wrong."""
+    return tuple(sorted(set(packages_distributions().get("faiss", ()))))
+
+
+def _index_torch(base: Features, device: torch.device) -> SearchIndex:
+    base = base.to(device)
+    centre = base.mean(0)
+    columns = distance_table(base - centre)
+
+    def search(queries: Features, k: int) -> Tensor:
+        queries, w = queries.to(device), widened_k(k, len(base))
+        return rank_exactly(base, queries, candidates(queries - centre, columns, w), k)[0].cpu()
+
+    return search
+
+
+def searches_on_gpu(device: torch.device) -> bool:
+    """Without a driver any FAISS GPU call aborts the process."""
+    import faiss
+
+    return device.type == "cuda" and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+
+
+def _index_faiss(base: Features, device: torch.device) -> SearchIndex:
+    import faiss
+
+    return _faiss_search(faiss.IndexFlatL2(base.shape[1]), base, device)
+
+
+def _index_faiss_ivf(base: Features, device: torch.device) -> SearchIndex:
+    """Inverted file with about 4 sqrt(N) lists, of which IVF_PROBES are probed."""
+    import faiss
+
+    n_lists = max(1, int(4 * len(base) ** 0.5))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(base.shape[1]), base.shape[1], n_lists)
+    index.nprobe = min(IVF_PROBES, n_lists)
+    return _faiss_search(index, base, device)
+
+
+def _faiss_search(index: Any, base: Features, device: torch.device) -> SearchIndex:
+    """The filled index as a function; where the GPU's limit on k is passed, the CPU's copy answers."""
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    on_gpu = searches_on_gpu(device)
+    if on_gpu:
+        resources = faiss.StandardGpuResources()
+        resources.setTempMemory(256 << 20)
+        index = faiss.index_cpu_to_gpu(resources, 0, index)
+    points = base.numpy()
+    if not index.is_trained:
+        index.train(points)
+    index.add(points)
+
+    def search(queries: Features, k: int) -> Tensor:
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        able = faiss.index_gpu_to_cpu(index) if on_gpu and k > _GPU_MOST else index
+        found: np.ndarray = able.search(queries.numpy(), k)[1]
+        return torch.from_numpy(found.astype(np.int64))
+
+    return search
+
+
+BACKENDS: dict[str, Callable[[Features, torch.device], SearchIndex]] = {"faiss": _index_faiss, "torch": _index_torch}
+
 
 # Numbers that are looked at or copied at once: 64 MB in float32.
 _BLOCK = 16_000_000
@@ -26,11 +176,7 @@ _ROUNDING = 1e-6
 # |x| sqrt(d) from which on squared distances, and what bounds their rounding, could pass float32's largest number.
 _TOO_LARGE = 1e18
 # Of all pairs, from which on comparing all is the faster search: its tiles are larger.
-DEAR = 0.7
-
-_CPU = torch.device("cpu")
-
-log = logging.getLogger(__name__)
+EXPENSIVE = 0.7
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,13 +228,13 @@ def knn(
     check_recall_target(recall_target)
     check_finite(features)
     if pick_backend(backend) == "faiss" and searches_on_gpu(device):
-        return with_warning(_by_faiss(_centred(features), k, exact_limit, device), recall_target)
+        return warn_low_recall(_by_faiss(_centre(features), k, exact_limit, device), recall_target)
     if size > exact_limit:
         plan = plan_lists(features, k, recall_target)
-        if plan.pairs < DEAR * size**2:
-            return with_warning(_by_lists(features, plan, k, device), recall_target)
+        if plan.pairs < EXPENSIVE * size**2:
+            return warn_low_recall(_by_lists(features, plan, k, device), recall_target)
     with workers() as each:
-        ids, distances = all_exact(_centred(features).to(device), k, each)
+        ids, distances = all_exact(_centre(features).to(device), k, each)
     return Neighbors(ids, distances, "tiles", 1.0)
 
 
@@ -107,7 +253,7 @@ def check_finite(features: Features) -> None:
         )
 
 
-def with_warning(neighbors: Neighbors, recall_target: float) -> Neighbors:
+def warn_low_recall(neighbors: Neighbors, recall_target: float) -> Neighbors:
     """As they are; a recall below the target is said."""
     if neighbors.recall < recall_target:
         fixed = f"; FAISS's index always probes {IVF_PROBES} lists" if neighbors.method == "faiss-ivf" else ""
@@ -118,12 +264,12 @@ def with_warning(neighbors: Neighbors, recall_target: float) -> Neighbors:
     return neighbors
 
 
-def _centred(features: Features) -> Features:
+def _centre(features: Features) -> Features:
     """Centred, the products of the expansion are as small as they can be."""
     return (features - features.mean(dim=0)).float().contiguous()
 
 
-def _by_lists(features: Features, plan: Lists, k: int, device: torch.device) -> Neighbors:
+def _by_lists(features: Features, plan: InvertedLists, k: int, device: torch.device) -> Neighbors:
     """With one copy of the features, in the lists' order, and the recall measured on every n-th of its rows."""
     size, n_features = features.shape
     centre = features.mean(dim=0)
@@ -133,10 +279,10 @@ def _by_lists(features: Features, plan: Lists, k: int, device: torch.device) -> 
     ids, distances = torch.empty(size, k, dtype=torch.int64), torch.empty(size, k)
     positions, found, lengths = search_lists(plan, in_order, 0, plan.n_lists, k)
     ids[positions], distances[positions] = found, lengths
-    return Neighbors(ids, distances, f"lists {plan.n_lists}/{plan.n_probes}", measured_recall(in_order, lengths))
+    return Neighbors(ids, distances, f"lists {plan.n_lists}/{plan.n_probes}", measure_recall(in_order, lengths))
 
 
-def measured_recall(features: Features, distances: Tensor) -> float:
+def measure_recall(features: Features, distances: Tensor) -> float:
     """Share of the found neighbours (N, K) that are as near as the true ones, on an evenly spaced sample of queries."""
     sample = torch.linspace(0, len(features) - 1, _RECALL_SAMPLE).long().unique()
     with workers() as each:
@@ -147,21 +293,21 @@ def measured_recall(features: Features, distances: Tensor) -> float:
 def _by_faiss(features: Features, k: int, exact_limit: int, device: torch.device) -> Neighbors:
     """On a GPU, of centred features."""
     size = len(features)
-    search = new_index(features, "faiss", exact_limit, device)
+    search = build_index(features, "faiss", exact_limit, device)
     if size <= exact_limit:
         return Neighbors(*_all_found(features, search, k), "faiss", 1.0)
     ids, distances = _without_self(features, search, k)
-    return Neighbors(ids, distances, "faiss-ivf", measured_recall(features.to(device), distances))
+    return Neighbors(ids, distances, "faiss-ivf", measure_recall(features.to(device), distances))
 
 
-def _all_found(features: Features, search: Search, k: int) -> tuple[Tensor, Tensor]:
+def _all_found(features: Features, search: SearchIndex, k: int) -> tuple[Tensor, Tensor]:
     """Ids and distances (N, k) of every point's nearest others, by a search that is exact but for its products."""
     size = len(features)
     norms = features.norm(dim=1)
 
     def nearest(points: Index) -> tuple[Tensor, Tensor, Tensor]:
         queries = features[points]
-        found = search(queries, wanted(k, size))
+        found = search(queries, search_width(k, size))
         return with_doubts(features, queries, points, found, norms[points] + norms.max(), k)
 
     ids, distances, doubt = (torch.cat(part) for part in zip(*map(nearest, _blocks(features)), strict=True))
@@ -169,12 +315,12 @@ def _all_found(features: Features, search: Search, k: int) -> tuple[Tensor, Tens
     return ids, distances
 
 
-def _without_self(features: Features, search: Search, k: int) -> tuple[Tensor, Tensor]:
+def _without_self(features: Features, search: SearchIndex, k: int) -> tuple[Tensor, Tensor]:
     """The same as an approximate search finds them."""
     size = len(features)
 
     def nearest(points: Index) -> tuple[Tensor, Tensor]:
-        return nearest_others(features, points, search(features[points], wanted(k, size)), k)
+        return nearest_others(features, points, search(features[points], search_width(k, size)), k)
 
     ids, distances = (torch.cat(part) for part in zip(*map(nearest, _blocks(features)), strict=True))
     if torch.isinf(distances).any():

@@ -4,15 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgal_bench.arrays import Index, Labels
+from dgal_bench.core.types import Index, Labels
 from dgal_bench.graph.diffusion import diffuse, one_hot, step
-from dgal_bench.graph.transition import Attachment, Graph
+from dgal_bench.graph.graph import Attachment, Graph
 
 # The curvature below which the rounding of float32 weights decides a step, and may send it to infinity.
 _RESOLUTION = 1e-7
 
 
-def propagated(
+def propagation_accuracy(
     graph: Graph, attachment: Attachment, labeled: Index, labels: Labels, n_classes: int, test_labels: Labels
 ) -> dict[str, float]:
     """How well labels propagated over the graph alone classify the images that hang on it.
@@ -32,11 +32,11 @@ def propagated(
         symmetric, since ``harmonic`` has no answer there.
     """
     heat_NC = diffuse(graph, labeled, labels, n_classes, graph.default_steps)
-    accuracy, unreached = _judged(class_scores(attachment, heat_NC), test_labels)
+    accuracy, unreached = _accuracies(class_scores(attachment, heat_NC), test_labels)
     facts: dict[str, float] = {"accuracy": accuracy, "unreached": unreached}
     if graph.symmetric:
         heat_NC, iterations = harmonic(graph, labeled, labels, n_classes)
-        accuracy, unreached = _judged(class_scores(attachment, heat_NC), test_labels)
+        accuracy, unreached = _accuracies(class_scores(attachment, heat_NC), test_labels)
         facts |= {"converged_accuracy": accuracy, "converged_unreached": unreached, "iterations": iterations}
         facts["residual"] = residual(graph, labeled, heat_NC)
     return facts
@@ -47,7 +47,7 @@ def class_scores(attachment: Attachment, heat_NC: Tensor) -> Tensor:
     return F.embedding_bag(attachment.ids, heat_NC.cpu(), per_sample_weights=attachment.weights, mode="sum")
 
 
-def _judged(scores_nC: Tensor, test_labels: Labels) -> tuple[float, float]:
+def _accuracies(scores_nC: Tensor, test_labels: Labels) -> tuple[float, float]:
     """Accuracy, the unreached counted as wrong, and their share."""
     reached = (scores_nC > 0).any(dim=1)
     right = (scores_nC.argmax(dim=1) == test_labels) & reached

@@ -1,17 +1,62 @@
 """Networks of timm's by name: small images, grey images, and weights from its hub or a local file."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgal_bench.arrays import ImageShape
-from dgal_bench.errors import ConfigError, DataError, innermost
-from dgal_bench.models.weights import Weights, read_state
+from dgal_bench.core.errors import ConfigError, DataError, innermost_error
+from dgal_bench.core.types import ImageShape
+
+# Weights of a network on disk and in memory: state dicts without pickle, known by their content.
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A backbone's weights as they fit the network that is built, and the sha256 of them all: a run rests on both."""
+
+    state: Mapping[str, Tensor]
+    sha256: str
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> "Weights":
+        return cls(state, _sha256(state))
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict out of a .safetensors file or one that torch reads with weights_only; empty ones are refused."""
+    from safetensors import SafetensorError
+    from timm.models import load_state_dict
+
+    if not path.is_file():
+        raise DataError(f"checkpoint_path={path} is no file: name a .safetensors or .pth with a state dict")
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except (UnpicklingError, RuntimeError, SafetensorError, EOFError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"checkpoint_path={path} cannot be read as weights alone ({innermost_error(error)[:160]}): save a state "
+            "dict, with safetensors or torch.save(model.state_dict(), FILE)"
+        ) from error
+    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ConfigError(f"checkpoint_path={path} is no state dict: it must map names to tensors")
+    return dict(state)
+
+
+def _sha256(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
 
 ALIASES = {"vit_small": "vit_small_patch16_224"}
 """Names of the paper's (Table 1) that timm spells otherwise."""
@@ -124,7 +169,7 @@ def _create(spec: BackboneSpec, source: Mapping[str, Any]) -> Any:
         net = timm.create_model(spec.name, num_classes=0, **settings)
     except (AssertionError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"{spec.model} cannot be built for {spec.size[0]}x{spec.size[1]} pixels ({innermost(error)}): set "
+            f"{spec.model} cannot be built for {spec.size[0]}x{spec.size[1]} pixels ({innermost_error(error)}): set "
             "net.input_size, to 224 for most of timm's networks"
         ) from error
     if isinstance(net, timm.models.VisionTransformer):

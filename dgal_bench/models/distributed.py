@@ -11,11 +11,15 @@ import os
 import queue
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from time import monotonic
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import torch
@@ -24,14 +28,112 @@ from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dgal_bench.arrays import Progress
-from dgal_bench.config import RepresentationConfig, to_dict
-from dgal_bench.errors import ConfigError, UserError, innermost
-from dgal_bench.models.ranks import Events, Rank, follow
+from dgal_bench.config.schema import RepresentationConfig, to_dict
+from dgal_bench.core.errors import ConfigError, DataError, UserError, innermost_error
+from dgal_bench.core.system import thread_environment
+from dgal_bench.core.types import Progress
 from dgal_bench.models.trainer import silence_lightning
-from dgal_bench.models.vae import VaeModule, fit
-from dgal_bench.models.vae_batches import Share
+from dgal_bench.models.vae import Share, VaeModule, fit
 from dgal_bench.models.vae_nets import build_vae
+
+# The processes of a distributed training as their parent sees them: started, followed to the end, and ended.
+
+
+# What a process may raise that is its user's to mend; the rest is reported with its type and place.
+_ERRORS = {error.__name__: error for error in (UserError, ConfigError, DataError)}
+
+# Seconds that the others have, when one process fails, to say why: the first to be heard may only have lost its peer.
+_GRACE = 5.0
+
+
+Events: TypeAlias = "queue.SimpleQueue[tuple[RankProcess, dict[str, Any] | None]]"
+
+
+class RankProcess:
+    """One of the processes as their parent sees it: puts its events there as they come, and None at its end."""
+
+    def __init__(self, folder: Path, number: int, of: int, threads: int, events: Events) -> None:
+        self.name = f"process {number + 1} of the {of} that train the VAE"
+        self._events = events
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "dgal_bench.models.distributed", str(folder), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            env=os.environ | _environment(threads),
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("{"):  # and not what some library says while it is imported
+                self._events.put((self, json.loads(line)))
+        self._events.put((self, None))
+
+    def exit_message(self) -> UserError:
+        """Of a process that ended without a word."""
+        code = self._process.wait()
+        self._stderr.seek(0)
+        last = self._stderr.read().strip().rpartition("\n")[2]
+        if code >= 0:
+            return UserError(f"{self.name} ended with exit code {code}" + (f": {last}" if last else ""))
+        return UserError(
+            f"{self.name} was killed by signal {-code}: if memory ran out, lower trainer.devices or "
+            "representation.train_batch_size"
+        )
+
+    def end(self) -> None:
+        """End the process, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout, self._stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Thread counts before torch is imported (Lightning sets its own where there is none); gloo on this host alone."""
+    loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    return thread_environment(threads) | ({"GLOO_SOCKET_IFNAME": loopback[0]} if loopback else {})
+
+
+def follow(ranks: Sequence[RankProcess], events: Events, progress: Progress) -> dict[str, float]:
+    """Wait for all; returns what the first reports of the training, or raises what went wrong first of all."""
+    facts: dict[str, float] = {}
+    running, heard = set(ranks), set[RankProcess]()
+    troubles: list[Exception] = []
+    deadline = float("inf")
+    while running and (left := deadline - monotonic()) > 0:
+        try:
+            rank, event = events.get(timeout=left if troubles else None)
+        except queue.Empty:
+            break
+        if event is None:
+            running.discard(rank)
+            troubles += [] if rank in heard else [rank.exit_message()]
+        elif event["event"] == "progress":
+            progress(event["what"], event["n"], event["of"])
+        else:
+            heard.add(rank)
+            facts |= event.get("facts", {})
+            troubles += [_error(rank, event)] if event["event"] == "failed" else []
+        deadline = min(deadline, monotonic() + _GRACE) if troubles else deadline
+    if troubles:
+        # A lost peer is an error too, but never the reason.
+        raise min(troubles, key=lambda error: not isinstance(error, UserError))
+    return facts
+
+
+def _error(rank: RankProcess, event: dict[str, Any]) -> Exception:
+    if event["kind"] in _ERRORS:
+        return _ERRORS[event["kind"]](event["error"])
+    return RuntimeError(f"{rank.name} failed: {event['error']}")
+
 
 _JOB, _IMAGES, _INITIAL, _WEIGHTS, _MEETING = (
     "job.json", "images.npy", "initial.safetensors", "weights.safetensors", "meeting",
@@ -67,11 +169,11 @@ def fit_side_by_side(
         (folder / _JOB).write_text(json.dumps(job))
         _save(module, folder / _INITIAL)
         progress(f"starting {devices} processes", 0, 1)
-        ranks: list[Rank] = []
+        ranks: list[RankProcess] = []
         events: Events = queue.SimpleQueue()
         try:
             for number in range(devices):
-                ranks.append(Rank(folder, number, devices, threads, events))
+                ranks.append(RankProcess(folder, number, devices, threads, events))
             facts = follow(ranks, events, progress)
         finally:
             for rank in ranks:
@@ -101,7 +203,7 @@ def _save(module: nn.Module, path: Path) -> None:
     save_file({name: tensor.cpu().contiguous() for name, tensor in module.state_dict().items()}, path)
 
 
-class _Beside(LightningEnvironment):
+class _Siblings(LightningEnvironment):
     """Tells Lightning that the processes are there already, and which this one is; reads no environment variable."""
 
     def __init__(self, rank: int) -> None:
@@ -137,7 +239,7 @@ def _train(folder: Path, rank: int, progress: Progress) -> dict[str, float]:
         world_size=world,
         device_id=torch.device("cuda", rank) if device.type == "cuda" else None,
     )
-    strategy = DDPStrategy(cluster_environment=_Beside(rank), process_group_backend=backend)
+    strategy = DDPStrategy(cluster_environment=_Siblings(rank), process_group_backend=backend)
     facts = fit(module, images, job["maximum"], device, progress, Share(rank, world), strategy)
     torch.distributed.destroy_process_group()
     if rank > 0:
@@ -171,7 +273,7 @@ def main(folder: Path, rank: int) -> None:
     try:
         emit("done", facts=_train(folder, rank, tell if rank == 0 else nobody))
     except Exception as error:  # noqa: BLE001 - the boundary: the parent decides what a failure means
-        text = " ".join(str(error).split()) if isinstance(error, UserError) else innermost(error)
+        text = " ".join(str(error).split()) if isinstance(error, UserError) else innermost_error(error)
         emit("failed", kind=type(error).__name__, error=text)
 
 

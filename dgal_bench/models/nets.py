@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dgal_bench.arrays import ImageShape
-from dgal_bench.config import NetConfig
-from dgal_bench.errors import ConfigError
-from dgal_bench.models.backbones import Backbone, BackboneSpec, Resize, load_weights
-from dgal_bench.models.weights import Weights
+from dgal_bench.config.schema import NetConfig
+from dgal_bench.core.errors import ConfigError
+from dgal_bench.core.types import ImageShape
+from dgal_bench.models.backbones import Backbone, BackboneSpec, Resize, Weights, load_weights
 
 
 class Classifier(nn.Module):
@@ -92,7 +91,7 @@ def build_net(image_shape: ImageShape, n_classes: int, config: NetConfig, weight
     """The network named by ``net.kind``: its initial weights are ``weights``, the rest from the global torch RNG."""
     body: nn.Module
     if config.kind in OWN_NETS:
-        body, width = _resized(image_shape, config)
+        body, width = _input_size(image_shape, config)
     else:
         body = Backbone(backbone_spec(image_shape, config), weights)
         width = body.width
@@ -100,7 +99,7 @@ def build_net(image_shape: ImageShape, n_classes: int, config: NetConfig, weight
     return net.to(memory_format=torch.channels_last) if config.channels_last else net
 
 
-def _resized(image_shape: ImageShape, config: NetConfig) -> tuple[nn.Module, int]:
+def _input_size(image_shape: ImageShape, config: NetConfig) -> tuple[nn.Module, int]:
     """One of ours, behind a resize to ``input_size`` where that is given."""
     if config.input_size is None:
         return OWN_NETS[config.kind](image_shape, config)

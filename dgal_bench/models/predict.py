@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from dgal_bench.arrays import Index, Outputs
-from dgal_bench.clock import Stopwatch
+from dgal_bench.core.clock import Stopwatch
+from dgal_bench.core.types import Index, Outputs
 from dgal_bench.data.datamodule import PoolDataModule
 from dgal_bench.models.task import TaskModule, check_outputs
 
@@ -37,7 +37,7 @@ class Predictor:
             if len(missing):
                 self._score(self._once(missing))
             if len(self._outputs) > 1:
-                self._outputs = [_joined(self._outputs)]
+                self._outputs = [_join(self._outputs)]
             rows = self._row[indices]
             known = self._outputs[0]
             return Outputs(known.log_probs[rows], known.features[rows])
@@ -81,5 +81,5 @@ class Rehearsal(Predictor):
         return Outputs(few.log_probs[rows], few.features[rows])
 
 
-def _joined(parts: list[Outputs]) -> Outputs:
+def _join(parts: list[Outputs]) -> Outputs:
     return Outputs(torch.cat([p.log_probs for p in parts]), torch.cat([p.features for p in parts]))

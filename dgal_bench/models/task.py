@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from dgal_bench.config import RunConfig, TrainingConfig
-from dgal_bench.data.datamodule import PoolDataModule, Slices
-from dgal_bench.errors import UserError, choose
+from dgal_bench.config.schema import RunConfig, TrainingConfig
+from dgal_bench.core.errors import UserError, choose
+from dgal_bench.data.datamodule import PoolDataModule, SliceLoader
 from dgal_bench.models.trainer import silent_trainer
 
 # Of thousands of features: the sum of their squares still fits float32.
@@ -45,7 +45,9 @@ class TaskModule(lightning.LightningModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Minibatches of an epoch move one by one; test batches as usual."""
-        return batch if isinstance(batch, Slices) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return (
+            batch if isinstance(batch, SliceLoader) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (b, C) and features (b, feature_dim) in float32, computed in bfloat16 where ``amp`` says so."""
@@ -55,7 +57,7 @@ class TaskModule(lightning.LightningModule):
             logits, features = self.net(images)
         return logits.float(), features.float()
 
-    def training_step(self, labeled: Slices, batch_idx: int) -> None:
+    def training_step(self, labeled: SliceLoader, batch_idx: int) -> None:
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         for _ in range(max(1, _MINIBATCHES // len(labeled))):
@@ -65,7 +67,7 @@ class TaskModule(lightning.LightningModule):
                 self.trainer.should_stop = True
                 return
 
-    def _train_once(self, labeled: Slices, optimizer: torch.optim.Optimizer) -> None:
+    def _train_once(self, labeled: SliceLoader, optimizer: torch.optim.Optimizer) -> None:
         """One epoch."""
         total, self._seen = torch.zeros((), device=self.device), 0
         for images, labels in labeled:

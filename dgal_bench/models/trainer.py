@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import Strategy
 
 
 def silence_lightning() -> None:
-    """Its hints and tips, and torch's, say nothing about a cell."""
+    """Its hints and tips, and torch's, say nothing about a run."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")

@@ -2,21 +2,77 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import lightning
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from dgal_bench.arrays import Features, Index, Progress
-from dgal_bench.config import RepresentationConfig
-from dgal_bench.data.images import ImageData
-from dgal_bench.errors import UserError
+from dgal_bench.config.schema import RepresentationConfig
+from dgal_bench.core.errors import UserError
+from dgal_bench.core.seeding import normals, rng_for, seed_for
+from dgal_bench.core.types import Features, Index, Progress
+from dgal_bench.data.image_data import ImageData
 from dgal_bench.models.trainer import silent_trainer
-from dgal_bench.models.vae_batches import Batch, Batches, Share, as_float
 from dgal_bench.models.vae_nets import Vae, build_vae, refuse_embeddings
-from dgal_bench.seeding import normals, rng_for, seed_for
+
+# Batches of a VAE's training: uint8 images in memory or on disk, whole or shared out between processes.
+
+
+def as_float(images: Tensor, maximum: int) -> Tensor:
+    """uint8 images -> float32 in [0, 1]."""
+    # channels_last: 1.7 times faster on MNIST's VAE (two threads, with the fused Adam)
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(maximum)
+
+
+class Batch(NamedTuple):
+    """This process's rows of a batch: floats in [0, 1], their positions in the pool, and what their mean counts for.
+
+    The mean over processes of ``weight`` x (mean loss of the rows) is the mean loss of the whole batch.
+    """
+
+    images: Tensor
+    ids: Index
+    weight: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which rows of every batch are this process's: every ``of``-th from ``rank`` on."""
+
+    rank: int = 0
+    of: int = 1
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return rows[self.rank :: self.of]
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """A share of batches of uint8 images, in a new order every epoch; a last batch of one is left out."""
+
+    images: Tensor
+    maximum: int
+    ids: Index
+    batch_size: int
+    order: torch.Generator
+    share: Share
+
+    def __len__(self) -> int:
+        return max(1, math.ceil((len(self.ids) - 1) / self.batch_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = torch.randperm(len(self.ids), generator=self.order)
+        for places in order.split(self.batch_size)[: len(self)]:
+            own = self.share(places)
+            weight = len(own) * self.share.of / len(places)
+            # Without a row there is still a gradient to take part with: that of any row, times 0.
+            ids = self.ids[own if len(own) else places[:1]]
+            yield Batch(as_float(self.images[ids], self.maximum), ids, weight)
+
 
 # Shares of the pool's variance below which the latents say too little of the images to build a graph on.
 MIN_EXPLAINED_VARIANCE = 0.20
@@ -157,7 +213,7 @@ def fit(
     maximum: int,
     device: torch.device,
     progress: Progress,
-    share: Share = Share(),  # noqa: B008 - frozen
+    share: Share = Share(),
     strategy: DDPStrategy | None = None,
 ) -> dict[str, float]:
     """Train in place, best weights kept; ``share`` and ``strategy`` are those of one of several processes."""
@@ -192,7 +248,7 @@ def encode(module: VaeModule, data: ImageData, batch_size: int = _AT_A_TIME) -> 
         "active_latents": int((latents.var(dim=0) > ACTIVE_VARIANCE).sum()),
         "explained_variance": 1 - errors / max(_total_squares(data), 1e-12),
     }
-    return _checked(latents, facts), facts
+    return _check_latents(latents, facts), facts
 
 
 @torch.inference_mode()
@@ -210,7 +266,7 @@ def _total_squares(data: ImageData) -> float:
     return sum(float((block.double() - mean).square().sum()) for block in blocks) / data.maximum**2
 
 
-def _checked(latents: Tensor, facts: dict[str, float]) -> Tensor:
+def _check_latents(latents: Tensor, facts: dict[str, float]) -> Tensor:
     active, explained = facts["active_latents"], facts["explained_variance"]
     if not torch.isfinite(latents).all():
         raise UserError("the VAE's latents hold NaN or infinity: lower representation.lr")

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgal_bench.arrays import ImageShape
-from dgal_bench.errors import ConfigError, choose
+from dgal_bench.core.errors import ConfigError, choose
+from dgal_bench.core.types import ImageShape
 from dgal_bench.models.backbones import SMALL, small_stem
 
 _HIDDEN = 256

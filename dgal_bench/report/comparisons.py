@@ -7,11 +7,11 @@ from math import inf, sqrt
 import numpy as np
 from scipy.stats import t as student
 
-from dgal_bench.record import RoundRecord
-from dgal_bench.report.areas import area_under_curve
+from dgal_bench.core.seeding import rng_for
 from dgal_bench.report.groups import REFERENCE, Group
 from dgal_bench.report.statistics import MANY, TIE, Estimate, Floats, mean_interval
-from dgal_bench.seeding import rng_for
+from dgal_bench.results.metrics import area_under_curve
+from dgal_bench.results.rows import RoundRecord
 
 OPPONENTS = (REFERENCE, "random")
 """What every strategy is held against."""
@@ -23,11 +23,11 @@ FLIPS = 99_999
 
 Records = Sequence[RoundRecord]
 Measure = Callable[[Records, Records], tuple[float, float] | None]
-"""A number of each of two cells, ours first; None where the two have nothing in common to be measured on."""
+"""A number of each of two runs, ours first; None where the two have nothing in common to be measured on."""
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedValues:
     """Ours minus theirs over the n seeds of both, and the two-sided test of no difference.
 
     ``p`` is None with one seed. ``smallest_p`` is the least that flipping the signs of n differences can give, which is
@@ -42,22 +42,22 @@ class Paired:
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """A strategy against ``opponent``; ``holm_p`` is corrected for all that were held against it."""
 
     opponent: str
-    paired: Paired
+    paired: PairedValues
     holm_p: float | None
 
 
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Paired | None:
+def paired_differences(ours: Mapping[int, float], theirs: Mapping[int, float]) -> PairedValues | None:
     """Over the seeds in both: Student's interval and test under 10, BCa's interval and sign flips from 10."""
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     n = len(differences)
     if n == 0:
         return None
     method = "BCa, permutation" if n >= MANY else "paired t"
-    return Paired(mean_interval(differences), zero_test(differences), smallest_p(n), method, n)
+    return PairedValues(mean_interval(differences), zero_test(differences), smallest_p(n), method, n)
 
 
 def zero_test(differences: Sequence[float]) -> float | None:
@@ -131,20 +131,20 @@ def common_area(ours: Records, theirs: Records) -> tuple[float, float] | None:
 def counterpart(strategy: str, opponent: str, group: Group) -> str:
     """The opponent under the same varied settings (``random+graph.graph_k=10``) where there is one."""
     same = "+".join([opponent, *strategy.split("+")[1:]])
-    return same if same in group.cells else opponent
+    return same if same in group.runs else opponent
 
 
-def against(group: Group, opponent: str, measure: Measure = common_area) -> dict[str, Compared]:
+def against(group: Group, opponent: str, measure: Measure = common_area) -> dict[str, Comparison]:
     """Every other strategy that shares a finished seed with the opponent, corrected by Holm over all of them."""
     met = [(strategy, counterpart(strategy, opponent, group)) for strategy in group.strategies]
     found = {ours: (theirs, _meeting(group, ours, theirs, measure)) for ours, theirs in met if ours != theirs}
     kept = {strategy: (theirs, pair) for strategy, (theirs, pair) in found.items() if pair is not None}
     corrected = zip(kept.items(), holm([pair.p for _, pair in kept.values()]), strict=True)
-    return {strategy: Compared(theirs, pair, p) for (strategy, (theirs, pair)), p in corrected}
+    return {strategy: Comparison(theirs, pair, p) for (strategy, (theirs, pair)), p in corrected}
 
 
-def _meeting(group: Group, ours: str, theirs: str, measure: Measure) -> Paired | None:
-    cells, others = group.finished(ours), group.finished(theirs)
-    measured = {seed: measure(cells[seed].records, others[seed].records) for seed in cells.keys() & others.keys()}
+def _meeting(group: Group, ours: str, theirs: str, measure: Measure) -> PairedValues | None:
+    runs, others = group.finished(ours), group.finished(theirs)
+    measured = {seed: measure(runs[seed].records, others[seed].records) for seed in runs.keys() & others.keys()}
     known = {seed: both for seed, both in measured.items() if both is not None}
-    return paired(*({seed: both[side] for seed, both in known.items()} for side in (0, 1)))
+    return paired_differences(*({seed: both[side] for seed, both in known.items()} for side in (0, 1)))

@@ -1,4 +1,4 @@
-"""Cells that may be compared, and those that may be averaged."""
+"""Runs that may be compared, and those that may be averaged."""
 
 import hashlib
 import re
@@ -7,13 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dgal_bench.config import SECTIONS, differences, without_paths
-from dgal_bench.errors import ResultsError
-from dgal_bench.identity import ALGORITHM_VERSION
-from dgal_bench.record import CellLog
-from dgal_bench.report.needs import check_told
-from dgal_bench.report.times import by_cell, hardware, made_on, timings_of
-from dgal_bench.timings import Timings
+from dgal_bench.config.schema import SECTIONS, differences, without_paths
+from dgal_bench.core.errors import ResultsError
+from dgal_bench.report.times import by_run, hardware, machine_of_run, timings_of
+from dgal_bench.results.resume import ALGORITHM_VERSION
+from dgal_bench.results.rows import RunLog, Timings, check_report_facts
 
 REFERENCE = "margin"
 """The strategy that speed-ups are against."""
@@ -24,28 +22,28 @@ _Origin = tuple[str, str]  # the start of the data's hash, and the machine
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Cells that may be compared: one suite, data set, profile, algorithm version and kind of machine.
+    """Runs that may be compared: one suite, data set, profile, algorithm version and kind of machine.
 
-    ``cells`` by strategy label.
+    ``runs`` by strategy label.
     """
 
     suite: str
     dataset: str
     profile: str
     algorithm_version: int
-    cells: Mapping[str, Sequence[CellLog]]
-    references: Sequence[CellLog] = ()
+    runs: Mapping[str, Sequence[RunLog]]
+    references: Sequence[RunLog] = ()
     """Full supervision: trainings on the whole labeled pool, no strategies."""
     content: str = ""
-    """The start of the data's hash, where other cells of this name rest on other data."""
-    unbegun: Sequence[CellLog] = ()
-    """Cells that failed or were skipped before they began: of whatever strategy, and nobody knows on what data."""
+    """The start of the data's hash, where other runs of this name rest on other data."""
+    unbegun: Sequence[RunLog] = ()
+    """Runs that failed or were skipped before they began: of whatever strategy, and nobody knows on what data."""
     timings: Sequence[Timings] = ()
-    """Replays, of these cells or of others."""
+    """Replays, of these runs or of others."""
     elsewhere: Mapping[str, frozenset[int]] = field(default_factory=dict)
     """Seeds of each strategy that are in another group of this name: on another machine, of other data."""
     machine: str = ""
-    """Where other cells of this name and data were made on another kind: ``AMD EPYC, 2 cores``."""
+    """Where other runs of this name and data were made on another kind: ``AMD EPYC, 2 cores``."""
 
     @property
     def name(self) -> str:
@@ -66,24 +64,24 @@ class Group:
         return in_addresses(f"{self.suite}-{self.dataset}-{self.profile}{version}{apart}", self.suite, self.dataset)
 
     @property
-    def logs(self) -> list[CellLog]:
-        return [log for logs in self.cells.values() for log in logs]
+    def logs(self) -> list[RunLog]:
+        return [log for logs in self.runs.values() for log in logs]
 
-    def finished(self, strategy: str) -> dict[int, CellLog]:
-        """Finished cells by seed; partial and failed ones are never averaged in."""
-        return {log.header["config"]["seed"]: log for log in self.cells.get(strategy, ()) if log.done}
+    def finished(self, strategy: str) -> dict[int, RunLog]:
+        """Finished runs by seed; partial and failed ones are never averaged in."""
+        return {log.header["config"]["seed"]: log for log in self.runs.get(strategy, ()) if log.done}
 
     @property
     def strategies(self) -> list[str]:
-        """Those with a finished cell."""
-        return [strategy for strategy in self.cells if self.finished(strategy)]
+        """Those with a finished run."""
+        return [strategy for strategy in self.runs if self.finished(strategy)]
 
     def replayed(self, strategy: str) -> dict[int, Timings]:
-        """By seed the replays of finished cells that found the rows' own picks again, all of one kind of machine.
+        """By seed the replays of finished runs that found the rows' own picks again, all of one kind of machine.
 
         Where there are several it is the one that timed most: seconds of two are never averaged.
         """
-        known = by_cell(self.timings)
+        known = by_run(self.timings)
         found = {seed: timings_of(log, known) for seed, log in self.finished(strategy).items()}
         usable = {seed: timings for seed, timings in found.items() if timings is not None}
         machines = Counter(hardware(timings.header) for timings in usable.values())
@@ -98,81 +96,81 @@ def in_addresses(text: str, *parts: str) -> str:
     return safe if plain else f"{safe}-{hashlib.sha256('/'.join([text, *parts]).encode()).hexdigest()[:6]}"
 
 
-def group(logs: Iterable[CellLog], timings: Sequence[Timings] = ()) -> list[Group]:
-    """Cells kept apart by suite, data set, its content, profile, algorithm version and machine: never averaged over.
+def group(logs: Iterable[RunLog], timings: Sequence[Timings] = ()) -> list[Group]:
+    """Runs kept apart by suite, data set, its content, profile, algorithm version and machine: never averaged over.
 
     Raises:
         ResultsError: a file does not say what a report tells.
     """
-    apart: dict[_Key, dict[_Origin, dict[str, list[CellLog]]]] = {}
-    unbegun: dict[_Key, list[CellLog]] = {}
+    apart: dict[_Key, dict[_Origin, dict[str, list[RunLog]]]] = {}
+    unbegun: dict[_Key, list[RunLog]] = {}
     for log in logs:
-        check_told(log)
+        check_report_facts(log)
         if log.begun:
-            origin = (log.header["fingerprint"]["data"][:8], made_on(log))
-            cells = apart.setdefault(_key(log), {}).setdefault(origin, {})
-            _file(cells.setdefault(log.path.resolve().parent.name, []), log)
+            origin = (log.header["fingerprint"]["data"][:8], machine_of_run(log))
+            runs = apart.setdefault(_key(log), {}).setdefault(origin, {})
+            _file(runs.setdefault(log.path.resolve().parent.name, []), log)
         else:
             unbegun.setdefault(_key(log), []).append(log)
     groups = []
     for key in sorted(apart.keys() | unbegun.keys()):
-        origins: Mapping[_Origin, Mapping[str, Sequence[CellLog]]] = apart.get(key) or {("", ""): {}}
+        origins: Mapping[_Origin, Mapping[str, Sequence[RunLog]]] = apart.get(key) or {("", ""): {}}
         never = unbegun.get(key, [])
         for origin, sharing in sorted(origins.items()):
-            others = _seeds(cells for other, cells in origins.items() if other != origin)
-            groups.append(_group(key, sharing, _telling(origin, list(origins)), never, timings, others))
+            others = _seeds(runs for other, runs in origins.items() if other != origin)
+            groups.append(_group(key, sharing, _distinguishing(origin, list(origins)), never, timings, others))
             never = []  # told once
     return groups
 
 
-def _seeds(of: Iterable[Mapping[str, Sequence[CellLog]]]) -> dict[str, frozenset[int]]:
+def _seeds(of: Iterable[Mapping[str, Sequence[RunLog]]]) -> dict[str, frozenset[int]]:
     """Of each strategy's folder, over several groups."""
     found: dict[str, frozenset[int]] = {}
-    for cells in of:
-        for label, logs in cells.items():
+    for runs in of:
+        for label, logs in runs.items():
             found[label] = found.get(label, frozenset()) | {log.header["config"]["seed"] for log in logs}
     return found
 
 
-def _file(cells: list[CellLog], log: CellLog) -> None:
+def _file(runs: list[RunLog], log: RunLog) -> None:
     """Raises ResultsError where a seed is there twice: of two trees with a suite of one name, say."""
-    twice = [one for one in cells if one.path.name == log.path.name]
+    twice = [one for one in runs if one.path.name == log.path.name]
     if twice:
-        raise ResultsError(f"{twice[0].path} and {log.path} are the same cell: report on one folder at a time")
-    cells.append(log)
+        raise ResultsError(f"{twice[0].path} and {log.path} are the same run: report on one folder at a time")
+    runs.append(log)
 
 
-def _telling(origin: _Origin, origins: Sequence[_Origin]) -> _Origin:
+def _distinguishing(origin: _Origin, origins: Sequence[_Origin]) -> _Origin:
     """Of the data and the machine those that tell this origin from another one."""
     contents, machines = ({one[part] for one in origins} for part in (0, 1))
     return origin[0] if len(contents) > 1 else "", origin[1] if len(machines) > 1 else ""
 
 
-def _key(log: CellLog) -> _Key:
+def _key(log: RunLog) -> _Key:
     header = log.header
     name, version = header["config"]["dataset"]["name"], header["fingerprint"]["algorithm_version"]
     return log.path.resolve().parts[-4], name, header["profile"], version
 
 
 def _group(
-    key: _Key, cells: Mapping[str, Sequence[CellLog]], origin: _Origin, unbegun: Sequence[CellLog],
+    key: _Key, runs: Mapping[str, Sequence[RunLog]], origin: _Origin, unbegun: Sequence[RunLog],
     timings: Sequence[Timings], elsewhere: Mapping[str, frozenset[int]],
 ) -> Group:  # fmt: skip
-    references = [log for logs in cells.values() for log in logs if is_reference(log)]
-    strategies = {label: logs for label, logs in cells.items() if not is_reference(logs[0])}
+    references = [log for logs in runs.values() for log in logs if is_reference(log)]
+    strategies = {label: logs for label, logs in runs.items() if not is_reference(logs[0])}
     content, machine = origin
     return Group(*key, _by_configuration(strategies), references, content, unbegun, timings, elsewhere, machine)
 
 
-def is_reference(log: CellLog) -> bool:
+def is_reference(log: RunLog) -> bool:
     """Whether all of the pool was labeled at once: full supervision."""
     return log.header["config"]["initial_size"] is None
 
 
-def _by_configuration(cells: Mapping[str, Sequence[CellLog]]) -> dict[str, list[CellLog]]:
+def _by_configuration(runs: Mapping[str, Sequence[RunLog]]) -> dict[str, list[RunLog]]:
     """Seeds of a folder are averaged only where nothing but the seed differs; a difference becomes part of the name."""
-    kept: dict[str, list[CellLog]] = {}
-    for label, logs in cells.items():
+    kept: dict[str, list[RunLog]] = {}
+    for label, logs in runs.items():
         first = _without_seed(logs[0])
         for log in logs:
             changes = differences(first, _without_seed(log))
@@ -181,7 +179,7 @@ def _by_configuration(cells: Mapping[str, Sequence[CellLog]]) -> dict[str, list[
     return kept
 
 
-def _without_seed(log: CellLog) -> dict[str, Any]:
+def _without_seed(log: RunLog) -> dict[str, Any]:
     """What the seeds of a strategy must have in common; where a user's files lie is none of it, what they hold is.
 
     A representation that was made anew, on another machine say, is none of it either: its seeds differ as much.

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from dgal_bench.seeding import rng_for
+from dgal_bench.core.seeding import rng_for
 
 MANY = 10
 """Seeds from which on no normal distribution is assumed: a bootstrap interval, a permutation test."""
@@ -147,7 +147,7 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -
     return Estimate(exp(on_logs.mean), exp(on_logs.low), high, on_logs.n)
 
 
-def interpolated(known: Mapping[int, float], n_rounds: int) -> list[float]:
+def interpolate(known: Mapping[int, float], n_rounds: int) -> list[float]:
     """A value for every round 0..n-1 from those of some, 0 and n-1 among them: linear between them."""
     rounds = sorted(known)
     found: list[float] = np.interp(np.arange(n_rounds), rounds, [known[round_] for round_ in rounds]).tolist()

@@ -6,19 +6,28 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dgal_bench.report.areas import area_under_curve, mean_scored
-from dgal_bench.report.comparisons import OPPONENTS, Compared, against, counterpart
+from dgal_bench.report.comparisons import OPPONENTS, Comparison, against, counterpart
+from dgal_bench.report.costs import one_off
 from dgal_bench.report.groups import REFERENCE, Group
-from dgal_bench.report.spending import one_off
 from dgal_bench.report.statistics import Estimate, mean_interval, ratio_interval
-from dgal_bench.report.times import Counted, Times, comparable, either, from_replay, from_rows, hardware, whole
+from dgal_bench.report.times import (
+    Counted,
+    Times,
+    all_phases,
+    comparable,
+    either_busy,
+    from_replay,
+    from_rows,
+    hardware,
+)
+from dgal_bench.results.metrics import area_under_curve, mean_scored
 
 _SOURCES = ("query_source", "query_beside", "speedup_source", "speedup_beside")
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One strategy: shares in 0..1, seconds, points; ``speedup`` is None without a finished reference cell."""
+    """One strategy: shares in 0..1, seconds, points; ``speedup`` is None without a finished reference run."""
 
     strategy: str
     final_accuracy: Estimate
@@ -41,38 +50,38 @@ def summarise(group: Group) -> Sequence[SummaryRow]:
 
 
 def _row(group: Group, strategy: str) -> SummaryRow:
-    cells = group.finished(strategy)
-    query = from_replay(group.replayed(strategy)) or from_rows(cells)
+    runs = group.finished(strategy)
+    query = from_replay(group.replayed(strategy)) or from_rows(runs)
     pair = times_of_both(group, strategy, counterpart(strategy, REFERENCE, group))
     seeds = sorted(pair[0].seconds) if pair else []
     return SummaryRow(
         strategy,
-        final_accuracy=mean_interval([log.records[-1].accuracy for log in cells.values()]),
-        area=mean_interval([area_under_curve(log.records) for log in cells.values()]),
+        final_accuracy=mean_interval([log.records[-1].accuracy for log in runs.values()]),
+        area=mean_interval([area_under_curve(log.records) for log in runs.values()]),
         query_seconds=mean_interval(list(query.seconds.values())),
-        n_scored=sum(mean_scored(log.records) for log in cells.values()) / len(cells),
+        n_scored=sum(mean_scored(log.records) for log in runs.values()) / len(runs),
         speedup=ratio_interval([pair[1].seconds[seed] for seed in seeds], [pair[0].seconds[seed] for seed in seeds])
         if pair
         else None,
         query=query,
         speedup_source=pair[0].source if pair else "",
-        speedup_beside=either(*(times.beside for times in pair or ())),
+        speedup_beside=either_busy(*(times.beside for times in pair or ())),
         setup_seconds=one_off(group, strategy),
     )
 
 
-def times_of_both(group: Group, ours: str, theirs: str, counted: Counted = whole) -> tuple[Times, Times] | None:
+def times_of_both(group: Group, ours: str, theirs: str, counted: Counted = all_phases) -> tuple[Times, Times] | None:
     """The times of two strategies, of the same seeds and from the same source; None without any."""
     mine, other = group.replayed(ours), group.replayed(theirs)
     both = [seed for seed in mine.keys() & other.keys() if comparable(mine[seed], other[seed])]
     replays = [from_replay({seed: timings[seed] for seed in both}, counted) for timings in (mine, other)]
     if replays[0] and replays[1]:
         return replays[0], replays[1]
-    cells = [group.finished(strategy) for strategy in (ours, theirs)]
-    seeds = cells[0].keys() & cells[1].keys()
+    runs = [group.finished(strategy) for strategy in (ours, theirs)]
+    seeds = runs[0].keys() & runs[1].keys()
     if not seeds:
         return None
-    first, second = (from_rows({seed: logs[seed] for seed in seeds}, counted) for logs in cells)
+    first, second = (from_rows({seed: logs[seed] for seed in seeds}, counted) for logs in runs)
     return first, second
 
 
@@ -113,7 +122,7 @@ def _sources(row: SummaryRow) -> list[str]:
     return [row.query.source, said[row.query.beside], *speedup]
 
 
-def _versus(one: Compared | None) -> list[float | str]:
+def _versus(one: Comparison | None) -> list[float | str]:
     if one is None:
         return [""] * len(_SIDES)
     tests = ["" if p is None else p for p in (one.paired.p, one.holm_p)]

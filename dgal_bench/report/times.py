@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dgal_bench.provenance import revision
-from dgal_bench.record import CellLog
-from dgal_bench.timings import Timings, timings_path
+from dgal_bench.core.system import revision
+from dgal_bench.results.reader import timings_path
+from dgal_bench.results.rows import RunLog, Timings
 
 BUSY_CORES = 0.1
 """Kept busy by other processes during a round, a query counts as timed beside other work."""
@@ -21,17 +21,17 @@ Counted = Callable[[float, Mapping[str, float]], float]
 """Of a query's seconds and those of its phases, what is counted."""
 
 
-def whole(seconds: float, phases: Mapping[str, float]) -> float:
+def all_phases(seconds: float, phases: Mapping[str, float]) -> float:
     """All of it."""
     return seconds
 
 
-def less(*left_out: str) -> Counted:
+def without_phases(*left_out: str) -> Counted:
     """All but some phases."""
     return lambda seconds, phases: seconds - sum(phases.get(phase, 0.0) for phase in left_out)
 
 
-class Taken(Protocol):
+class HasLoad(Protocol):
     """A row or a timing: what ran on the machine meanwhile."""
 
     @property
@@ -40,19 +40,19 @@ class Taken(Protocol):
     def busy_elsewhere(self) -> float | None: ...
 
 
-def disturbed(taken: Iterable[Taken]) -> bool:
-    """Whether any is known to have been taken beside other cells or other processes' work."""
+def is_disturbed(taken: Iterable[HasLoad]) -> bool:
+    """Whether any is known to have been taken beside other runs or other processes' work."""
     return any(one.jobs > 1 or (one.busy_elsewhere or 0.0) > BUSY_CORES for one in taken)
 
 
-def beside(taken: Iterable[Taken]) -> bool | None:
+def busy_state(taken: Iterable[HasLoad]) -> bool | None:
     """``disturbed``, but None where all that is known of some is that nothing is: it may have been alone or not."""
     found = list(taken)
     unknown = any(one.busy_elsewhere is None for one in found)
-    return True if disturbed(found) else None if unknown else False
+    return True if is_disturbed(found) else None if unknown else False
 
 
-def either(*sides: bool | None) -> bool | None:
+def either_busy(*sides: bool | None) -> bool | None:
     """What ran beside any of them."""
     return True if True in sides else None if None in sides else False
 
@@ -69,19 +69,19 @@ class Times:
     beside: bool | None
 
 
-def from_rows(cells: Mapping[int, CellLog], counted: Counted = whole) -> Times:
-    """Of finished cells by seed."""
+def from_rows(runs: Mapping[int, RunLog], counted: Counted = all_phases) -> Times:
+    """Of finished runs by seed."""
     queries = {
-        seed: [record for record in log.records if record.query_seconds is not None] for seed, log in cells.items()
+        seed: [record for record in log.records if record.query_seconds is not None] for seed, log in runs.items()
     }
     means = {
         seed: sum(counted(record.query_seconds or 0.0, record.seconds or {}) for record in asked) / len(asked)
         for seed, asked in queries.items()
     }
-    return Times(ROWS, means, beside(record for asked in queries.values() for record in asked))
+    return Times(ROWS, means, busy_state(record for asked in queries.values() for record in asked))
 
 
-def from_replay(timings: Mapping[int, Timings], counted: Counted = whole) -> Times | None:
+def from_replay(timings: Mapping[int, Timings], counted: Counted = all_phases) -> Times | None:
     """Of replays by seed: the median over repeats, the mean over rounds; None without any."""
     if not timings:
         return None
@@ -89,7 +89,7 @@ def from_replay(timings: Mapping[int, Timings], counted: Counted = whole) -> Tim
         seed: sum(counted(one.median_seconds, one.seconds) for one in replayed.timings) / len(replayed.timings)
         for seed, replayed in timings.items()
     }
-    return Times(REPLAY, means, beside(one for replayed in timings.values() for one in replayed.timings))
+    return Times(REPLAY, means, busy_state(one for replayed in timings.values() for one in replayed.timings))
 
 
 def comparable(one: Timings, other: Timings) -> bool:
@@ -119,8 +119,8 @@ def processor(facts: Mapping[str, Any]) -> str:
     return f"{facts['cpu']} ({facts['vectors']})" if facts.get("vectors") else str(facts["cpu"])
 
 
-def made_on(log: CellLog) -> str:
-    """The kind of machine of a cell; of one that went on elsewhere all of them, in order."""
+def machine_of_run(log: RunLog) -> str:
+    """The kind of machine of a run; of one that went on elsewhere all of them, in order."""
     later = [hardware(log.header, one["provenance"]) for one in log.continuations if "provenance" in one]
     return ", then ".join(dict.fromkeys([hardware(log.header), *later]))
 
@@ -135,17 +135,17 @@ def same_code_and_machine(header: Mapping[str, Any], now: Mapping[str, Any]) -> 
     )
 
 
-def usable(timings: Timings, log: CellLog) -> bool:
-    """Whether these are of that cell's rows and found its own picks again."""
+def is_usable(timings: Timings, log: RunLog) -> bool:
+    """Whether these are of that run's rows and found its own picks again."""
     return timings.of(log) and timings.picks_equal
 
 
-def by_cell(timings: Sequence[Timings]) -> dict[Path, Timings]:
-    """The timings of single cells, by the file of the cell's timings."""
+def by_run(timings: Sequence[Timings]) -> dict[Path, Timings]:
+    """The timings of single runs, by the file of the run's timings."""
     return {one.path: one for one in timings if one.header["common"] is None}
 
 
-def timings_of(log: CellLog, known: Mapping[Path, Timings]) -> Timings | None:
-    """The usable timings of a finished cell."""
+def timings_of(log: RunLog, known: Mapping[Path, Timings]) -> Timings | None:
+    """The usable timings of a finished run."""
     found = known.get(timings_path(log.path))
-    return found if found is not None and log.done and usable(found, log) else None
+    return found if found is not None and log.done and is_usable(found, log) else None

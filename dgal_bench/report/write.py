@@ -14,27 +14,90 @@ from pathlib import Path
 import matplotlib as mpl
 
 from dgal_bench import __version__
-from dgal_bench.config import available_cores
-from dgal_bench.errors import ResultsError
-from dgal_bench.record import read_results
-from dgal_bench.report.canvas import RC
-from dgal_bench.report.claims.survey import survey
-from dgal_bench.report.claims.view import claims_view
-from dgal_bench.report.figures import Drawn, Plate, draw_all, save
-from dgal_bench.report.groups import Group, group, in_addresses
-from dgal_bench.report.inline import inlined
-from dgal_bench.report.maps import penalty_matrix
-from dgal_bench.report.markdown import summary_md
-from dgal_bench.report.page import Section, render
-from dgal_bench.report.penalty import penalties
-from dgal_bench.report.summary import summary_csv
-from dgal_bench.report.view import view
-from dgal_bench.timings import read_all_timings
+from dgal_bench.config.schema import available_cores
+from dgal_bench.core.errors import ResultsError
+from dgal_bench.report.claims import survey_claims
+from dgal_bench.report.claims.text import claims_view
+from dgal_bench.report.costs import penalties
+from dgal_bench.report.figures import DrawnFigure, FigureSpec, draw_all, inline_svg, save
+from dgal_bench.report.formatting import align_table, escape_html, mark_values, speedup, spread
+from dgal_bench.report.groups import REFERENCE, Group, group, in_addresses
+from dgal_bench.report.notes import cautions, common_lines, ledger_lines, protocol, sources, supervision_lines
+from dgal_bench.report.page import Section, group_view, render
+from dgal_bench.report.plots.maps import penalty_matrix
+from dgal_bench.report.plots.style import RC
+from dgal_bench.report.summary import SummaryRow, summarise, summary_csv
+from dgal_bench.report.tables import comparison_table, interval_note, propagation_lines
+from dgal_bench.results.reader import read_all_timings, read_results
+
+# summary.md: what was run, a table, differences, the one-off ledger, and what to be wary of.
+
+
+def summary_md(groups: Sequence[Group]) -> str:
+    """A section per group: what was run, the table, the one-off ledger, and what to be wary of."""
+    return escape_html("\n".join(_markdown_section(one) for one in groups))
+
+
+def _markdown_section(group: Group) -> str:
+    lines = [
+        f"## {group.name}, profile {group.profile}, algorithm {group.algorithm_version}",
+        "",
+        *protocol(group),
+        "",
+    ]
+    if group.strategies:
+        rows = summarise(group)
+        lines += _table(rows)
+        lines += [
+            "",
+            f"Mean and 95 % interval over seeds ({interval_note(group)}). Area: mean accuracy over the range of",
+        ]
+        lines += [
+            "labels. Query: mean seconds of one query, nothing else; speed-up: "
+            f"{REFERENCE}'s query time over the strategy's, by seed.",
+            *sources(group, rows),
+            *common_lines(group),
+            *propagation_lines(group),
+            *_versus(group),
+            "",
+        ]
+    lines += supervision_lines(group)
+    return "\n".join([*lines, *ledger_lines(group), *cautions(group)]) + "\n"
+
+
+def _table(rows: Sequence[SummaryRow]) -> list[str]:
+    query = mark_values([spread(row.query_seconds, 1000, 2) for row in rows], [row.query.beside for row in rows])
+    faster = mark_values([speedup(row.speedup) for row in rows], [row.speedup_beside for row in rows])
+    return align_table(
+        ["strategy", "seeds", "final accuracy %", "area under curve %", "query ms", "points scored", "speed-up"],
+        [
+            [
+                row.strategy,
+                str(row.final_accuracy.n),
+                spread(row.final_accuracy, 100, 1),
+                spread(row.area, 100, 1),
+                query_ms,
+                f"{row.n_scored:,.0f}",
+                times_faster,
+            ]
+            for row, query_ms, times_faster in zip(rows, query, faster, strict=True)
+        ],
+    )
+
+
+def _versus(group: Group) -> list[str]:
+    """Every strategy against margin and random; nothing where no two met."""
+    found = comparison_table(group)
+    if found is None:
+        return []
+    rows = [[name, *(run.text for run in runs)] for name, runs in found.rows]
+    return ["", *align_table(list(found.head), rows), "", *found.notes]
+
 
 FIGURES = "figures"
 """The folder of the figures' own files, in that of the report."""
 
-PENALTY = Plate(
+PENALTY = FigureSpec(
     "Who beats whom",
     "In a row who beats, in a column who is beaten, by how many data sets' worth of evaluations (BADGE's penalty "
     "matrix); the lowest line is the share of its evaluations that a strategy lost: low is good.",
@@ -47,7 +110,7 @@ Drawing = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenReport:
     """The Markdown summary as text, and every file written, the page first."""
 
     summary: str
@@ -56,14 +119,14 @@ class Written:
 
 def write_report(
     results: Path, out: Path, progress: Drawing = lambda done, of: None, growth: Path | None = None
-) -> Written:
-    """Read every cell under ``results`` and write the report to ``out``; ``growth``: a file of benchmarks/scaling.py.
+) -> WrittenReport:
+    """Read every run under ``results`` and write the report to ``out``; ``growth``: a file of benchmarks/scaling.py.
 
     Raises:
         ResultsError: nothing to report on, a damaged file, or ``out`` cannot be written.
     """
     groups = group(read_results(results), read_all_timings(results))
-    claims = claims_view(survey(groups, growth))
+    claims = claims_view(survey_claims(groups, growth))
     summary = summary_md(groups)
     try:
         (out / FIGURES).mkdir(parents=True, exist_ok=True)
@@ -82,7 +145,7 @@ def write_report(
         raise ResultsError("a process that drew figures was killed, for want of memory perhaps: try again") from error
     except OSError as error:
         raise ResultsError(f"the report cannot be written to {out}: {error.strerror}: set --out DIR") from error
-    return Written(summary, [out / "report.html", out / "summary.csv", out / "summary.md", *files, *paths])
+    return WrittenReport(summary, [out / "report.html", out / "summary.csv", out / "summary.md", *files, *paths])
 
 
 def _sections(groups: Sequence[Group], folder: Path) -> Iterator[tuple[Section, list[Path]]]:
@@ -117,10 +180,10 @@ def _draw(place: int) -> tuple[Section, list[Path]]:
 
 def _section(one: Group, folder: Path) -> tuple[Section, list[Path]]:
     found = list(draw_all(one, folder)) if one.strategies else []
-    return Section(view(one), [drawn for drawn, _ in found]), [path for _, paths in found for path in paths]
+    return Section(group_view(one), [drawn for drawn, _ in found]), [path for _, paths in found for path in paths]
 
 
-def _across(groups: Sequence[Group], folder: Path) -> tuple[list[Drawn], list[Path]]:
+def _across(groups: Sequence[Group], folder: Path) -> tuple[list[DrawnFigure], list[Path]]:
     """Who beats whom, of each suite, profile and version of which two strategies met."""
     found, files = [], []
     for one in penalties(groups):
@@ -129,7 +192,7 @@ def _across(groups: Sequence[Group], folder: Path) -> tuple[list[Drawn], list[Pa
                 made = penalty_matrix(one)
                 name = in_addresses(f"{one.suite}-{one.profile}-v{one.algorithm_version}-penalties", one.suite)
                 paths, svg = save(made, folder / name)
-            found.append(Drawn(name, PENALTY, inlined(svg, made.top, made.bottom, name), made.note))
+            found.append(DrawnFigure(name, PENALTY, inline_svg(svg, made.top, made.bottom, name), made.note))
             files += paths
     return found, files
 
@@ -139,10 +202,10 @@ def _facts(sections: Sequence[Section]) -> dict[str, object]:
     views = [section.view for section in sections]
     n_sets = len({one.dataset for one in views})
     sets = f"{n_sets} data set{'' if n_sets == 1 else 's'}"
-    n_finished, n_cells = sum(one.n_finished for one in views), sum(one.n_cells for one in views)
+    n_finished, n_runs = sum(one.n_finished for one in views), sum(one.n_runs for one in views)
     return {
-        "told": f"{n_finished:,} finished cells of {n_cells:,}, {sets}. Only the query is timed; every number is "
-        "computed from the rows of finished cells, and leads back to them.",
+        "told": f"{n_finished:,} finished runs of {n_runs:,}, {sets}. Only the query is timed; every number is "
+        "computed from the rows of finished runs, and leads back to them.",
         "n_not_counted": f"{sum(len(one.trouble) for one in views):,}",
         "several": len({(one.profile, one.algorithm_version) for one in views}) > 1,
         "made": f"Made by dgal-bench {__version__} from the rows alone: the same rows give the same page.",

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, get_type_hints
 
-from dgal_bench.arrays import Features
-from dgal_bench.config import StrategyConfig
-from dgal_bench.errors import ConfigError, choose, did_you_mean, innermost
-from dgal_bench.graph.transition import Graph
-from dgal_bench.strategies.adversarial import Adversary
+from dgal_bench.config.schema import StrategyConfig
+from dgal_bench.core.errors import ConfigError, choose, did_you_mean, innermost_error
+from dgal_bench.core.types import Features
+from dgal_bench.graph.graph import Graph
 from dgal_bench.strategies.badge import Badge
 from dgal_bench.strategies.base import Acquisition, Query, Restriction, Selection, Strategy
 from dgal_bench.strategies.coreset import KCenter
 from dgal_bench.strategies.restrict import Diffusion, Everything, Uniform
 from dgal_bench.strategies.seals import GraphNeighbors, ModelNeighbors, NewIndex
 from dgal_bench.strategies.uncertainty import Entropy, LeastConfidence, Margin, Random
+from dgal_bench.strategies.vaal import Adversary
 
 __all__ = ["Acquisition", "Query", "Resources", "Restriction", "Selection", "Strategy", "build", "resolved"]
 
@@ -38,7 +38,7 @@ ACQUISITIONS: dict[str, Any] = {
     "adversary": Adversary,
 }
 
-ORIGINS: dict[tuple[str, str], str] = {}
+PLUGIN_ORIGINS: dict[tuple[str, str], str] = {}
 """(role, kind) -> the plugin that added it, with the hash of its code; the parts of this package are in none."""
 
 
@@ -47,7 +47,7 @@ class Resources:
     """What a part may walk on: made by set-up, handed to the fields of these names, and no settings."""
 
     graph: Graph
-    latents: Features  # (N, d): what the graph was built on
+    features: Features  # (N, d): what the graph was built on
     new_index: NewIndex  # a nearest-neighbour index over any (N, d) features, by the configured backend
 
 
@@ -58,12 +58,12 @@ def build(config: StrategyConfig, resources: Resources) -> Strategy:
     """The strategy that the configuration spells out; errors as in ``resolved``."""
     parts = {}
     for role, registry in (("restrict", RESTRICTIONS), ("acquire", ACQUISITIONS)):
-        kind, settings = _checked(getattr(config, role), registry, role)
+        kind, settings = _check_part(getattr(config, role), registry, role)
         parts[role] = kind(**settings, **{name: getattr(resources, name) for name in RESOURCES if name in _names(kind)})
     return Strategy(config.name, **parts)
 
 
-def resolved(config: StrategyConfig) -> StrategyConfig:
+def resolve_parts(config: StrategyConfig) -> StrategyConfig:
     """The same with every setting of its parts written out, so that the hash covers the defaults too.
 
     Raises:
@@ -71,26 +71,26 @@ def resolved(config: StrategyConfig) -> StrategyConfig:
     """
     return StrategyConfig(
         config.name,
-        restrict=_resolved(config.restrict, RESTRICTIONS, "restrict"),
-        acquire=_resolved(config.acquire, ACQUISITIONS, "acquire"),
+        restrict=_resolve_part(config.restrict, RESTRICTIONS, "restrict"),
+        acquire=_resolve_part(config.acquire, ACQUISITIONS, "acquire"),
     )
 
 
-def _resolved(part: Mapping[str, Any], registry: Mapping[str, Any], role: str) -> dict[str, Any]:
-    kind, settings = _checked(part, registry, role)
+def _resolve_part(part: Mapping[str, Any], registry: Mapping[str, Any], role: str) -> dict[str, Any]:
+    kind, settings = _check_part(part, registry, role)
     defaults = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
-    origin = ORIGINS.get((role, part["kind"]))
+    origin = PLUGIN_ORIGINS.get((role, part["kind"]))
     return {"kind": part["kind"], **({"plugin": origin} if origin else {}), **defaults, **settings}
 
 
-def _checked(part: Mapping[str, Any], registry: Mapping[str, Any], role: str) -> tuple[Any, dict[str, Any]]:
+def _check_part(part: Mapping[str, Any], registry: Mapping[str, Any], role: str) -> tuple[Any, dict[str, Any]]:
     """A part's class and its settings, every name and value checked."""
     where = f"strategy.{role}"
     if "kind" not in part:
         raise ConfigError(f"{where} has no kind{did_you_mean('', registry)}")
     kind = choose(registry, str(part["kind"]), f"{where}.kind")
     fields = {field.name: field for field in dataclasses.fields(kind) if field.name not in RESOURCES}
-    origin = ORIGINS.get((role, part["kind"]))
+    origin = PLUGIN_ORIGINS.get((role, part["kind"]))
     if part.get("plugin", origin) != origin:
         raise ConfigError(
             f"{where}.kind '{part['kind']}' is of {part['plugin']}, but {origin or 'no plugin'} is loaded"
@@ -100,7 +100,7 @@ def _checked(part: Mapping[str, Any], registry: Mapping[str, Any], role: str) ->
     for name, value in settings.items():
         if name not in fields:
             raise ConfigError(f"{where}.{name} is no setting of '{part['kind']}'{did_you_mean(name, fields)}")
-        settings[name] = _typed(f"{where}.{name}", value, hints[name])
+        settings[name] = _check_type(f"{where}.{name}", value, hints[name])
     missing = [n for n, f in fields.items() if n not in settings and f.default is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"{where} of kind '{part['kind']}' needs {', '.join(missing)}")
@@ -111,7 +111,7 @@ def _checked(part: Mapping[str, Any], registry: Mapping[str, Any], role: str) ->
     except ConfigError as error:
         raise ConfigError(f"{where}.{error}") from error
     except Exception as error:
-        raise ConfigError(f"{where} of kind '{part['kind']}' refuses its settings: {innermost(error)}") from error
+        raise ConfigError(f"{where} of kind '{part['kind']}' refuses its settings: {innermost_error(error)}") from error
     return kind, settings
 
 
@@ -119,7 +119,7 @@ def _names(kind: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(kind)}
 
 
-def _typed(key: str, value: Any, annotation: Any) -> Any:
+def _check_type(key: str, value: Any, annotation: Any) -> Any:
     """The value, a whole number turned into a float where one is wanted: equal settings have equal hashes."""
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgal_bench.arrays import CLOSE, SAME, Features, Index, TieKeys, smallest
+from dgal_bench.core.types import CLOSE, SAME, Features, Index, TieKeys, smallest
 from dgal_bench.strategies.base import Query
 
 

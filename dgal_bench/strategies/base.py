@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgal_bench.arrays import Index, Outputs
-from dgal_bench.clock import Stopwatch
+from dgal_bench.core.clock import Stopwatch
+from dgal_bench.core.errors import StrategyError
+from dgal_bench.core.seeding import TieBreak
+from dgal_bench.core.types import Index, Outputs
 from dgal_bench.data.pool import Pool
-from dgal_bench.errors import StrategyError
-from dgal_bench.seeding import TieBreak
 
 
 class Predict(Protocol):
@@ -26,7 +26,7 @@ class Query:
     """What a strategy may see in one round: no true label is in reach of it.
 
     ``rng`` is this round's own stream, ``ties`` the round's order of equal scores. ``memory`` holds what the last
-    round's query of this cell left by ``remember``: nothing in the first one, and after a resume what a rehearsal of
+    round's query of this run left by ``remember``: nothing in the first one, and after a resume what a rehearsal of
     that round leaves. In a ``rehearsal``, before a process's first clock, the network is untrained and answers for two
     batches only, and work that would take long may be cut short.
     """
@@ -99,13 +99,13 @@ class Strategy:
                     "not a flat int64 tensor of positions"
                 )
             if len(candidates) < batch_size:
-                candidates = _topped_up(query, candidates, batch_size)
+                candidates = _top_up(query, candidates, batch_size)
         with query.clock.phase("acquire"):
             batch = self.acquire(query, candidates, batch_size)
         return Selection(batch, candidates)
 
 
-def _topped_up(query: Query, candidates: Index, size: int) -> Index:
+def _top_up(query: Query, candidates: Index, size: int) -> Index:
     """The candidates and as many other unlabeled points, drawn uniformly, as make ``size`` of them."""
     n_missing = size - len(candidates)
     query.pool.check(candidates, len(candidates), "left")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgal_bench.arrays import CLOSE, SAME, Features, Index, TieKeys
+from dgal_bench.core.types import CLOSE, SAME, Features, Index, TieKeys
 from dgal_bench.strategies.base import Query
 
 # Elements of one block of distances to the first centres: 2 MB in float32, which stay in a core's cache.

@@ -6,13 +6,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dgal_bench.arrays import Index, TieKeys
-from dgal_bench.errors import ConfigError, choose
-from dgal_bench.graph.diffusion import clamped, score
-from dgal_bench.graph.frontier import advance
-from dgal_bench.graph.kept import Course, Kept, blank
-from dgal_bench.graph.ranking import lowest, rank_again, ranked
-from dgal_bench.graph.transition import Graph
+from dgal_bench.core.errors import ConfigError, choose
+from dgal_bench.core.types import Index, TieKeys
+from dgal_bench.graph.diffusion import clamped_diffusion, score
+from dgal_bench.graph.graph import Graph
+from dgal_bench.graph.incremental import (
+    DiffusionSettings,
+    DiffusionState,
+    advance,
+    blank_state,
+    lowest_scores,
+    rank_again,
+    rank_scores,
+)
 from dgal_bench.strategies.base import Query
 
 TIE_BREAKS: Mapping[str, Callable[[TieKeys], TieKeys]] = {
@@ -28,7 +34,7 @@ def at_least_one(name: str, value: float | None) -> None:
         raise ConfigError(f"{name}={value} is too small: use 1 or more")
 
 
-def drawn(points: Index, size: int | None, rng: np.random.Generator) -> Index:
+def draw_uniform(points: Index, size: int | None, rng: np.random.Generator) -> Index:
     """``size`` of the points, uniformly without replacement; all of them where there are no more, or it is None."""
     if size is None:
         return points
@@ -53,7 +59,7 @@ class Uniform:
         at_least_one("restricted_size", self.restricted_size)
 
     def __call__(self, query: Query) -> Index:
-        return drawn(query.pool.unlabeled, self.restricted_size, query.rng)
+        return draw_uniform(query.pool.unlabeled, self.restricted_size, query.rng)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,21 +91,21 @@ class Diffusion:
 
     def __call__(self, query: Query) -> Index:
         pool, graph = query.pool, self.graph
-        course = Course(graph, pool.n_classes, self._steps, self.score, self.p)
+        course = DiffusionSettings(graph, pool.n_classes, self._steps, self.score, self.p)
         with query.clock.phase("diffuse"):
             labeled, kept, touched, share = graph.nodes[pool.labeled], self._kept(query, course), None, 1.0
             if kept is None:
-                heat_NC = clamped(graph, labeled, pool.labels, pool.n_classes, course.steps)
+                heat_NC = clamped_diffusion(graph, labeled, pool.labels, pool.n_classes, course.steps)
             else:
                 touched, share = advance(kept, labeled, pool.labels)
                 heat_NC = kept.journal[course.steps]
         if kept is None:
-            ranks = ranked(course.measure, heat_NC, labeled)
+            ranks = rank_scores(course.measure, heat_NC, labeled)
         else:
             ranks = rank_again(course.measure, heat_NC, labeled, touched, kept.journal, kept.scratch)
             query.remember("diffusion", kept.ended(pool.labeled, pool.labels))
         size = min(self.restricted_size, pool.size - len(labeled))
-        candidates, tied = lowest(graph, *ranks, size, TIE_BREAKS[self.tie_break](query.ties))
+        candidates, tied = lowest_scores(graph, *ranks, size, TIE_BREAKS[self.tie_break](query.ties))
         query.note("ties", tied)
         query.note("touched", lambda: share)
         return candidates
@@ -108,13 +114,13 @@ class Diffusion:
     def _steps(self) -> int:
         return self.graph.default_steps if self.diffusion_steps is None else self.diffusion_steps
 
-    def _kept(self, query: Query, course: Course) -> Kept | None:
+    def _kept(self, query: Query, course: DiffusionSettings) -> DiffusionState | None:
         """Where to go on: from the last round if that can be, else from no label; None where nothing is remembered."""
         if not self.graph.symmetric or course.n_bytes > self.memory_limit:
             return None
-        kept: Kept | None = query.memory.get("diffusion")
+        kept: DiffusionState | None = query.memory.get("diffusion")
         if kept is not None:
             if kept.goes_on(course, query.pool.labeled, query.pool.labels):
                 return kept
             kept.journal.forget()  # the caller holds on to it, and two would be more than the limit
-        return blank(course)
+        return blank_state(course)

@@ -7,12 +7,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dgal_bench.arrays import Features, Index
+from dgal_bench.core.types import Features, Index
 from dgal_bench.data.pool import Pool
-from dgal_bench.graph.backends import Search
-from dgal_bench.graph.rerank import nearest_others, wanted
+from dgal_bench.graph.exact_knn import nearest_others, search_width
+from dgal_bench.graph.knn import SearchIndex
 from dgal_bench.strategies.base import Query
-from dgal_bench.strategies.restrict import at_least_one, drawn
+from dgal_bench.strategies.restrict import at_least_one, draw_uniform
 
 # Labeled points whose neighbours are ranked at a time: some 100 neighbours each.
 _POINTS = 1000
@@ -21,7 +21,7 @@ _POINTS = 1000
 class NewIndex(Protocol):
     """A nearest-neighbour index over features (N, d): exact up to ``exact_limit`` points (a setting by default)."""
 
-    def __call__(self, base: Features, *, exact_limit: int = ...) -> Search: ...
+    def __call__(self, base: Features, *, exact_limit: int = ...) -> SearchIndex: ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -54,7 +54,7 @@ class ModelNeighbors(_Neighbors):
             search = self.new_index(features, exact_limit=pool.size)
         with query.clock.phase("search"):
             near = neighbors_of(pool.labeled, features, search, self.seals_k)
-        return drawn(without_labeled(near, pool), self.restricted_size, query.rng)
+        return draw_uniform(without_labeled(near, pool), self.restricted_size, query.rng)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,12 +65,12 @@ class GraphNeighbors(_Neighbors):
     which is what is done here: ten images cannot train a VAE. Grows by at most seals_k points per label.
     """
 
-    latents: Features
+    features: Features
 
     @cached_property
-    def _indexed(self) -> tuple[Features, Search]:
+    def _indexed(self) -> tuple[Features, SearchIndex]:
         """Made once, like the graph: in the rehearsal, off the clock."""
-        centred = self.latents - self.latents.mean(dim=0)
+        centred = self.features - self.features.mean(dim=0)
         return centred, self.new_index(centred)
 
     def __call__(self, query: Query) -> Index:
@@ -81,16 +81,16 @@ class GraphNeighbors(_Neighbors):
             near = near | neighbors_of(new, *self._indexed, self.seals_k)
             query.remember("near", near)
             query.remember("n_searched", len(pool.labeled))
-        return drawn(without_labeled(near, pool), self.restricted_size, query.rng)
+        return draw_uniform(without_labeled(near, pool), self.restricted_size, query.rng)
 
 
-def neighbors_of(points: Index, features: Features, search: Search, k: int) -> Tensor:
+def neighbors_of(points: Index, features: Features, search: SearchIndex, k: int) -> Tensor:
     """(N,) mask of the union of the points' k nearest others in ``features`` (N, d), which ``search`` indexes."""
     size = len(features)
     k = min(k, size - 1)
     near = torch.zeros(size, dtype=torch.bool)
     for some in points.split(_POINTS):
-        ids, distances = nearest_others(features, some, search(features[some], wanted(k, size)), k)
+        ids, distances = nearest_others(features, some, search(features[some], search_width(k, size)), k)
         near[ids[torch.isfinite(distances)]] = True
     return near
 

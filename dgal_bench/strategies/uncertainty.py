@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dgal_bench.arrays import Index, margins, smallest
+from dgal_bench.core.types import Index, margins, smallest
 from dgal_bench.strategies.base import Query
 
 

@@ -91,7 +91,7 @@ def in_recorder(module: Any) -> None:
 PATCHES: dict[str, Callable[[Any], None]] = {
     "dgal_bench.loop": in_loop,
     "dgal_bench.strategies.base": in_strategies,
-    "dgal_bench.recorder": in_recorder,
+    "dgal_bench.results.writer": in_recorder,
 }
 
 

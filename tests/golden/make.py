@@ -8,12 +8,12 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from dgal_bench.config import RunConfig, StrategyConfig
-from dgal_bench.identity import outline
-from dgal_bench.lab import open_lab
-from dgal_bench.laws import practice, practice_lab, run_here
+from dgal_bench.config.schema import RunConfig, StrategyConfig
+from dgal_bench.conformance import example_config, example_experiment, run_in_process
+from dgal_bench.experiment import open_experiment
 from dgal_bench.models.trainer import silence_lightning
-from dgal_bench.recorder import Recorder
+from dgal_bench.results.resume import header_outline
+from dgal_bench.results.writer import FileWriter
 
 TRACE = "Traceback (most recent call last):\n  ...\nValueError: the loss is not a number\n"
 
@@ -23,38 +23,38 @@ def cut(path: Path, n_lines: int) -> None:
 
 
 def failed(path: Path) -> None:
-    with Recorder(path) as recorder:
-        recorder.write_failure("ValueError: the loss is not a number (mine.py, line 7)", TRACE)
+    with FileWriter(path) as writer:
+        writer.write_failure("ValueError: the loss is not a number (mine.py, line 7)", TRACE)
 
 
 def whole_pool() -> RunConfig:
     everything = {"restrict": {"kind": "everything"}, "acquire": {"kind": "random"}}
     strategy = StrategyConfig("full_supervision", **everything)
-    return replace(practice("random"), rounds=0, initial_size=None, propagation="none", strategy=strategy)
+    return replace(example_config("random"), rounds=0, initial_size=None, propagation="none", strategy=strategy)
 
 
 def main(root: Path) -> None:
     silence_lightning()
     suite = root / "golden" / "digits"
     with tempfile.TemporaryDirectory() as cache:
-        lab = practice_lab(Path(cache))
+        experiment = example_experiment(Path(cache))
         for name in ("margin", "dgmg", "random", "rsmg"):
-            run_here(lab, suite / name / "seed-0.jsonl", practice(name))
-        reference = open_lab(whole_pool(), Path(), Path(cache), lambda what, done, of: None)
-        run_here(reference, suite / "full_supervision" / "seed-0.jsonl", whole_pool())
+            run_in_process(experiment, suite / name / "seed-0.jsonl", example_config(name))
+        reference = open_experiment(whole_pool(), Path(), Path(cache), lambda what, done, of: None)
+        run_in_process(reference, suite / "full_supervision" / "seed-0.jsonl", whole_pool())
         cut(suite / "dgmg" / "seed-0.jsonl", 2)  # partial
         cut(suite / "random" / "seed-0.jsonl", 2)
         failed(suite / "random" / "seed-0.jsonl")
         cut(suite / "rsmg" / "seed-0.jsonl", 2)
         failed(suite / "rsmg" / "seed-0.jsonl")
-        run_here(lab, suite / "rsmg" / "seed-0.jsonl", practice("rsmg"))  # failed, continued, done
+        run_in_process(experiment, suite / "rsmg" / "seed-0.jsonl", example_config("rsmg"))  # failed, continued, done
     for name in ("badge", "ganvae"):  # before they began
-        with Recorder(suite / name / "seed-0.jsonl") as recorder:
-            recorder.write_header(outline(practice(name), f"digits/{name}/seed-0"))
+        with FileWriter(suite / name / "seed-0.jsonl") as writer:
+            writer.write_header(header_outline(example_config(name), f"digits/{name}/seed-0"))
             if name == "badge":
-                recorder.write_failure("ValueError: the loss is not a number (mine.py, line 7)", TRACE)
+                writer.write_failure("ValueError: the loss is not a number (mine.py, line 7)", TRACE)
             else:
-                recorder.write_skipped("ganvae trains a VAE on images, and these are embeddings")
+                writer.write_skipped("ganvae trains a VAE on images, and these are embeddings")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dgal_bench.report.areas import area_under_curve
-from dgal_bench.report.claims.bench import ALL, EARLY, LATE, Bench
+from dgal_bench.report.claims.evidence import ALL, EARLY, LATE, Evidence
 from dgal_bench.report.claims.rules import (
     COMPETITIVE,
     EQUAL,
@@ -13,31 +12,32 @@ from dgal_bench.report.claims.rules import (
     NO_POINT_BELOW,
     TEN_TIMES,
     Rule,
-    Sample,
+    SeedSample,
     about,
     every,
     most,
     some,
 )
+from dgal_bench.results.metrics import area_under_curve
 
 BENCHMARKS = ("lc", "margin", "entropy", "badge", "coreset", "seals", "ganvae")
 """Of section 5.1, less random, whose queries cost nothing, and VAE-SEALS, which has a claim of its own."""
 
-Rival = str | Callable[[Bench], str | None]
+Rival = str | Callable[[Evidence], str | None]
 """A strategy, or who it is on a data set."""
 
 
-def best(bench: Bench) -> str | None:
+def best(bench: Evidence) -> str | None:
     """The benchmark of the largest mean area under the curve."""
-    return _most(bench, lambda name: [area_under_curve(log.records) for log in bench.cells(name).values()])
+    return _most(bench, lambda name: [area_under_curve(log.records) for log in bench.runs(name).values()])
 
 
-def slowest(bench: Bench) -> str | None:
+def slowest(bench: Evidence) -> str | None:
     """The benchmark whose queries take longest, by the seconds that count."""
     return _most(bench, lambda name: list(bench.times("dgmg", name)[1].seconds.values()))
 
 
-def _most(bench: Bench, values: Callable[[str], Sequence[float]]) -> str | None:
+def _most(bench: Evidence, values: Callable[[str], Sequence[float]]) -> str | None:
     means = {
         name: sum(found) / len(found) for name in BENCHMARKS if bench.pairs("dgmg", name) and (found := values(name))
     }
@@ -52,7 +52,7 @@ class Accuracy:
     theirs: Rival
     when: str = ALL
 
-    def __call__(self, bench: Bench, rival: str) -> Sample:
+    def __call__(self, bench: Evidence, rival: str) -> SeedSample:
         return bench.accuracy(self.ours, rival, self.when)
 
 
@@ -64,7 +64,7 @@ class Speed:
     theirs: Rival
     timed: bool = True
 
-    def __call__(self, bench: Bench, rival: str) -> Sample:
+    def __call__(self, bench: Evidence, rival: str) -> SeedSample:
         return bench.speed(self.ours, rival)
 
 
@@ -76,12 +76,12 @@ class Total:
     theirs: Rival
     timed: bool = True
 
-    def __call__(self, bench: Bench, rival: str) -> Sample:
+    def __call__(self, bench: Evidence, rival: str) -> SeedSample:
         return bench.total(self.ours, rival)
 
 
 @dataclass(frozen=True)
-class Growth:
+class QueryGrowth:
     """What a strategy's queries grow to from the first third of the rounds to the last."""
 
     ours: str
@@ -92,7 +92,7 @@ class Growth:
     def timed(self) -> bool:
         return self.value == "query_seconds"
 
-    def __call__(self, bench: Bench, rival: str) -> Sample:
+    def __call__(self, bench: Evidence, rival: str) -> SeedSample:
         return bench.growth(self.ours, self.value)
 
 
@@ -103,15 +103,15 @@ class Refinement:
     ours: str
     theirs: Rival = ""
 
-    def __call__(self, bench: Bench, rival: str) -> Sample:
+    def __call__(self, bench: Evidence, rival: str) -> SeedSample:
         return bench.refinement(self.ours)
 
 
-Measure = Accuracy | Speed | Total | Growth | Refinement
+Measure = Accuracy | Speed | Total | QueryGrowth | Refinement
 
 
 @dataclass(frozen=True)
-class Part:
+class ClaimPart:
     """``words`` with {theirs} for the rival; ``over``: how the data sets' verdicts make one.
 
     ``only``: the data sets that it is about, and ``but`` those that it is not; none named: all.
@@ -124,7 +124,7 @@ class Part:
     only: tuple[str, ...] = ()
     but: tuple[str, ...] = ()
 
-    def concerns(self, bench: Bench) -> bool:
+    def concerns(self, bench: Evidence) -> bool:
         name = bench.group.dataset
         return name in self.only if self.only else name not in self.but
 
@@ -152,12 +152,12 @@ class Claim:
     words: str
     where: str
     figure: str
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ClaimPart, ...] = ()
     reading: str = ""
 
 
-def _each(words: str, measure: type[Speed] | type[Total], ours: str, rule: Rule) -> tuple[Part, ...]:
-    return tuple(Part(words, measure(ours, rival), rule) for rival in BENCHMARKS)
+def _each(words: str, measure: type[Speed] | type[Total], ours: str, rule: Rule) -> tuple[ClaimPart, ...]:
+    return tuple(ClaimPart(words, measure(ours, rival), rule) for rival in BENCHMARKS)
 
 
 CLAIMS = (
@@ -173,13 +173,13 @@ CLAIMS = (
         "an accuracy that is the highest or within a point of it, and well above random.",
         "section 5.2, Fig. 5", "accuracy-query-time",
         (
-            Part("a query of the most accurate benchmark ({theirs}) takes about 100 times as long as DGMG's",
+            ClaimPart("a query of the most accurate benchmark ({theirs}) takes about 100 times as long as DGMG's",
                  Speed("dgmg", best), about(100)),
-            Part("a query of the slowest benchmark ({theirs}) takes about 1,000 times as long as DGMG's",
+            ClaimPart("a query of the slowest benchmark ({theirs}) takes about 1,000 times as long as DGMG's",
                  Speed("dgmg", slowest), about(1000)),
-            Part("DGMG's accuracy is above that of the most accurate benchmark ({theirs}), or within a point of it",
-                 Accuracy("dgmg", best), NO_POINT_BELOW),
-            Part("DGMG's accuracy is above random's", Accuracy("dgmg", "random"), MORE),
+            ClaimPart("DGMG's accuracy is above that of the most accurate benchmark ({theirs}), or within a point of "
+                      "it", Accuracy("dgmg", best), NO_POINT_BELOW),
+            ClaimPart("DGMG's accuracy is above random's", Accuracy("dgmg", "random"), MORE),
         ),
         "Most accurate: of the largest mean area under the curve here. About 100 times: the interval meets [30, 300]; "
         "more than 300 refutes the number, too. Well above random: better, by whatever the interval leaves.",
@@ -188,7 +188,7 @@ CLAIMS = (
         3, "As accurate as BADGE and CoreSet",
         "DGMG's accuracy at equal numbers of labels is competitive with that of BADGE and of CoreSet.",
         "section 5.2, Fig. 6", "accuracy-labels",
-        tuple(Part("DGMG's accuracy is competitive with {theirs}'s", Accuracy("dgmg", rival), COMPETITIVE)
+        tuple(ClaimPart("DGMG's accuracy is competitive with {theirs}'s", Accuracy("dgmg", rival), COMPETITIVE)
               for rival in ("badge", "coreset")),
         "Competitive: within a point either way, or better.",
     ),
@@ -197,12 +197,12 @@ CLAIMS = (
         "SEALS lags in accuracy early and does not catch up later; its candidates and its time grow with the rounds.",
         "section 5.2, Fig. 6", "accuracy-labels",
         (
-            Part("DGMG's accuracy is above SEALS' early", Accuracy("dgmg", "seals", EARLY), MORE),
-            Part("DGMG's accuracy is above SEALS' later, too", Accuracy("dgmg", "seals", LATE), MORE),
-            Part("SEALS' candidates are more in the last third of the queries than in the first",
-                 Growth("seals", "n_candidates"), MORE_TIMES),
-            Part("SEALS' queries take longer in the last third than in the first",
-                 Growth("seals", "query_seconds"), MORE_TIMES),
+            ClaimPart("DGMG's accuracy is above SEALS' early", Accuracy("dgmg", "seals", EARLY), MORE),
+            ClaimPart("DGMG's accuracy is above SEALS' later, too", Accuracy("dgmg", "seals", LATE), MORE),
+            ClaimPart("SEALS' candidates are more in the last third of the queries than in the first",
+                 QueryGrowth("seals", "n_candidates"), MORE_TIMES),
+            ClaimPart("SEALS' queries take longer in the last third than in the first",
+                 QueryGrowth("seals", "query_seconds"), MORE_TIMES),
         ),
         "Early: the first third of the rounds; later: the rest.",
     ),
@@ -212,9 +212,9 @@ CLAIMS = (
         "the same criterion.",
         "section 5.3, Figs. 8-10", "accuracy-query-time",
         (
-            Part("a query of VAE-SEALS takes about as long as DGMG's", Speed("dgmg", "vae_seals"), about(1)),
-            Part("DGMG's accuracy is above VAE-SEALS'", Accuracy("dgmg", "vae_seals"), MORE),
-            Part("DGLC's accuracy is above VAE-SEALS' early", Accuracy("dglc", "vae_seals", EARLY), MORE),
+            ClaimPart("a query of VAE-SEALS takes about as long as DGMG's", Speed("dgmg", "vae_seals"), about(1)),
+            ClaimPart("DGMG's accuracy is above VAE-SEALS'", Accuracy("dgmg", "vae_seals"), MORE),
+            ClaimPart("DGLC's accuracy is above VAE-SEALS' early", Accuracy("dglc", "vae_seals", EARLY), MORE),
         ),
         "Similar times: the interval of the ratio meets [0.3, 3], as about 100 times meets [30, 300]; a DGMG query "
         "that is cheaper than that refutes the similarity. Accuracy for that time: at equal numbers of labels, which "
@@ -223,17 +223,17 @@ CLAIMS = (
     Claim(
         6, "Margin beats least confidence after diffusion", "DGMG is more accurate than DGLC on most data sets.",
         "section 5.3, Figs. 8 and 9", "accuracy-labels",
-        (Part("DGMG's accuracy is above DGLC's", Accuracy("dgmg", "dglc"), MORE, most),),
+        (ClaimPart("DGMG's accuracy is above DGLC's", Accuracy("dgmg", "dglc"), MORE, most),),
     ),
     Claim(
         7, "Diffusion beats a random restriction early",
         "DGMG is more accurate than RSMG and than random early; about equal to RSMG on Mini-ImageNet.",
         "App. E.0.2, Fig. 11", "accuracy-labels",
         (
-            Part("DGMG's accuracy is above RSMG's early", Accuracy("dgmg", "rsmg", EARLY), MORE,
+            ClaimPart("DGMG's accuracy is above RSMG's early", Accuracy("dgmg", "rsmg", EARLY), MORE,
                  but=("mini_imagenet",)),
-            Part("DGMG's accuracy is about RSMG's", Accuracy("dgmg", "rsmg"), EQUAL, only=("mini_imagenet",)),
-            Part("DGMG's accuracy is above random's early", Accuracy("dgmg", "random", EARLY), MORE),
+            ClaimPart("DGMG's accuracy is about RSMG's", Accuracy("dgmg", "rsmg"), EQUAL, only=("mini_imagenet",)),
+            ClaimPart("DGMG's accuracy is above random's early", Accuracy("dgmg", "random", EARLY), MORE),
         ),
     ),
     Claim(
@@ -242,12 +242,12 @@ CLAIMS = (
         "RSMG's; RSMG is a little cheaper than DGMG.",
         "App. E.0.2, Figs. 11 and 12", "query-time",
         (
-            Part("DGMG's accuracy is above margin's early", Accuracy("dgmg", "margin", EARLY), MORE, some),
-            Part("DGMG's accuracy is about margin's later", Accuracy("dgmg", "margin", LATE), EQUAL),
-            Part("a query of margin takes longer than DGMG's", Speed("dgmg", "margin"), MORE_TIMES),
-            Part("a query of margin takes longer than RSMG's", Speed("rsmg", "margin"), MORE_TIMES),
-            Part("a query of DGMG takes longer than RSMG's", Speed("rsmg", "dgmg"), MORE_TIMES),
-            Part("a query of DGMG takes about as long as RSMG's", Speed("rsmg", "dgmg"), about(1)),
+            ClaimPart("DGMG's accuracy is above margin's early", Accuracy("dgmg", "margin", EARLY), MORE, some),
+            ClaimPart("DGMG's accuracy is about margin's later", Accuracy("dgmg", "margin", LATE), EQUAL),
+            ClaimPart("a query of margin takes longer than DGMG's", Speed("dgmg", "margin"), MORE_TIMES),
+            ClaimPart("a query of margin takes longer than RSMG's", Speed("rsmg", "margin"), MORE_TIMES),
+            ClaimPart("a query of DGMG takes longer than RSMG's", Speed("rsmg", "dgmg"), MORE_TIMES),
+            ClaimPart("a query of DGMG takes about as long as RSMG's", Speed("rsmg", "dgmg"), about(1)),
         ),
         "Sometimes: on one data set at least. Well above: longer, by whatever the interval leaves. A little cheaper: "
         "cheaper, and about as long (the ratio meets [0.3, 3]). The text's \"about one eighth\" contradicts Figs. 5 "
@@ -259,11 +259,11 @@ CLAIMS = (
         "the whole pool.",
         "App. E.0.3, Fig. 13", "query-time",
         (
-            Part("DGBADGE's accuracy is about DGMG's", Accuracy("dgbadge", "dgmg"), EQUAL),
-            Part("a query of DGBADGE takes longer than DGMG's", Speed("dgmg", "dgbadge"), MORE_TIMES),
-            Part("a query of DGCoreSet takes longer than DGBADGE's", Speed("dgbadge", "dgcoreset"), MORE_TIMES),
-            Part("a query of BADGE takes longer than DGBADGE's", Speed("dgbadge", "badge"), MORE_TIMES),
-            Part("a query of CoreSet takes longer than DGCoreSet's", Speed("dgcoreset", "coreset"), MORE_TIMES),
+            ClaimPart("DGBADGE's accuracy is about DGMG's", Accuracy("dgbadge", "dgmg"), EQUAL),
+            ClaimPart("a query of DGBADGE takes longer than DGMG's", Speed("dgmg", "dgbadge"), MORE_TIMES),
+            ClaimPart("a query of DGCoreSet takes longer than DGBADGE's", Speed("dgbadge", "dgcoreset"), MORE_TIMES),
+            ClaimPart("a query of BADGE takes longer than DGBADGE's", Speed("dgbadge", "badge"), MORE_TIMES),
+            ClaimPart("a query of CoreSet takes longer than DGCoreSet's", Speed("dgcoreset", "coreset"), MORE_TIMES),
         ),
     ),
     Claim(
@@ -285,8 +285,8 @@ CLAIMS = (
         12, "From exploring to refining",
         "Queries move from exploring clusters to refining boundaries as rounds pass.",
         "section 4.2, Figs. 3 and 4", "exploration",
-        (Part("of the graph neighbours of DGMG's picks more have another label in the last third of the queries than "
-              "in the first", Refinement("dgmg"), MORE),),
+        (ClaimPart("of the graph neighbours of DGMG's picks more have another label in the last third of the queries "
+                   "than in the first", Refinement("dgmg"), MORE),),
         "Refining is measured, as a rising boundary share; of exploring early nothing is tested but that it falls "
         "short of that. The figure has the reach of the labels, too.",
     ),

@@ -21,7 +21,7 @@ POINT = 0.01
 
 
 @dataclass(frozen=True)
-class Sample:
+class SeedSample:
     """A number of each seed: a difference of shares (POINTS) or the logarithm of a ratio (TIMES)."""
 
     values: Mapping[int, float]

@@ -10,12 +10,116 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from dgal_bench.report.canvas import FAINT, GRID, INK, PAPER
-from dgal_bench.report.claims.view import ClaimsView
-from dgal_bench.report.figures import Drawn
-from dgal_bench.report.inline import used_colours, variable
-from dgal_bench.report.looks import DASHES, Look, short_name
-from dgal_bench.report.view import View
+from dgal_bench.report.claims.text import ClaimsView
+from dgal_bench.report.figures import DrawnFigure, used_colours, variable
+from dgal_bench.report.groups import Group
+from dgal_bench.report.notes import (
+    cautions,
+    common_lines,
+    ledger_lines,
+    protocol,
+    rerun_command,
+    supervision_lines,
+    unfinished_lines,
+)
+from dgal_bench.report.plots.style import DASHES, FAINT, GRID, INK, PAPER, Style, short_name, styles
+from dgal_bench.report.summary import summarise
+from dgal_bench.report.tables import (
+    ResultTable,
+    budget_table,
+    comparison_table,
+    ledger_table,
+    machine_table,
+    main_table,
+    target_table,
+)
+from dgal_bench.report.times import hardware
+from dgal_bench.results.rows import RunLog
+
+# What the page says of a group, in plain values, and the way from a row back to its runs.
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The runs behind a row of the table: their configuration once, and what tells one from the other."""
+
+    strategy: str
+    config: Mapping[str, Any]
+    runs: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """A section of the page, in plain values: it may have been made in another process."""
+
+    name: str
+    dataset: str
+    slug: str
+    profile: str
+    algorithm_version: int
+    looks: Mapping[str, Style]
+    n_runs: int
+    n_finished: int
+    protocol: Sequence[str]
+    supervision: Sequence[str]
+    main: ResultTable | None
+    more: Sequence[ResultTable]
+    trouble: Sequence[str]
+    ledger: Sequence[str]
+    common: Sequence[str]
+    cautions: Sequence[str]
+    origins: Sequence[Origin]
+
+
+def group_view(group: Group) -> GroupView:
+    trouble = unfinished_lines(group)
+    rows = summarise(group)
+    said = [line for line in cautions(group) if line and line not in trouble]
+    logs = [*group.logs, *group.references, *group.unbegun]
+    return GroupView(
+        group.name,
+        group.dataset,
+        group.slug,
+        group.profile,
+        group.algorithm_version,
+        styles(group),
+        len(logs),
+        sum(log.done for log in logs),
+        [line for line in protocol(group) if line],
+        [line for line in supervision_lines(group) if line],
+        main_table(group, rows) if rows else None,
+        [table for make in _MORE if rows and (table := make(group)) is not None],
+        trouble,
+        ledger_lines(group),
+        common_lines(group),
+        said,
+        origins(group),
+    )
+
+
+_MORE = (comparison_table, budget_table, target_table, ledger_table, machine_table)
+
+
+def origins(group: Group) -> list[Origin]:
+    """Of every strategy with a run, finished or not, and of full supervision."""
+    sets = {**group.runs}
+    for log in [*group.references, *group.unbegun]:
+        sets[log.path.parent.name] = [*sets.get(log.path.parent.name, []), log]
+    return [Origin(name, logs[0].header["config"], [_run(log) for log in logs]) for name, logs in sets.items()]
+
+
+def _run(log: RunLog) -> dict[str, Any]:
+    header = log.header
+    return {
+        "seed": header["config"]["seed"],
+        "status": log.status,
+        "rows": f"{len(log.records)} of {log.rounds + 1}",
+        "path": "/".join(log.path.parts[-4:]),
+        "fingerprint": {key: str(value)[:12] for key, value in header["fingerprint"].items() if value is not None},
+        "machine": hardware(header) if log.begun else "",
+        "command": rerun_command(log),
+    }
+
 
 _HERE = Path(__file__).parent
 
@@ -48,8 +152,8 @@ _STROKES: Sequence[str] = ("", "6 3", "2 2", "6 2 2 2", "5 1 1 1")
 class Section:
     """A group as the page shows it."""
 
-    view: View
-    figures: Sequence[Drawn]
+    view: GroupView
+    figures: Sequence[DrawnFigure]
 
     @property
     def chips(self) -> list[tuple[str, str, Markup]]:
@@ -57,7 +161,7 @@ class Section:
         return [(name, short_name(name), swatch(one)) for name, one in self.view.looks.items()]
 
 
-def swatch(look: Look) -> Markup:
+def swatch(look: Style) -> Markup:
     """A legend's handle."""
     dash = _STROKES[DASHES.index(look.linestyle)] if look.linestyle in DASHES else ""
     colour = f"var(--{variable(look.color)})"
@@ -69,7 +173,7 @@ def swatch(look: Look) -> Markup:
 
 
 def render(
-    title: str, claims: ClaimsView | None, sections: Sequence[Section], across: Sequence[Drawn],
+    title: str, claims: ClaimsView | None, sections: Sequence[Section], across: Sequence[DrawnFigure],
     facts: Mapping[str, Any],
 ) -> str:  # fmt: skip
     """The page; whatever comes from a file is escaped, but for the figures, which were drawn here."""

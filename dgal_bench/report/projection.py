@@ -1,0 +1,167 @@
+"""Features on a sheet of paper: t-SNE in two dimensions, made once by the set-up, cached, and filed beside the results.
+
+It is for looking only: no number of a report rests on it, and no strategy sees it.
+"""
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dgal_bench.config.schema import RunConfig
+from dgal_bench.core import cache
+from dgal_bench.core.seeding import seed_for
+from dgal_bench.core.system import on_threads, provenance
+from dgal_bench.core.types import Features, Index, Progress
+from dgal_bench.data.image_data import ImageData
+from dgal_bench.graph.exact_knn import rank_exactly, search_width
+from dgal_bench.graph.knn import SearchIndex, build_index, pick_backend
+
+if TYPE_CHECKING:
+    from dgal_bench.experiment import Prepared
+from dgal_bench.results.projection import LEVELS, PROJECTION_VERSION, file_name
+
+# Up to so many points no t-SNE: scikit-learn's takes two seconds to import, and a smoke run has 300 points.
+_FEW = 300
+# Points that t-SNE itself places: six seconds, where 60,000 would take minutes.
+_SAMPLE = 3_000
+# Above the first number of points only so many have a position at all.
+_ALL_UP_TO, _KEPT = 200_000, 50_000
+# Of t-SNE: neighbours that a point attends to; steps, of which 1,000 take twice as long for the same picture
+# (trustworthiness of the digits 0.9951 instead of 0.9950).
+_PERPLEXITY, _STEPS = 30, 500
+# Neighbours in the sample that a point is placed among, how many of them it is put between, and from which distance on
+# (the space is one wide) two points are one.
+_NEAR, _TOGETHER, _TOUCHING = 5, 3, 1e-6
+# Floats of the latents that are looked at in one block: 64 MB.
+_BLOCK = 16 * 2**20
+
+
+def project(latents: Features, seed: int, points: Index | None = None, backend: str = "auto") -> Features:
+    """Positions (n, 2) of all points, or of ``points``: t-SNE of a sample, the others among their neighbours in it.
+
+    t-SNE shows who is near whom. How far apart groups are, how large and how dense, it does not show, and it may tear
+    what is one piece in the latent space. Of few points two principal components; latents (N, d) of one or two
+    dimensions are their own.
+    """
+    ids = torch.arange(len(latents)) if points is None else points
+    if latents.shape[1] <= 2:
+        return torch.nn.functional.pad(latents[ids].float(), (0, 2 - latents.shape[1]))
+    chosen = ids[_draw_sample(len(ids), _SAMPLE, seed_for(seed, "sample"))]
+    drawn = latents[chosen].double()
+    middle = drawn.mean(0)
+    scale = (drawn - middle).abs().max()
+    if scale == 0:
+        return torch.zeros(len(ids), 2)  # there is one place only
+    base = ((drawn - middle) / scale).float()
+    positions = principal_plane(base) if len(base) <= _FEW else tsne(base, seed_for(seed, "t-SNE"))
+    if len(chosen) == len(ids):
+        return positions
+    search = build_index(base, backend)
+    blocks = ids.split(max(1, _BLOCK // (search_width(_NEAR, len(base)) * latents.shape[1])))
+    return torch.cat(
+        [place_among(base, positions, ((latents[block] - middle) / scale).float(), search) for block in blocks]
+    )
+
+
+def _draw_sample(size: int, at_most: int, seed: int) -> Index:
+    """All of ``size``, or so many of them at random, in order."""
+    return torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(size)[:at_most]))
+
+
+def principal_plane(points: Features) -> Features:
+    """(n, d) on their two principal components, (n, 2); zeros where there is no second."""
+    left, sizes, _ = torch.linalg.svd(points - points.mean(0), full_matrices=False)
+    plane = (left * sizes)[:, :2]
+    return torch.nn.functional.pad(plane, (0, 2 - plane.shape[1]))
+
+
+def tsne(points: Features, seed: int) -> Features:
+    """scikit-learn's t-SNE (n, 2) of more points than three times its perplexity, begun at the principal components.
+
+    On one thread: how several add up their parts of a sum is another bit each time.
+    """
+    from sklearn.manifold import TSNE  # two seconds
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    placing = TSNE(2, perplexity=_PERPLEXITY, max_iter=_STEPS, init="pca", random_state=seed % 2**32)
+    with threadpool_limits(1):
+        return torch.from_numpy(placing.fit_transform(points.numpy()))
+
+
+def place_among(base: Features, positions: Features, points: Features, search: SearchIndex) -> Features:
+    """(m, 2): each of the points (m, d) among the 5 nearest of the base, at a mean by inverse square distance.
+
+    Of the nearest and the two others that lie nearest to it in the picture: the mean of all five puts points between
+    groups, where no latents are (of MNIST's 60,000 a picture's ten neighbours then share its class in 75 % and not in
+    81 %). A point of the base, or its twin, is where that one is.
+    """
+    ids, distances = rank_exactly(base, points, search(points, search_width(_NEAR, len(base))), _NEAR)
+    five = positions[ids]
+    apart = torch.linalg.vector_norm(five - five[:, :1], dim=2)
+    stray = apart > apart.sort(dim=1).values[:, _TOGETHER - 1 : _TOGETHER]
+    weights = distances.clamp(min=_TOUCHING).square().reciprocal().masked_fill(stray, 0)
+    return (five * (weights / weights.sum(1, keepdim=True))[:, :, None]).sum(1)
+
+
+def get_projection(config: RunConfig, prepared: "Prepared", root: Path, progress: Progress) -> Mapping[str, np.ndarray]:
+    """``positions`` (n, 2) from the cache under ``root``, or made and put there; ``ids`` (n,), where not of all points.
+
+    Its seconds are in no ledger, and it is on no list of what a run rests on.
+    """
+    backend = pick_backend(config.graph.backend)
+    parts = {"latents": prepared.features_sha256, "projection": PROJECTION_VERSION, "backend": backend}
+
+    def make(folder: Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+        progress("projection", 0, 1)
+        start, size = perf_counter(), len(prepared.features)
+        ids = _draw_sample(size, _KEPT, seed_for(0, "projection", "kept")) if size > _ALL_UP_TO else None
+        with on_threads(config.setup_threads):
+            positions = project(prepared.features, seed_for(0, "projection"), ids, backend).numpy()
+        arrays = {"positions": positions} | ({} if ids is None else {"ids": ids.numpy()})
+        return arrays, {"seconds": perf_counter() - start, "made_by": provenance()}
+
+    with cache.record_keys():  # for itself: Ray sends other nodes what was noted
+        return cache.get_or_make(root, cache.key_of(parts), make).arrays
+
+
+def projection_message(
+    config: RunConfig, data: ImageData, prepared: "Prepared", root: Path, progress: Progress
+) -> dict[str, dict[str, str]]:
+    """The projection as a set-up tells of it, for whoever has the results folder; nothing under full supervision."""
+    if config.full_supervision:
+        return {}
+    content = pack_file(get_projection(config, prepared, root, progress), data, prepared.features_sha256)
+    return {"projection": {"name": file_name(prepared.features_sha256), "content": base64.b64encode(content).decode()}}
+
+
+def pack_file(arrays: Mapping[str, np.ndarray], data: ImageData, features_sha256: str) -> bytes:
+    """The file: positions as parts of the longer side, true labels, and which latents they are of."""
+    ids = arrays.get("ids")
+    labels = data.labels.numpy() if ids is None else data.labels.numpy()[ids]
+    content = {
+        "version": np.array(PROJECTION_VERSION),
+        "latents": np.array(features_sha256),
+        "positions": _levels(arrays["positions"]),
+        "labels": labels.astype(np.min_scalar_type(max(1, data.n_classes - 1))),
+        "n_classes": np.array(data.n_classes),
+        **({} if ids is None else {"ids": ids.astype(np.uint32)}),
+        **({"classes": np.array([str(name) for name in data.facts["classes"]])} if "classes" in data.facts else {}),
+    }
+    file = io.BytesIO()
+    np.savez_compressed(file, **content, allow_pickle=False)
+    return file.getvalue()
+
+
+def _levels(positions: np.ndarray) -> np.ndarray:
+    """(n, 2) uint16, the picture in the middle of a square; all in its middle where there is one place only."""
+    lower, upper = positions.min(0).astype(float), positions.max(0).astype(float)
+    side = float((upper - lower).max()) or 1.0
+    parts = (positions - (lower + upper) / 2) / side + 0.5
+    levels: np.ndarray = np.rint(parts.clip(0, 1) * LEVELS).astype(np.uint16)
+    return levels

@@ -1,0 +1,54 @@
+"""What a result is about, and whether rows made then may be continued now."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dgal_bench.config.schema import RunConfig, comparable_config, differences, to_dict
+from dgal_bench.core.errors import ResultsError
+from dgal_bench.core.system import provenance
+from dgal_bench.results.rows import RunLog
+
+ALGORITHM_VERSION = 1
+"""Raised with any change that alters picks; tests/test_golden.py fails otherwise. Versions are never mixed."""
+
+
+def header_outline(config: RunConfig, name: str) -> dict[str, Any]:
+    """What is known of a run before its data are: all there is in the header of one that never began."""
+    return {
+        "cell": name,
+        "profile": config.profile,
+        "config": to_dict(config),
+        "fingerprint": {"algorithm_version": ALGORITHM_VERSION, "config": config.hash},
+        "provenance": provenance(),
+    }
+
+
+IDENTITY_FIELDS = ("algorithm_version", "config", "data", "latents", "graph", "weights", "files")
+"""What a result is about: another one is another result. The rest of a fingerprint is where it was made."""
+
+
+def check_same_content(log: RunLog, content: Mapping[str, Any]) -> None:
+    """Refuse a finished run that was made from other content; raises ResultsError."""
+    known = {name: value for name, value in content.items() if name in log.header["fingerprint"]}
+    fingerprint = log.header["fingerprint"] | known
+    check_resumable(log, {"fingerprint": fingerprint, "config": log.header["config"]}, anyway=True)
+
+
+def check_resumable(log: RunLog, header: Mapping[str, Any], anyway: bool) -> list[str]:
+    """The harmless differences between a file and the present; raises ResultsError where rows must not be mixed."""
+    old, new = log.header["fingerprint"], header["fingerprint"]
+    wrong = [name for name in IDENTITY_FIELDS if old.get(name) != new.get(name)]
+    if "config" in wrong:
+        before, now = (comparable_config(config) for config in (log.header["config"], header["config"]))
+        changes = "; ".join(differences(before, now)[:3])
+        raise ResultsError(f"{log.path} holds results of another configuration ({changes}): use another results=DIR")
+    if wrong:
+        what = ", ".join(f"{name} {str(old.get(name))[:8]} -> {str(new.get(name))[:8]}" for name in wrong)
+        instead = ", or file it under another dataset.name=NAME" if "data" in wrong else ""
+        raise ResultsError(f"{log.path} was made from something else ({what}): use another results=DIR{instead}")
+    moved = differences(old, new)
+    if moved and not log.done and not anyway:
+        raise ResultsError(
+            f"{log.path} was begun elsewhere ({'; '.join(moved)}): add resume=anyway to go on all the same"
+        )
+    return moved
