@@ -36,7 +36,7 @@ def chaos(folder, chance, kinds=()):
 def until_done(words, environment, tries=40):
     """Start it again until it ends well. Killed or with runs that failed, it never says more than a line."""
     for attempt in range(tries):
-        done = finish([*words, "retry=failed"], **environment, CHAOS_SEED=str(attempt))
+        done = finish([*words, "retry=failed"], limit=900, **environment, CHAOS_SEED=str(attempt))
         assert done.returncode in (0, 1, -signal.SIGKILL), done.stderr
         assert "Traceback" not in done.stderr
         if done.returncode == 0:
