@@ -1,6 +1,7 @@
 """The built wheel, in an environment of its own, away from the repository."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,12 @@ def test_a_wheel_runs_the_main_job_away_from_the_repository(tmp_path):
         assert len(inside) > 10
         assert inside | {"dgal_bench/data/mini_imagenet_split.txt"} <= names
         assert not [name for name in names if name.startswith(("tests/", "conf/"))]
+        assert {"dgal_bench/py.typed", "dgal_bench/__main__.py"} <= names
+        (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
+        with zipfile.ZipFile(wheel) as archive:
+            page = archive.read(metadata).decode()
+        assert "## Adding a strategy" in page
+        assert all(link.startswith(("http", "#")) for link in re.findall(r"\]\(([^)]*)\)", page))
         run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
         run(tmp_path / "venv/bin/python", "-m", "pip", "install", "--quiet", f"{wheel}[cpu]", cwd=tmp_path)
 
