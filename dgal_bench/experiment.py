@@ -1,4 +1,7 @@
-"""What the runs of a data set share (``Experiment``), and one (data set, strategy, seed) with its parts (``Run``)."""
+"""What the runs of a data set share (``Experiment``), and one (data set, strategy, seed) with its parts (``Run``).
+
+The ledger holds the seconds of what a query rests on, and apart from them the seconds that only the evaluation needs.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ from dgal_bench.data.datamodule import PoolDataModule, Standardise
 from dgal_bench.data.datasets import load
 from dgal_bench.data.image_data import DatasetRequest, ImageData
 from dgal_bench.data.pool import Pool
-from dgal_bench.graph.block_search import RunBlocks, neighbors_of, one_by_one
+from dgal_bench.graph.block_search import BlockExecutor, execute_serially, neighbors_of
 from dgal_bench.graph.graph import GRAPH_ARRAYS, Attachment, Graph
 from dgal_bench.graph.knn import build_index, pick_backend
 from dgal_bench.graph.transition import attach, diagnostics, transition
@@ -33,12 +36,12 @@ from dgal_bench.models.predict import Predictor
 from dgal_bench.models.task import TaskModule
 from dgal_bench.representation import (
     RECIPE_VERSION,
-    _make_features,
-    _make_shares,
     blocks,
     content_key,
     features_key,
-    shares_key,
+    label_shares_key,
+    make_features,
+    make_label_shares,
 )
 from dgal_bench.results.resume import header_outline
 from dgal_bench.strategies import Resources, build
@@ -47,10 +50,9 @@ from dgal_bench.strategies.base import Query, Strategy
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What every run of a data set shares: features of the pool (N, d), the graph, and the test images tied to it.
+    """Set-up, shared by all runs of a data set: features of the pool (N, d), the graph, the test images attached to it.
 
-    No attachment where nothing is known of the test images in that space. Besides, hashes of what they were made
-    from, and the ledger.
+    ``attachment`` is None where the test images have no features in that space. The hashes are those of the arrays.
     """
 
     features: Features
@@ -75,32 +77,31 @@ def prepare_features_and_graph(
     root: Path,
     device: torch.device,
     progress: Progress,
-    spread: RunBlocks = one_by_one,
+    executor: BlockExecutor = execute_serially,
 ) -> Prepared:
     """The features and the graph of a data set from the cache under ``root``, or made and put there.
 
     Made on ``representation.threads`` threads, whatever the process uses otherwise: a VAE's bits depend on them.
-    ``spread`` says who else answers the blocks of a large graph's search.
+    ``executor`` answers the blocks of a large graph's search.
 
     Raises:
         UserError: the representation has collapsed, or graph_k does not fit the pool.
     """
-    latents = cache.get_or_make(
-        root, features_key(config, data, device), lambda folder: _make_features(config, data, device, progress)
+    entry = cache.get_or_make(
+        root, features_key(config, data, device), lambda folder: make_features(config, data, device, progress)
     )
-    features = torch.from_numpy(latents.arrays["latents"])
-    test_features = torch.from_numpy(latents.arrays["test_latents"]) if "test_latents" in latents.arrays else None
+    features = torch.from_numpy(entry.arrays["latents"])
+    test_features = torch.from_numpy(entry.arrays["test_latents"]) if "test_latents" in entry.arrays else None
     shares = cache.get_or_make(
-        root, shares_key(config, data, latents.sha256), lambda folder: _make_shares(config, data, features, progress)
-    )
-    graph_key = cache.key_of(
-        {"latents": latents.sha256, "recipe": RECIPE_VERSION, "device": device.type, **_graph_key(config.graph)}
+        root,
+        label_shares_key(config, data, entry.sha256),
+        lambda folder: make_label_shares(config, data, features, progress),
     )
     graph = cache.get_or_make(
         root,
-        graph_key,
+        _graph_key(config.graph, entry.sha256, device),
         lambda folder: _make_graph(
-            config, features, test_features, device, progress, cache.partial_folder(folder), spread
+            config, features, test_features, device, progress, cache.partial_folder(folder), executor
         ),
     )
     arrays = {name: torch.from_numpy(array) for name, array in graph.arrays.items()}
@@ -109,14 +110,15 @@ def prepare_features_and_graph(
         features,
         Graph(**parts, graph_k=config.graph.graph_k, symmetric=graph.facts["symmetric"]),
         Attachment(arrays["attached_ids"], arrays["attached_weights"]) if test_features is not None else None,
-        features_sha256=latents.sha256,
+        features_sha256=entry.sha256,
         graph_sha256=graph.sha256,
-        ledger={"representation": latents.facts | shares.facts, "graph": graph.facts},
+        ledger={"representation": entry.facts | shares.facts, "graph": graph.facts},
     )
 
 
-def _graph_key(config: GraphConfig) -> dict[str, Any]:
-    return {**to_dict(config), "backend": pick_backend(config.backend)}
+def _graph_key(config: GraphConfig, features_sha256: str, device: torch.device) -> str:
+    parts = {"latents": features_sha256, "recipe": RECIPE_VERSION, "device": device.type}
+    return cache.key_of({**parts, **to_dict(config), "backend": pick_backend(config.backend)})
 
 
 def _make_graph(
@@ -125,8 +127,8 @@ def _make_graph(
     test_features: Features | None,
     device: torch.device,
     progress: Progress,
-    workshop: Path,
-    spread: RunBlocks,
+    search_root: Path,
+    executor: BlockExecutor,
 ) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
     if all(bool((block == features[0]).all()) for block in blocks(features)):
         raise ConfigError(
@@ -137,7 +139,7 @@ def _make_graph(
     start = perf_counter()
     spec = config.graph
     with on_threads(config.setup_threads):
-        neighbors, search_facts = neighbors_of(features, spec, device, workshop, progress, spread)
+        neighbors, search_facts = neighbors_of(features, spec, device, search_root, progress, executor)
         graph = transition(neighbors, spec.kernel, spec.symmetrize)
         seconds = perf_counter() - start
         arrays = {name: getattr(graph, name) for name in GRAPH_ARRAYS}
@@ -167,7 +169,7 @@ class Experiment:
 
 
 def content_hashes(config: RunConfig, data: ImageData, weights: Weights | None) -> dict[str, str | None]:
-    """Hashes of what a result rests on and nobody here has made: part of every fingerprint."""
+    """Hashes of the inputs from outside that a result rests on: part of every fingerprint."""
     files = {} if config.full_supervision else content_key(data, config.representation)
     return {
         "data": data.sha256,
@@ -177,9 +179,9 @@ def content_hashes(config: RunConfig, data: ImageData, weights: Weights | None) 
 
 
 def open_experiment(
-    config: RunConfig, data_root: Path, cache_root: Path, progress: Progress, spread: RunBlocks = one_by_one
+    config: RunConfig, data_root: Path, cache_root: Path, progress: Progress, executor: BlockExecutor = execute_serially
 ) -> Experiment:
-    """Load the data and prepare (or find) its representation and graph; ``spread``: who else works on a large one.
+    """Load the data; make its features and graph or read them from the cache. ``executor``: see ``BlockExecutor``.
 
     Raises:
         UserError: data missing, the configuration does not fit it, or the representation collapsed.
@@ -191,17 +193,15 @@ def open_experiment(
         progress(f"weights of {config.net.kind}", 0, 1)
     weights = initial_weights(data.image_shape, config.net)
     transform = Standardise.of_pool(data, config.net.channels_last)
-    with_graph = not config.full_supervision
-    prepared = (
-        prepare_features_and_graph(config, data, cache_root, device, progress, spread)
-        if with_graph
-        else without_graph(data.size)
-    )
+    if config.full_supervision:
+        prepared = without_graph(data.size)
+    else:
+        prepared = prepare_features_and_graph(config, data, cache_root, device, progress, executor)
     return Experiment(data, transform, prepared, device, weights)
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is CUDA where torch sees it; asking for a missing one is an error, never a silent fallback."""
+    """``auto`` is CUDA where torch sees it; ``cuda`` without a GPU is an error, never a silent fallback."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda, but torch sees no GPU: use device=cpu or device=auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
@@ -209,7 +209,7 @@ def resolve_device(name: str) -> torch.device:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One (data set, strategy, seed): its configuration and everything derived from it once."""
+    """One (data set, strategy, seed): its configuration and what is derived from that once."""
 
     config: RunConfig
     experiment: Experiment
@@ -265,14 +265,14 @@ class Run:
         return TaskModule(net, self.experiment.data.n_classes, self.config.training, self.config.net.amp)
 
     def header(self, name: str) -> dict[str, Any]:
-        """Line 1 of the results file of the run ``name``, less the initial set: what ran, from what, on what."""
+        """Line 1 of the results file of the run ``name``, less the initial set: settings, inputs, machine."""
         config, experiment = self.config, self.experiment
-        known = header_outline(config, name)
-        where = known["provenance"]
+        outline = header_outline(config, name)
+        where = outline["provenance"]
         return {
-            **known,
+            **outline,
             "fingerprint": {
-                **known["fingerprint"],
+                **outline["fingerprint"],
                 **content_hashes(config, experiment.data, experiment.weights),
                 "latents": experiment.prepared.features_sha256,
                 "graph": experiment.prepared.graph_sha256,

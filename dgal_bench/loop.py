@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 
 def run_loop(run: Run, writer: RowWriter, on_round: Callable[[RoundRecord], None], resume_anyway: bool = False) -> None:
-    """Run a run from where its file ends: R + 1 evaluations, R queries.
+    """Execute a run from where its file ends: R + 1 evaluations, R queries.
 
     Raises:
-        ResultsError: the file was made from something else (data, latents, graph, configuration, code).
+        ResultsError: the file was made from other data, features, graph, configuration or code.
     """
     with on_threads(run.config.threads), register_worker():
         pool, first = start_or_resume(run, writer, resume_anyway)
@@ -44,32 +44,71 @@ def run_loop(run: Run, writer: RowWriter, on_round: Callable[[RoundRecord], None
             on_round(record)
 
 
+def start_or_resume(run: Run, writer: RowWriter, resume_anyway: bool) -> tuple[Pool, int]:
+    """The pool and the first round to run: after the rows of the file, or at the initial set of a new file."""
+    config, data, rows = run.config, run.experiment.data, writer.log
+    header = run.header(f"{data.name}/{writer.path.parent.name}/{writer.path.stem}")
+    if rows is None:
+        first = initial_set(data.labels, data.n_classes, config.initial_size, config.seed, config.balanced)
+        if len(classes := data.labels[first].unique()) == 1:
+            log.warning(
+                "%s, seed %d: the initial set of %d holds only class %d, so the first network cannot tell any apart: "
+                "raise initial_size, or set balanced=true",
+                data.name, config.seed, len(first), int(classes),
+            )  # fmt: skip
+        classes = {} if config.full_supervision else {"initial_classes": data.labels[first].tolist()}
+        writer.write_header(header | {"initial": first.tolist()} | classes)
+        return Pool(data.size, data.n_classes, first, data.labels[first]), 0
+    changed = check_resumable(rows, header, resume_anyway)
+    if not rows.done and (changed or rows.failure):
+        writer.write_continuation({"changed": changed, "provenance": header["provenance"]})
+    labeled = torch.tensor(rows.header["initial"] + picks(rows.records), dtype=torch.int64)
+    return Pool(data.size, data.n_classes, labeled, data.labels[labeled]), len(rows.records)
+
+
+def warm_up(run: Run, pool: Pool, first: int) -> tuple[Mapping[str, Any], float]:
+    """Execute one whole query untimed, on an untrained network that answers for two batches only.
+
+    Returns:
+        What the query of the round before ``first`` would have remembered (on a resume that round is the one
+        rehearsed), and the seconds of the rehearsal.
+    """
+    clock = Stopwatch(run.experiment.device)
+    n_before = len(pool.labeled) - (run.config.batch_size if first else 0)
+    before = Pool(pool.size, pool.n_classes, pool.labeled[:n_before], pool.labels[:n_before])
+    predict = Rehearsal(run.new_module(0), run.datamodule(before, 0), run.experiment.device, clock)
+    query = run.query(before, predict, clock, max(0, first - 1), rehearsal=True)
+    with clock.running():
+        run.strategy.select(query, run.config.batch_size)
+    return (query.remembered if first else {}), clock.total
+
+
 def run_round(
     run: Run, pool: Pool, round_: int, memory: Mapping[str, Any]
 ) -> tuple[RoundRecord, Pool, Mapping[str, Any]]:
-    """Train from scratch, test, and unless it is the last round query and annotate. Only the query is on the clock.
+    """Train from scratch and test; before the last round also query and annotate. Only the query is on the clock.
 
-    ``memory`` is what the last query left for the next, and so is the last part of what is returned.
+    ``memory`` is what the previous query remembered; the last item returned is what this one remembered.
     """
-    beside, around = LoadMonitor(), Stopwatch(run.experiment.device)
-    model = train(run, pool, round_, around)
-    facts = evaluation_facts(run, pool, round_, model, around)
+    load, clock = LoadMonitor(), Stopwatch(run.experiment.device)
+    model = train(run, pool, round_, clock)
+    facts = evaluation_facts(run, pool, round_, model, clock)
     if round_ < run.config.rounds:
-        beside.look()
-        asked = run_query(run, pool, round_, model, memory)
-        beside.look()
-        picked = asked.selection.indices
-        pool = pool.annotate(picked, run.experiment.data.labels[picked])  # the oracle
-        facts |= query_facts(run, asked)
-        memory = asked.query.remembered
+        load.look()
+        result = run_query(run, pool, round_, model, memory)
+        load.look()
+        batch = result.selection.indices
+        pool = pool.annotate(batch, run.experiment.data.labels[batch])  # the oracle
+        facts |= query_facts(run, result)
+        memory = result.query.remembered
     if model.data.predict_batch_size < run.config.predict_batch_size:
         facts["halved_to"] = model.data.predict_batch_size
-    return RoundRecord(**facts, **beside.facts()), pool, memory
+    return RoundRecord(**facts, **load.facts()), pool, memory
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """The network of a round, with the loaders that feed it, and how its training and its test ended."""
+    """The network of a round, its data loaders, and the outcome of its training and its test."""
 
     module: TaskModule
     data: PoolDataModule
@@ -78,7 +117,7 @@ class TrainedModel:
 
 
 def train(run: Run, pool: Pool, round_: int, clock: Stopwatch) -> TrainedModel:
-    """Train from scratch and test: a function of configuration, seed, round and the labels so far."""
+    """Train from scratch and test: the result depends on configuration, seed, round and the labels so far."""
     data, module = run.datamodule(pool, round_), run.new_module(round_)
     with isolated(run.config.seed, "training", round_):
         trainer = new_trainer(run.config, run.experiment.device)
@@ -91,7 +130,7 @@ def train(run: Run, pool: Pool, round_: int, clock: Stopwatch) -> TrainedModel:
 
 @dataclass(frozen=True, eq=False)
 class QueryResult:
-    """One query, answered: its clock and notes are in ``query``; ``n_scored`` points passed through the network."""
+    """A query after its end, with clock and notes; ``n_scored`` points passed through the network."""
 
     query: Query
     selection: Selection
@@ -99,7 +138,7 @@ class QueryResult:
 
 
 def run_query(run: Run, pool: Pool, round_: int, model: TrainedModel, memory: Mapping[str, Any]) -> QueryResult:
-    """The query of a round, on its own clock; what it returns is checked when the clock has stopped.
+    """The query of a round, on its own clock; the selection is checked after the clock has stopped.
 
     Raises:
         StrategyError: the strategy broke its contract.
@@ -138,9 +177,9 @@ def propagation_due(config: RunConfig, round_: int) -> bool:
 
 
 def propagated_accuracy(run: Run, pool: Pool) -> dict[str, float] | None:
-    """How well the graph alone knows the test split: the oracle's and the examiner's to ask, never a strategy's.
+    """Accuracy of the graph alone on the test split. It uses test labels and is never given to a strategy.
 
-    None where the test images are not tied to the graph (a user's embeddings without any of theirs).
+    None where the test images are not attached to the graph (a user's embeddings, without those of the test images).
     """
     data, attachment = run.experiment.data, run.experiment.prepared.attachment
     if attachment is None:
@@ -148,16 +187,16 @@ def propagated_accuracy(run: Run, pool: Pool) -> dict[str, float] | None:
     return propagation_accuracy(run.graph, attachment, pool.labeled, pool.labels, data.n_classes, data.test_labels)
 
 
-def query_facts(run: Run, asked: QueryResult) -> dict[str, Any]:
-    """What happened in a query, gathered after the clock has stopped; true labels are the oracle's to use here."""
-    labels, query, batch = run.experiment.data.labels, asked.query, asked.selection.indices
+def query_facts(run: Run, result: QueryResult) -> dict[str, Any]:
+    """The facts of a query, gathered after the clock has stopped; only here do they use true labels."""
+    labels, query, batch = run.experiment.data.labels, result.query, result.selection.indices
     notes = {name: fact() for name, fact in query.notes.items()}
     return {
         "indices": batch.tolist(),
         "classes": labels[batch].tolist(),
-        "n_candidates": len(asked.selection.candidates),
-        "candidates": positions_hash(asked.selection.candidates),
-        "n_scored": asked.n_scored,
+        "n_candidates": len(result.selection.candidates),
+        "candidates": positions_hash(result.selection.candidates),
+        "n_scored": result.n_scored,
         "boundary_share": boundary_share(run.experiment.prepared.graph, labels, batch),
         "ties": notes.pop("ties", 0.0),
         "query_seconds": query.clock.total,
@@ -167,54 +206,15 @@ def query_facts(run: Run, asked: QueryResult) -> dict[str, Any]:
 
 
 def positions_hash(positions: Index) -> str:
-    """The same for the same positions in any order: the start of the sha256 of them sorted, little-endian int64."""
-    in_order = positions.sort().values.numpy().astype("<i8")
-    return hashlib.sha256(in_order.tobytes()).hexdigest()[:20]
+    """The start of the sha256 of the sorted positions as little-endian int64: the order makes no difference."""
+    ascending = positions.sort().values.numpy().astype("<i8")
+    return hashlib.sha256(ascending.tobytes()).hexdigest()[:20]
 
 
 def boundary_share(graph: Graph, labels: torch.Tensor, batch: Index) -> float:
-    """Mean over the batch of the share of a point's graph neighbours that have another label; none counts as 0."""
+    """Mean over the batch of the share of a point's graph neighbours with another label (0 without neighbours)."""
     shares = []
     for point in batch.tolist():
         near = labels[graph.neighbors(point)]
         shares.append(float((near != labels[point]).float().mean()) if len(near) else 0.0)
     return sum(shares) / len(shares)
-
-
-def warm_up(run: Run, pool: Pool, first: int) -> tuple[Mapping[str, Any], float]:
-    """Let a whole query run once untimed, on an untrained network that looks at two batches only.
-
-    Returns:
-        What the round before ``first`` would have left in memory: the rehearsal is of that round where there was one.
-        And the seconds that it took.
-    """
-    clock = Stopwatch(run.experiment.device)
-    n_before = len(pool.labeled) - (run.config.batch_size if first else 0)
-    before = Pool(pool.size, pool.n_classes, pool.labeled[:n_before], pool.labels[:n_before])
-    predict = Rehearsal(run.new_module(0), run.datamodule(before, 0), run.experiment.device, clock)
-    query = run.query(before, predict, clock, max(0, first - 1), rehearsal=True)
-    with clock.running():
-        run.strategy.select(query, run.config.batch_size)
-    return (query.remembered if first else {}), clock.total
-
-
-def start_or_resume(run: Run, writer: RowWriter, resume_anyway: bool) -> tuple[Pool, int]:
-    """The pool and the round to begin with: after the rows of the file, or at the initial set of a new one."""
-    config, data, rows = run.config, run.experiment.data, writer.log
-    header = run.header(f"{data.name}/{writer.path.parent.name}/{writer.path.stem}")
-    if rows is None:
-        first = initial_set(data.labels, data.n_classes, config.initial_size, config.seed, config.balanced)
-        if len(classes := data.labels[first].unique()) == 1:
-            log.warning(
-                "%s, seed %d: the initial set of %d holds only class %d, so the first network cannot tell any apart: "
-                "raise initial_size, or set balanced=true",
-                data.name, config.seed, len(first), int(classes),
-            )  # fmt: skip
-        classes = {} if config.full_supervision else {"initial_classes": data.labels[first].tolist()}
-        writer.write_header(header | {"initial": first.tolist()} | classes)
-        return Pool(data.size, data.n_classes, first, data.labels[first]), 0
-    changed = check_resumable(rows, header, resume_anyway)
-    if not rows.done and (changed or rows.failure):
-        writer.write_continuation({"changed": changed, "provenance": header["provenance"]})
-    labeled = torch.tensor(rows.header["initial"] + picks(rows.records), dtype=torch.int64)
-    return Pool(data.size, data.n_classes, labeled, data.labels[labeled]), len(rows.records)

@@ -65,12 +65,12 @@ def _pca(data: ImageData, config: RunConfig, device: torch.device, progress: Pro
 def _npy(data: ImageData, config: RunConfig, device: torch.device, progress: Progress) -> Made:
     path, test_path = config.representation.path, config.representation.test_path
     assert path is not None
-    latents = _embeddings("path", path, data.size, data.kept)
+    latents = _embeddings("path", path, data.size, data.subset)
 
     def make_test() -> Features | None:
         if test_path is None and data.one_source:  # the same file holds them
-            return _embeddings("path", path, len(data.test_images), data.test_kept)
-        return _embeddings("test_path", test_path, len(data.test_images), data.test_kept) if test_path else None
+            return _embeddings("path", path, len(data.test_images), data.test_subset)
+        return _embeddings("test_path", test_path, len(data.test_images), data.test_subset) if test_path else None
 
     return latents, make_test, {}
 
@@ -234,14 +234,14 @@ _QUALITY_SAMPLE = 2000
 _QUALITY_NEIGHBORS = 20
 
 
-def shares_key(config: RunConfig, data: ImageData, features_sha256: str) -> str:
+def label_shares_key(config: RunConfig, data: ImageData, features_sha256: str) -> str:
     """The one thing that labels are looked at for in set-up, and so in the key of no other."""
     labels = hashlib.sha256(data.labels.numpy().tobytes()).hexdigest()
     parts = {"latents": features_sha256, "pixels": data.pool_sha256, "labels": labels, "recipe": RECIPE_VERSION}
     return cache.key_of(parts | {"n_components": config.representation.latent_dim})
 
 
-def _make_shares(
+def make_label_shares(
     config: RunConfig, data: ImageData, latents: Features, progress: Progress
 ) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
     progress("looking at neighbours' labels", 0, 1)
@@ -267,7 +267,7 @@ def features_key(config: RunConfig, data: ImageData, device: torch.device) -> st
     return cache.key_of(parts | settings)
 
 
-def _make_features(
+def make_features(
     config: RunConfig, data: ImageData, device: torch.device, progress: Progress
 ) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
     if all(bool((block == data.images[0]).all()) for block in blocks(data.images)):

@@ -149,7 +149,7 @@ MUTANTS = (
     Mutant("a seed forgets its role", "json.dumps([seed, *role])", "json.dumps([seed, *role[1:]])",
            ("test_streams_differ_by_seed_and_by_each_word",)),
     # pool, rows, resume
-    Mutant("labeled points pass the check", "if known := int(taken[self.labeled].sum()):", "if known := 0:",
+    Mutant("labeled points pass the check", "if labeled := int(mask[self.labeled].sum()):", "if labeled := 0:",
            ("test_check_distrusts_a_batch",)),
     Mutant("new labels come first", "torch.cat([self.labeled, batch])", "torch.cat([batch, self.labeled])",
            ("test_annotate_moves_points_and_keeps_the_partition",)),
@@ -157,7 +157,7 @@ MUTANTS = (
            (CONTINUED,)),
     Mutant("resume skips a round", "data.labels[labeled]), len(rows.records)",
            "data.labels[labeled]), len(rows.records) + 1", (CONTINUED,)),
-    Mutant("a query remembers nothing", "memory = asked.query.remembered", "memory = {}",
+    Mutant("a query remembers nothing", "memory = result.query.remembered", "memory = {}",
            ("test_what_a_query_remembers_is_the_next_ones_memory_and_no_others",)),
     Mutant("a torn last line is read", 'whole = raw[: raw.rfind(b"\\n") + 1]', "whole = raw",
            ("test_a_torn_last_line_is_cut_and_the_run_goes_on",)),

@@ -135,11 +135,11 @@ def test_the_lists_are_planned_once(tmp_path, monkeypatch, features, truth):
 KILLED = """
     import os, signal, sys
     from pathlib import Path
-    from dgal_bench.graph.block_search import one_by_one, search_in_blocks
+    from dgal_bench.graph.block_search import execute_serially, search_in_blocks
     from tests.test_blocks import K, points, quiet
 
     def killed(search, blocks):
-        for n, found in enumerate(one_by_one(search, blocks)):
+        for n, found in enumerate(execute_serially(search, blocks)):
             if n == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield found

@@ -14,7 +14,7 @@ from dgal_bench.core.seeding import rng_for
 from dgal_bench.experiment import open_experiment, prepare_features_and_graph
 from dgal_bench.graph import block_search as blocks
 from dgal_bench.graph import knn
-from dgal_bench.graph.block_search import one_by_one
+from dgal_bench.graph.block_search import execute_serially
 from dgal_bench.graph.transition import attach, diagnostics, transition
 from dgal_bench.representation import REPRESENTATIONS, features_key, flat_pixels, label_share, principal_components
 from tests.loading import load
@@ -238,7 +238,7 @@ def test_a_large_graph_is_searched_in_blocks_and_goes_on_after_a_stop(tmp_path, 
 
     def counted(search, blocks):
         asked.extend(blocks)
-        return one_by_one(search, blocks)
+        return execute_serially(search, blocks)
 
     with pytest.raises(KeyboardInterrupt):
         prepare_features_and_graph(config, data(), tmp_path, CPU, silent, stopped)

@@ -1,7 +1,7 @@
-"""A worker process: takes jobs as JSON lines on stdin, runs them, tells of rounds and endings as JSON lines on stdout.
+"""A worker process: reads jobs as JSON lines from stdin, executes them, writes events as JSON lines to stdout.
 
-Started with its thread counts in the environment, before torch is imported. It ends when its stdin does, so that no
-worker outlives a killed parent.
+Thread counts are in its environment before torch is imported. It ends with its stdin, so that no worker outlives a
+killed parent. ``handle`` is also what Ray's tasks call.
 """
 
 import json
@@ -37,7 +37,7 @@ from dgal_bench.data.datasets import fetch, load
 from dgal_bench.data.image_data import DatasetRequest
 from dgal_bench.engines.replay_task import run_replay_job
 from dgal_bench.experiment import Experiment, Run, content_hashes, open_experiment
-from dgal_bench.graph.block_search import RunBlocks, one_by_one
+from dgal_bench.graph.block_search import BlockExecutor, execute_serially
 from dgal_bench.loop import run_loop
 from dgal_bench.models.nets import check_fits, initial_weights
 from dgal_bench.models.trainer import silence_lightning
@@ -47,32 +47,32 @@ from dgal_bench.results.writer import FileWriter, RowWriter, UnwritableError
 from dgal_bench.strategies import plugins
 
 Emit = Callable[..., None]
-Open = Callable[[Path], AbstractContextManager[RowWriter]]
+OpenWriter = Callable[[Path], AbstractContextManager[RowWriter]]
 
 
 def jobs_from(stream: Any) -> Iterator[dict[str, Any]]:
-    """Jobs as they come; a reader beside the work ends the process as soon as the parent is gone."""
-    waiting: queue.Queue[str] = queue.Queue()
+    """Jobs as they arrive; a reader thread ends the process as soon as the parent is gone."""
+    lines: queue.Queue[str] = queue.Queue()
 
     def read() -> None:
         for line in stream:
-            waiting.put(line)
+            lines.put(line)
         # Nothing to clean up: a results file is whole after every line, and a cache entry is renamed into place.
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
     while True:
-        yield json.loads(waiting.get())
+        yield json.loads(lines.get())
 
 
 def hide_missing_gpus() -> None:
-    """torch's optimizers look for a GPU driver at every step: 0.4 ms, a tenth of a tiny network's whole step."""
+    """torch's optimizers look for a GPU driver at every step: 0.4 ms, a tenth of a tiny network's step."""
     if not torch.cuda.is_available():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 class ForwardWarnings(logging.Handler):
-    """Sends the package's warnings to the parent, who can show them."""
+    """Sends the package's warnings to the parent, which shows them."""
 
     def __init__(self, emit: Emit) -> None:
         super().__init__(logging.WARNING)
@@ -86,16 +86,16 @@ def handle(
     job: Mapping[str, Any],
     emit: Emit,
     experiments: dict[str, Experiment],
-    open_record: Open = FileWriter,
-    spread: RunBlocks = one_by_one,
+    open_writer: OpenWriter = FileWriter,
+    spread: BlockExecutor = execute_serially,
 ) -> None:
-    """Do a job and tell of it; ``experiments`` is what this process keeps from one job to the next.
+    """Execute a job and emit its events; ``experiments`` is what this process keeps between jobs.
 
-    ``spread``: who else works on a large graph.
+    ``spread``: runs the blocks of a large graph's search, here or on other nodes too.
     """
     if job["algorithm_version"] != ALGORITHM_VERSION:
         raise ConfigError(
-            f"{platform.node()} has a dgal-bench of algorithm {ALGORITHM_VERSION}, the command's is "
+            f"{platform.node()} has dgal-bench of algorithm version {ALGORITHM_VERSION}, the command has "
             f"{job['algorithm_version']}: install the same version everywhere"
         )
     if job["offline"]:
@@ -119,71 +119,67 @@ def handle(
         experiments[key] = open_experiment(config, Path(job["data"]), Path(job["cache"]), progress, spread)
     experiment = experiments[key]
     if job["job"] == "setup":
-        # a network that does not fit the images is a mistake to find now
+        # find a network that does not fit the images now
         check_fits(Run.of(config, experiment).new_module(0).net, experiment.data.image_shape, config.net)
-        emit(
-            "ready",
-            points=experiment.data.size,
-            **make_projection(config, experiment, Path(job["cache"]), progress, emit),
-        )
+        projection = make_projection(config, experiment, Path(job["cache"]), progress, emit)
+        emit("ready", points=experiment.data.size, **projection)
         return
     if job["job"] == "replay":
         run_replay_job(job, config, experiment, emit)
         return
-    with open_record(Path(job["path"])) as record:
-        end = run_job(config, experiment, record, emit, job["resume_anyway"])
-    emit(**end)  # the record is closed, its lease gone
+    with open_writer(Path(job["path"])) as writer:
+        event = run_job(config, experiment, writer, emit, job["resume_anyway"])
+    emit(**event)  # after the file is closed and its lock released
 
 
 def make_projection(
     config: RunConfig, experiment: Experiment, cache: Path, progress: Progress, emit: Emit
 ) -> dict[str, Any]:
-    """The projection of the latents; what goes wrong with a picture costs nothing but the picture."""
+    """The projection of the features; an error costs the picture only."""
     try:
         return projection_message(config, experiment.data, experiment.prepared, cache, progress)
     except UserError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever it is
-        emit("warning", text=f"no map of the latents of {experiment.data.name}: {innermost_error(error)}")
+    except Exception as error:  # noqa: BLE001 - any error
+        emit("warning", text=f"no map of the features of {experiment.data.name}: {innermost_error(error)}")
         return {}
 
 
 def run_job(
-    config: RunConfig, experiment: Experiment, record: RowWriter, emit: Emit, resume_anyway: bool
+    config: RunConfig, experiment: Experiment, writer: RowWriter, emit: Emit, resume_anyway: bool
 ) -> dict[str, Any]:
-    """A run to its end, whatever that is, which is in its record; the event that tells of it.
+    """Execute a run and write how it ended into its file; returns the final event.
 
     Raises:
-        ResultsError: the record is not this run's to write in, or takes no more lines.
+        ResultsError: the file is another run's, or cannot be written.
     """
-    began = perf_counter()
+    start = perf_counter()
     try:
         run_loop(
             Run.of(config, experiment),
-            record,
+            writer,
             lambda row: emit("round", round=row.round, accuracy=row.accuracy),
             resume_anyway,
         )
     except ResultsError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever it is, it costs this run only
-        if not record.header_written:
-            record.write_header(
-                header_outline(config, f"{experiment.data.name}/{record.path.parent.name}/{record.path.stem}")
-            )
+    except Exception as error:  # noqa: BLE001 - any error costs this run only
+        if not writer.header_written:
+            name = f"{experiment.data.name}/{writer.path.parent.name}/{writer.path.stem}"
+            writer.write_header(header_outline(config, name))
         if isinstance(error, NotApplicableError):
-            record.write_skipped(one_line(error))
+            writer.write_skipped(one_line(error))
         else:
-            record.write_failure(one_line(error), traceback.format_exc())
+            writer.write_failure(one_line(error), traceback.format_exc())
         return final_event(error, "run") | {"recorded": True}
-    return {"event": "done", "seconds": perf_counter() - began}
+    return {"event": "done", "seconds": perf_counter() - start}
 
 
 def final_event(error: BaseException, kind: str) -> dict[str, Any]:
-    """The event that tells of an error.
+    """The final event of a job that raised ``error``.
 
-    Where a sweep is set up, a wrong setting, missing data or an unusable cache stops it; a results folder that takes
-    no more rows does so at any time. Anything else costs its runs only.
+    During setup a wrong setting, missing data or an unusable cache stops the sweep. A results folder that cannot be
+    written always stops it. Any other error costs its runs only.
     """
     event = (
         "held" if isinstance(error, LockHeldError) else "skipped" if isinstance(error, NotApplicableError) else "failed"
@@ -200,14 +196,14 @@ def final_event(error: BaseException, kind: str) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """The error as a user should see it: the message alone for a user's mistake, with type and place otherwise."""
+    """The message alone for a user's mistake, with type and place for any other error."""
     return " ".join(str(error).split()) if isinstance(error, UserError) else innermost_error(error)
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints must not be taken for an event
+    os.dup2(2, 1)  # what a library prints must not be read as an event
 
     def emit(event: str, **facts: Any) -> None:
         events.write(json.dumps({"event": event, **facts}) + "\n")
@@ -219,7 +215,7 @@ def main() -> None:
     for job in jobs_from(sys.stdin):
         try:
             handle(job, emit, experiments)
-        except Exception as error:  # noqa: BLE001 - the boundary: the parent decides what a failure means
+        except Exception as error:  # noqa: BLE001 - the parent decides what a failure means
             emit(**final_event(error, job["job"]))
 
 

@@ -72,12 +72,12 @@ class BlockSearch:
         return {"ids": ids.int().numpy(), "distances": distances.numpy()}
 
 
-RunBlocks = Callable[[BlockSearch, Sequence[Block]], Iterable[tuple[Block, cache.Arrays]]]
-"""Who answers blocks: each comes back once, with its answer, in any order."""
+BlockExecutor = Callable[[BlockSearch, Sequence[Block]], Iterable[tuple[Block, cache.Arrays]]]
+"""Answers blocks, here or in other processes; yields each block once, with its answer, in any order."""
 
 
-def one_by_one(search: BlockSearch, blocks: Sequence[Block]) -> Iterator[tuple[Block, cache.Arrays]]:
-    """Here, one after the other."""
+def execute_serially(search: BlockSearch, blocks: Sequence[Block]) -> Iterator[tuple[Block, cache.Arrays]]:
+    """In this process, one after the other."""
     return ((block, search(block)) for block in blocks)
 
 
@@ -87,7 +87,7 @@ def neighbors_of(
     device: torch.device,
     root: Path,
     progress: Progress,
-    spread: RunBlocks = one_by_one,
+    executor: BlockExecutor = execute_serially,
 ) -> tuple[Neighbors, Mapping[str, Any]]:
     """What ``knn`` finds, and facts of a search of lists: in blocks, wherever that is done on the CPU.
 
@@ -95,12 +95,17 @@ def neighbors_of(
     """
     pick_backend(spec.backend)  # an unknown or missing one is said, whether or not this search needs it
     if device.type == "cpu" and len(features) > max(spec.exact_limit, spec.graph_k):
-        return search_in_blocks(features, spec.graph_k, spec.recall_target, root, progress, spread)
+        return search_in_blocks(features, spec.graph_k, spec.recall_target, root, progress, executor)
     return knn(features, spec.graph_k, spec.backend, spec.exact_limit, device, spec.recall_target), {}
 
 
 def search_in_blocks(
-    features: Features, k: int, recall_target: float, root: Path, progress: Progress, spread: RunBlocks = one_by_one
+    features: Features,
+    k: int,
+    recall_target: float,
+    root: Path,
+    progress: Progress,
+    executor: BlockExecutor = execute_serially,
 ) -> tuple[Neighbors, Mapping[str, Any]]:
     """What ``knn`` finds above its exact limit, and facts of the search.
 
@@ -110,7 +115,7 @@ def search_in_blocks(
 
     Args:
         root: a folder for these features only, where a search that was killed has left what this one goes on from.
-        spread: who answers the blocks that are still to do.
+        executor: answers the blocks that are still to do.
 
     Raises:
         CacheError: the folder cannot be written.
@@ -127,7 +132,7 @@ def search_in_blocks(
         left = [block for block in blocks if not cache.contains(root, keys[block])]
         done = len(blocks) - len(left)
         progress("neighbours", done, len(blocks))
-        for n, (block, answer) in enumerate(spread(search, left), start=done + 1):
+        for n, (block, answer) in enumerate(executor(search, left), start=done + 1):
             _keep(root, keys[block], _check_answer(answer, plan, block, k))
             progress("neighbours", n, len(blocks))
         ids, distances = _merge_answers(plan, k, ((block, _answer(search, keys[block], block)) for block in blocks))
