@@ -1,8 +1,8 @@
-"""The record of a run, read: JSON lines, one file a run, from which a killed run goes on.
+"""Reads results files: JSON lines, one file for each run, from which a killed run is continued; and timings files.
 
 Line 1 is the header; then one line per evaluation (``kind: round``), and where they happened ``kind: failure`` (the
-error that ended a try), ``kind: skipped`` (why the run cannot be) and ``kind: continuation`` (who went on, and what
-was different).
+error that ended an attempt), ``kind: skipped`` (why the run is impossible) and ``kind: continuation`` (where it was
+resumed, and what was different).
 """
 
 import json
@@ -31,13 +31,13 @@ from dgal_bench.results.rows import (
 
 
 def read_run(path: Path) -> RunLog | None:
-    """The log at ``path``; None where there is none or not even a whole header was written.
+    """The log at ``path``; None where there is no file, or no complete header in it.
 
     A torn last line (killed while writing) is left out. Anything else that does not parse is an error.
 
     Raises:
-        ResultsError: a line before the last is damaged, rows are out of order, another schema wrote the file, or what
-            every reader relies on is not there or something else; it names file, line and field.
+        ResultsError: a complete line is damaged, rows are out of order, the schema is unknown, or a field that every
+            reader needs is missing or of another type; the message names file, line and field.
     """
     try:
         raw = path.read_bytes()
@@ -49,12 +49,12 @@ def read_run(path: Path) -> RunLog | None:
 
 
 def parse_run(path: Path, raw: bytes) -> RunLog | None:
-    """The log in the bytes of a results file; ``path`` is its name, for messages too. See read_run."""
+    """As ``read_run``, from the bytes of the file; ``path`` is the name that the log and messages give."""
     whole = raw[: raw.rfind(b"\n") + 1]
-    found = [_parse(path, number, line) for number, line in enumerate(whole.splitlines(), start=1)]
-    if not found:
+    parsed = [_parse_line(path, number, line) for number, line in enumerate(whole.splitlines(), start=1)]
+    if not parsed:
         return None
-    lines = migrate(found, str(path))
+    lines = migrate(parsed, str(path))
     sections = {f"config.{name}": (dict,) for name in SECTIONS if name in lines[0]["config"]}
     check_header(lines[0], {**ESSENTIAL, **sections}, str(path))
     for number, line in enumerate(lines[1:], start=2):
@@ -72,12 +72,12 @@ def parse_run(path: Path, raw: bytes) -> RunLog | None:
         failure=last if last["kind"] == "failure" else None,
         skipped=last if last["kind"] == "skipped" else None,
         continuations=tuple(line for line in lines if line["kind"] == "continuation"),
-        lines=tuple(found),
+        lines=tuple(parsed),
         length=len(whole),
     )
 
 
-def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(line)
     except ValueError as error:
@@ -89,7 +89,7 @@ def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Kinds:
-    """The JSON types of a field, and of what is in it where it is a list or an object."""
+    """JSON types of a field, and of the items of a list or the values of an object."""
 
     outer: frozenset[type]
     inner: frozenset[type]
@@ -97,13 +97,14 @@ class _Kinds:
     @classmethod
     def of(cls, hint: Any) -> "_Kinds":
         options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-        inner = {get_args(one)[-1] for one in options if get_args(one)}
-        noted = {bool} if float in inner else set()  # of a plugin's fact, which may be true or false
-        return cls(_json({get_origin(one) or one for one in options}), _json(inner | noted))
+        inner = {get_args(option)[-1] for option in options if get_args(option)}
+        if float in inner:
+            inner.add(bool)  # a plugin's fact in ``extra`` may be true or false
+        return cls(_json_types({get_origin(option) or option for option in options}), _json_types(inner))
 
 
-def _json(kinds: set[type]) -> frozenset[type]:
-    return frozenset(kinds | {int} if float in kinds else kinds)  # 1.0 may stand there as 1
+def _json_types(kinds: set[type]) -> frozenset[type]:
+    return frozenset(kinds | {int} if float in kinds else kinds)  # 1.0 may be written as 1
 
 
 _FIELDS: Mapping[str, Mapping[str, _Kinds]] = {
@@ -112,7 +113,7 @@ _FIELDS: Mapping[str, Mapping[str, _Kinds]] = {
     "skipped": {"why": _Kinds.of(str)},
     "continuation": {"changed": _Kinds.of(list[str])},
 }
-"""By kind of line what readers rely on; which fields a round must have, RoundRecord says."""
+"""By kind of line the fields that readers need. RoundRecord decides which of a round's fields are required."""
 
 
 def _check_line(path: Path, number: int, line: Mapping[str, Any]) -> None:
@@ -121,17 +122,17 @@ def _check_line(path: Path, number: int, line: Mapping[str, Any]) -> None:
             value = line[name]
             if type(value) not in kinds.outer:  # not isinstance: true is no number
                 raise ResultsError(f"{path}, line {number}: {name}: {misfit_message(value, kinds.outer)}")
-            for one in (value.values() if isinstance(value, dict) else value) if value and kinds.inner else ():
-                if type(one) not in kinds.inner:
-                    raise ResultsError(f"{path}, line {number}: in {name}: {misfit_message(one, kinds.inner)}")
+            for item in (value.values() if isinstance(value, dict) else value) if value and kinds.inner else ():
+                if type(item) not in kinds.inner:
+                    raise ResultsError(f"{path}, line {number}: in {name}: {misfit_message(item, kinds.inner)}")
         elif line["kind"] != "round":
             raise ResultsError(f"{path}, line {number}: a {line['kind']} without '{name}': {RESTORE}")
 
 
 def _record(path: Path, number: int, line: Mapping[str, Any]) -> RoundRecord:
-    known = {f.name for f in fields(RoundRecord)}
+    names = {f.name for f in fields(RoundRecord)}
     try:
-        return RoundRecord(**{name: value for name, value in line.items() if name in known})
+        return RoundRecord(**{name: value for name, value in line.items() if name in names})
     except TypeError as error:
         raise ResultsError(f"{path}, line {number}: not a round record ({error})") from error
 
@@ -140,7 +141,7 @@ def run_files(root: Path) -> list[Path]:
     """The results files under ``root``, in order.
 
     Raises:
-        ResultsError: there is no such folder, it cannot be read, or there is none in it.
+        ResultsError: there is no such folder, it cannot be read, or it holds no results file.
     """
     if not os.path.isdir(root):
         raise ResultsError(f"{root} is not a folder of results: run 'dgal-bench bench results={root}' first")
@@ -153,7 +154,7 @@ def run_files(root: Path) -> list[Path]:
 
 
 def read_results(root: Path) -> list[RunLog]:
-    """Every run under ``root``, in order of path; a file being started (no header yet) is left out.
+    """Every run under ``root``, in order of path; a file without a complete header is left out.
 
     Raises:
         ResultsError: there is no such folder, no run in it, or a file is damaged.
@@ -170,10 +171,10 @@ def timings_path(run: Path) -> Path:
 
 
 def read_timings(path: Path) -> Timings | None:
-    """The timings at ``path``; None where there are none.
+    """The timings at ``path``; None where there is no file.
 
     Raises:
-        ResultsError: the file is damaged, or another version's.
+        ResultsError: the file is damaged, or of another version.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -192,7 +193,7 @@ def read_timings(path: Path) -> Timings | None:
             "and replay again"
         )
     try:
-        timings = tuple(_timing(line) for line in lines)
+        timings = tuple(_parse_timing(line) for line in lines)
         missing = {"cell", "common", "picks", "rounds", "repeats", "fingerprint", "provenance"} - header.keys()
         if missing or not timings or {timing.round for timing in timings} != set(header["rounds"]):
             raise ValueError(f"no {', '.join(sorted(missing)) or 'timing of some round'}")
@@ -201,7 +202,7 @@ def read_timings(path: Path) -> Timings | None:
     return Timings(path, header, timings)
 
 
-def _timing(line: Mapping[str, Any]) -> Timing:
+def _parse_timing(line: Mapping[str, Any]) -> Timing:
     if line["kind"] != "timing":
         raise ValueError(f"a line of kind {line['kind']}")
     timing = Timing(**{name: value for name, value in line.items() if name != "kind"})
@@ -216,4 +217,4 @@ def _damaged_error(path: Path, error: Exception) -> ResultsError:
 
 def read_all_timings(root: Path) -> list[Timings]:
     """Every timings file under ``root``, in order of path; raises ResultsError for a damaged one."""
-    return [found for path in find_files(root, "timings-*.jsonl") if (found := read_timings(path)) is not None]
+    return [timings for path in find_files(root, "timings-*.jsonl") if (timings := read_timings(path)) is not None]

@@ -1,4 +1,4 @@
-"""What a result is about, and whether rows made then may be continued now."""
+"""The identity of a result, and whether a file's rows may be continued by the present program on this machine."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ ALGORITHM_VERSION = 1
 
 
 def header_outline(config: RunConfig, name: str) -> dict[str, Any]:
-    """What is known of a run before its data are: all there is in the header of one that never began."""
+    """The part of a header that is known before the data are loaded: all of it for a run that never began."""
     return {
         "cell": name,
         "profile": config.profile,
@@ -24,31 +24,29 @@ def header_outline(config: RunConfig, name: str) -> dict[str, Any]:
 
 
 IDENTITY_FIELDS = ("algorithm_version", "config", "data", "latents", "graph", "weights", "files")
-"""What a result is about: another one is another result. The rest of a fingerprint is where it was made."""
+"""Fields of a fingerprint that define the result. The others say where it was made."""
 
 
 def check_same_content(log: RunLog, content: Mapping[str, Any]) -> None:
-    """Refuse a finished run that was made from other content; raises ResultsError."""
-    known = {name: value for name, value in content.items() if name in log.header["fingerprint"]}
-    fingerprint = log.header["fingerprint"] | known
+    """Raises ResultsError for a finished run that was made from other content."""
+    fingerprint = log.header["fingerprint"]
+    fingerprint = fingerprint | {name: value for name, value in content.items() if name in fingerprint}
     check_resumable(log, {"fingerprint": fingerprint, "config": log.header["config"]}, anyway=True)
 
 
 def check_resumable(log: RunLog, header: Mapping[str, Any], anyway: bool) -> list[str]:
-    """The harmless differences between a file and the present; raises ResultsError where rows must not be mixed."""
+    """Harmless differences between the file and the present; raises ResultsError for any other difference."""
     old, new = log.header["fingerprint"], header["fingerprint"]
     wrong = [name for name in IDENTITY_FIELDS if old.get(name) != new.get(name)]
     if "config" in wrong:
         before, now = (comparable_config(config) for config in (log.header["config"], header["config"]))
-        changes = "; ".join(differences(before, now)[:3])
-        raise ResultsError(f"{log.path} holds results of another configuration ({changes}): use another results=DIR")
+        what = "; ".join(differences(before, now)[:3])
+        raise ResultsError(f"{log.path} holds results of another configuration ({what}): use another results=DIR")
     if wrong:
         what = ", ".join(f"{name} {str(old.get(name))[:8]} -> {str(new.get(name))[:8]}" for name in wrong)
         instead = ", or file it under another dataset.name=NAME" if "data" in wrong else ""
         raise ResultsError(f"{log.path} was made from something else ({what}): use another results=DIR{instead}")
-    moved = differences(old, new)
-    if moved and not log.done and not anyway:
-        raise ResultsError(
-            f"{log.path} was begun elsewhere ({'; '.join(moved)}): add resume=anyway to go on all the same"
-        )
-    return moved
+    changes = differences(old, new)
+    if changes and not log.done and not anyway:
+        raise ResultsError(f"{log.path} was begun elsewhere ({'; '.join(changes)}): add resume=anyway to go on anyway")
+    return changes

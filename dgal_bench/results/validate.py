@@ -16,14 +16,14 @@ from dgal_bench.results.projection import file_name, read_file
 from dgal_bench.results.reader import read_run, read_timings, run_files
 from dgal_bench.results.rows import (
     COMMON,
-    LINES,
+    LINE_SHAPES,
     NEW_IN_2,
     PHASES,
     DataFacts,
     Essentials,
     Fingerprint,
     Header,
-    Outline,
+    HeaderOutline,
     RoundRecord,
     RunLog,
     Timing,
@@ -300,7 +300,7 @@ def _header(line: Line, report: FileReport) -> Line | None:
     if not wrong:
         (header,) = migrate([line], "")
         begun = "initial" in header or line["schema_version"] == 1
-        wrong = [*find_misfits(dict(header), Header if begun else Outline)]
+        wrong = [*find_misfits(dict(header), Header if begun else HeaderOutline)]
     report.problems += [(1, what) for what in wrong]
     return None if wrong else header
 
@@ -379,10 +379,10 @@ def _line_misfits(line: Line, version: int) -> Iterator[str]:
     kind = line["kind"]
     if kind == "header":
         yield "a second header"
-    elif kind not in LINES or (version == 1 and kind in NEW_IN_2["kinds"]):
-        yield f"unknown kind '{kind}', none of {', '.join(LINES)}"
+    elif kind not in LINE_SHAPES or (version == 1 and kind in NEW_IN_2["kinds"]):
+        yield f"unknown kind '{kind}', none of {', '.join(LINE_SHAPES)}"
     else:
-        yield from find_misfits(line, LINES[kind])
+        yield from find_misfits(line, LINE_SHAPES[kind])
         if version == 1:
             yield from (f"{name} is no field of schema 1" for name in NEW_IN_2["fields"] & line.keys())
 

@@ -1,4 +1,4 @@
-"""The record of a run, written: header, rows and endings as lines, to its file or to whoever holds that."""
+"""Writes results files: header, rows and endings of a run as lines, to its file or to the process that has it open."""
 
 import json
 import os
@@ -14,17 +14,15 @@ from typing import Any
 from dgal_bench.core.errors import ResultsError
 from dgal_bench.core.files import Lease, LockHeldError, holder, holder_name, locked, write_atomic
 from dgal_bench.results.reader import read_run
-from dgal_bench.results.rows import SCHEMA_VERSION, TIMINGS_VERSION, RoundRecord, RunLog, Timing, migrate
-
-Line = Mapping[str, Any]
+from dgal_bench.results.rows import SCHEMA_VERSION, TIMINGS_VERSION, Line, RoundRecord, RunLog, Timing, migrate
 
 
 class UnwritableError(ResultsError):
-    """The results folder takes no more lines: no other run would fare better."""
+    """The results folder is not writable: stop the sweep."""
 
 
 class RowWriter(ABC):
-    """Writes what happens in a run, a line at a time; ``log`` is what was there before, None: no row yet."""
+    """Writes the events of a run, a line at a time; ``log`` is the file as it was before, None: no row yet."""
 
     def __init__(self, path: Path, log: RunLog | None = None) -> None:
         self.path = path
@@ -33,7 +31,7 @@ class RowWriter(ABC):
 
     @abstractmethod
     def append(self, line: Line) -> None:
-        """Make a line part of the record, for good once this returns."""
+        """Add a line; it is permanent when this returns."""
 
     def write_header(self, header: Line) -> None:
         self.append({"kind": "header", "schema_version": SCHEMA_VERSION, **header})
@@ -53,9 +51,9 @@ class RowWriter(ABC):
 
 
 class ForwardingWriter(RowWriter):
-    """Hands every line to ``send``, for a run whose file is held elsewhere: by the driver of a sweep.
+    """Passes every line to ``send``, for a run whose file another process has open: the driver of a sweep.
 
-    A line is there for good when the driver has it: what a death loses on the way is made again, to the same bits.
+    A line is permanent when the driver has it. Rows that a crash loses on the way are made again, with the same bits.
     """
 
     def __init__(self, path: Path, log: RunLog | None, send: Callable[[Line], None]) -> None:
@@ -67,14 +65,14 @@ class ForwardingWriter(RowWriter):
 
 
 class FileWriter(RowWriter):
-    """The one writer of a run's file: holds its lock and lease, cuts a torn last line, appends and fsyncs.
+    """The only writer of a run's file: holds its lock and lease, cuts a torn last line, appends and fsyncs.
 
-    ``with FileWriter(path) as recorder:``. A file without rows is begun anew, whatever its header said; one of an older
-    schema that is to go on is first written again in this one.
+    ``with FileWriter(path) as writer:``. A file without rows is started over, with a new header. A file of an older
+    schema is rewritten in this one before the first new line.
 
     Raises:
-        HeldError: on entering: another process works on the run.
-        ResultsError: on entering: the file is damaged, or another schema's.
+        LockHeldError: on entering: another process works on the run.
+        ResultsError: on entering: the file is damaged, or of an unknown schema.
         UnwritableError: the file cannot be written.
     """
 
@@ -82,31 +80,31 @@ class FileWriter(RowWriter):
         super().__init__(path)
         self._file: FileIO
         self._lease = Lease(path)
-        self._held = ExitStack()
+        self._resources = ExitStack()
         self._old: RunLog | None = None
 
     def __enter__(self) -> "FileWriter":
-        with ExitStack() as opened:
+        with ExitStack() as stack:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._open()
-                opened.callback(lambda: self._file.close())
-                self._lease = opened.enter_context(Lease(self.path))
+                stack.callback(lambda: self._file.close())
+                self._lease = stack.enter_context(Lease(self.path))
                 log = read_run(self.path)
-                self.log = log if log is not None and log.records else None  # nothing rests on a file without rows
+                self.log = log if log is not None and log.records else None  # without rows there is nothing to continue
                 self.header_written = self.log is not None
-                older = self.log is not None and self.log.lines[0]["schema_version"] < SCHEMA_VERSION
-                self._old = self.log if older else None
+                if self.log is not None and self.log.lines[0]["schema_version"] < SCHEMA_VERSION:
+                    self._old = self.log
                 length = self.log.length if self.log else 0
                 if os.fstat(self._file.fileno()).st_size != length:
                     self._file.truncate(length)
             except OSError as error:
                 raise self._unwritable(error) from error
-            self._held = opened.pop_all()
+            self._resources = stack.pop_all()
         return self
 
     def _open(self) -> None:
-        """The file, locked; again where it was replaced by a newer one before the lock was had."""
+        """Open and lock the file; again if another process replaced it before the lock was taken."""
         while True:
             self._file = self.path.open("ab", buffering=0)
             if not locked(self._file.fileno()):
@@ -120,9 +118,9 @@ class FileWriter(RowWriter):
             self._file.close()
 
     def _upgrade(self) -> None:
-        """The lines of an older schema in this version's, in one rename; the new file is locked before it has the name.
+        """Rewrite an older schema's lines in this one, in one rename; the new file is locked before it gets the name.
 
-        Only when a line follows: by then the file has been found fit to go on.
+        Only when a line follows: by then the run is known to be resumable.
         """
         if self._old is None:
             return
@@ -143,7 +141,7 @@ class FileWriter(RowWriter):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._held.close()
+        self._resources.close()
 
     def write_header(self, header: Line) -> None:
         super().write_header(header)
@@ -164,7 +162,7 @@ class FileWriter(RowWriter):
             _write(self._file, encoded)
         except OSError:
             with suppress(OSError):
-                self._file.truncate(before)  # of a full disk: no torn line for the next to trip over
+                self._file.truncate(before)  # full disk: leave no torn line before the next one
             raise
 
     def _sync_folder(self) -> None:
@@ -181,7 +179,7 @@ class FileWriter(RowWriter):
 
 
 def _write(file: FileIO, content: bytes) -> None:
-    """All of it, on the disk; an unbuffered file may take less at a time, and keeps nothing back for later."""
+    """Write all of it and fsync. An unbuffered file may take less than given, and buffers nothing."""
     n_written = 0
     while n_written < len(content):
         n_written += file.write(content[n_written:])
@@ -193,10 +191,10 @@ def _encode(line: Line) -> bytes:
 
 
 def write_timings(path: Path, header: Mapping[str, Any], timings: Sequence[Timing]) -> None:
-    """The whole file in one rename: a reader sees the last one or this one.
+    """The whole file in one rename: a reader sees the previous one or this one.
 
     Raises:
-        ResultsError: the folder takes no file.
+        ResultsError: the folder is not writable.
     """
     first = {"kind": "timings", "schema_version": TIMINGS_VERSION, **header}
     lines = [first, *({"kind": "timing", **asdict(timing)} for timing in timings)]
