@@ -21,8 +21,8 @@ CATEGORIES = {
     "reporting": "report tracking projection results/wandb results/wandb_follow results/tracking results/dashboard "
     "results/metrics",
     "command line": "cli request verbs arguments doctor",
-    "settings, plugins, the rest": "config compose checks core errors beside threads provenance __init__ __main__ plugins "
-    "strategies/plugins laws judge conformance",
+    "settings, plugins, the rest": "config compose checks core errors beside threads provenance plugins "
+    "__init__ __main__ strategies/plugins laws judge conformance",
 }
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 NAMED = (ast.Name, ast.Attribute)
