@@ -48,10 +48,10 @@ def test_its_commands_are_understood(command, tmp_path, capsys, monkeypatch):
 
 
 def test_every_slurm_key_of_the_command_line_is_named():
-    from dgal_bench.cli.options import PLACES
+    from dgal_bench.cli.options import EXECUTION_KEYS
 
     assert set(re.findall(r"(?:slurm|ray)\.[a-z_]+", GUIDE)) == {
-        key for key in PLACES if key.startswith(("slurm.", "ray."))
+        key for key in EXECUTION_KEYS if key.startswith(("slurm.", "ray."))
     }
 
 

@@ -99,8 +99,8 @@ def test_a_good_machine_has_no_trouble_and_every_topic_in_order(findings, place)
 
 def test_the_python_that_is_needed_is_the_one_that_pyproject_asks_for(findings, monkeypatch):
     pyproject = (Path(__file__).parent.parent / "pyproject.toml").read_text()
-    assert f'requires-python = ">={installation.PYTHON[0]}.{installation.PYTHON[1]}"' in pyproject
-    monkeypatch.setattr(installation, "PYTHON", (3, 99))
+    assert f'requires-python = ">={installation.MIN_PYTHON[0]}.{installation.MIN_PYTHON[1]}"' in pyproject
+    monkeypatch.setattr(installation, "MIN_PYTHON", (3, 99))
     (finding,) = findings("python")
     assert finding.state == "trouble"
     assert "3.99" in finding.repair
@@ -411,8 +411,8 @@ def test_without_torch_there_is_no_traceback(place):
     [
         ("print('noise'); print('{\"a\": 1}')", ProbeAnswer('noise\n{"a": 1}')),
         ("import sys; sys.exit('what\\nwent wrong')", ProbeAnswer(error="exit code 1: went wrong")),
-        ("import os; os.abort()", ProbeAnswer(error="killed by signal 6: it said nothing")),
-        ("", ProbeAnswer(error="exit code 0: it said nothing")),
+        ("import os; os.abort()", ProbeAnswer(error="killed by signal 6: no output")),
+        ("", ProbeAnswer(error="exit code 0: no output")),
     ],
 )
 def test_a_process_answers_or_says_why_not(code, answer):

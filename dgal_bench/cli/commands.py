@@ -1,4 +1,4 @@
-"""Verbs that run runs: ``bench`` a whole suite, ``run`` a single one."""
+"""The verbs of the command line, each a function of a Command that returns the exit code; ``dgal_bench.run``."""
 
 import sys
 import tempfile
@@ -17,7 +17,7 @@ from dgal_bench.cli.options import (
     data_root,
     offline,
     only_flags,
-    only_places,
+    only_keys,
     only_settings,
     parse_arguments,
     project_of,
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
     Logs = Mapping[Path, RunLog | None]
 
 
-# What a verb has to say: on stdout what was asked for, on stderr what to beware of.
-
-
 def say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
@@ -52,22 +49,19 @@ def warn(line: str) -> None:
     sys.stderr.write(f"warning: {line}\n")
 
 
-# Verbs about what is on this machine: ``data`` sets, plugins to ``check``, and the ``doctor``.
-
-
 def data(command: Command) -> int:
     from dgal_bench.data.datasets import DATASETS, describe_files, fetch
     from dgal_bench.engines.progress import new_progress
 
     only_flags(command)
-    only_places(command, "data", "offline")
-    root, alone = data_root(command), offline(command)
+    only_keys(command, "data", "offline")
+    root = data_root(command)
     for name in command.words:
         choose(DATASETS, name, "data set")
     progress = new_progress({})
     try:
         for name in command.words:
-            fetch(name, root, partial(progress.setting_up, name), alone)
+            fetch(name, root, partial(progress.setting_up, name), offline(command))
     finally:
         progress.close()
     for name in command.words or DATASETS:
@@ -79,7 +73,7 @@ def check(command: Command) -> int:
     from dgal_bench.conformance import check_plugins, check_table
 
     only_flags(command)
-    only_places(command)
+    only_keys(command)
     if not command.words:
         raise ConfigError("check takes plugin files: dgal-bench check my_strategies.py")
     verdicts = check_plugins(command.words)
@@ -93,67 +87,64 @@ def doctor(command: Command) -> int:
     if command.words:
         raise ConfigError(f"doctor takes no '{command.words[0]}', only data=DIR, cache=DIR and results=DIR")
     only_flags(command)
-    only_places(command, "data", "cache", "results")
-    findings = examine_machine(data_root(command), cache_root(command), Path(command.one("results", "results/runs")))
+    only_keys(command, "data", "cache", "results")
+    findings = examine_machine(data_root(command), cache_root(command), Path(command.single("results", "results/runs")))
     say(findings_table(findings))
     return 1 if any(finding.state == "trouble" for finding in findings) else 0
 
 
-# Verbs that read a results folder: ``report``, ``claims``, ``status`` and ``validate``.
-
-
 def report(command: Command) -> int:
-    report_on(*_report_of(command, "report"))
+    _write_report(*_report_folders(command, "report"))
     return 0
 
 
 def claims(command: Command) -> int:
     from dgal_bench.report.claims.text import write_claims
 
-    written = write_claims(*_report_of(command, "claims"))
-    say(written.overview)
-    say(f"Written: {', '.join(map(str, written.files))}")
+    report = write_claims(*_report_folders(command, "claims"))
+    say(report.overview)
+    say(f"Written: {', '.join(map(str, report.files))}")
     return 0
 
 
-def _report_of(command: Command, verb: str) -> tuple[Path, Path, Path | None]:
+def _report_folders(command: Command, verb: str) -> tuple[Path, Path, Path | None]:
     """The results folder, where to write, and the file of benchmarks/scaling.py, if one is named."""
     if len(command.words) != 1:
         raise ConfigError(f"{verb} takes one results folder: dgal-bench {verb} RESULTS growth=FILE --out DIR")
     only_flags(command, "--out")
-    only_places(command, "growth")
-    results, growth = Path(command.words[0]), command.one("growth", "")
+    only_keys(command, "growth")
+    results, growth = Path(command.words[0]), command.single("growth", "")
     return results, Path(command.flags.get("--out", results / "report")), Path(growth) if growth else None
 
 
-def report_on(results: Path, out: Path, growth: Path | None = None) -> None:
+def _write_report(results: Path, out: Path, growth: Path | None = None) -> None:
     from dgal_bench.engines.progress import new_progress
     from dgal_bench.report.write import write_report
 
     progress = new_progress({})
     try:
-        written = write_report(results, out, progress.drawing, growth)
+        report = write_report(results, out, progress.drawing, growth)
     finally:
         progress.close()
-    say(written.summary)
-    figures = [path for path in written.files if path.suffix == ".png"]
-    say(f"Written: {', '.join(str(path) for path in written.files[:3])} and {len(figures)} figures as PNG and SVG")
+    say(report.summary)
+    figures = [path for path in report.files if path.suffix == ".png"]
+    say(f"Written: {', '.join(str(path) for path in report.files[:3])} and {len(figures)} figures as PNG and SVG")
 
 
 def status(command: Command) -> int:
     from dgal_bench.results.status import any_damaged, scan_folder, status_table
 
-    standings = scan_folder(_results_folder(command, "status"))
-    say(status_table(standings))
-    return 2 if any_damaged(standings) else 0
+    statuses = scan_folder(_results_folder(command, "status"))
+    say(status_table(statuses))
+    return 2 if any_damaged(statuses) else 0
 
 
 def validate(command: Command) -> int:
-    from dgal_bench.results.validate import validate as examined
+    from dgal_bench.results.validate import validate as validate_folder
 
-    verdict = examined(_results_folder(command, "validate"))
-    say(verdict.text)
-    return 1 if verdict.n_problems else 0
+    report = validate_folder(_results_folder(command, "validate"))
+    say(report.text)
+    return 1 if report.n_problems else 0
 
 
 def _results_folder(command: Command, verb: str) -> Path:
@@ -163,28 +154,25 @@ def _results_folder(command: Command, verb: str) -> Path:
     return Path(command.words[0])
 
 
-# Verbs that bring a results folder to W&B: ``push`` its runs, and a ``dashboard`` to look at them.
-
-
 def push(command: Command) -> int:
     from dgal_bench.results.tracking import WANDB
-    from dgal_bench.results.wandb import push as pushed
+    from dgal_bench.results.wandb import push as push_folder
 
     if len(command.words) != 1:
         raise ConfigError("push takes one results folder: dgal-bench push RESULTS")
     only_flags(command)
-    only_places(command, *WANDB, "data", "cache", "offline")
-    strict = command.one("wandb.mode", "auto") == "online"
-    done = pushed(Path(command.words[0]), wandb_of(command), strict, warn)
-    say(done.text)
-    return done.exit_code
+    only_keys(command, *WANDB, "data", "cache", "offline")
+    strict = command.single("wandb.mode", "auto") == "online"
+    outcome = push_folder(Path(command.words[0]), wandb_of(command), strict, warn)
+    say(outcome.text)
+    return outcome.exit_code
 
 
 def dashboard(command: Command) -> int:
     from dgal_bench.results.reader import read_results
 
     only_flags(command, "--dry-run", "--push")
-    only_places(command, "wandb.project", "wandb.entity", "offline")
+    only_keys(command, "wandb.project", "wandb.entity", "offline")
     if len(command.flags) != 1 or len(command.words) > 1:
         raise ConfigError("dashboard takes one of two: dgal-bench dashboard [RESULTS] --dry-run FILE, or --push")
     if "--push" in command.flags and offline(command):
@@ -196,18 +184,18 @@ def dashboard(command: Command) -> int:
             raise
         raise ConfigError("dashboard needs wandb-workspaces: pip install 'dgal-bench[dashboard]'") from error
     project, entity = project_of(command)
-    found = [shelf for results in command.words for shelf in view_scopes(read_results(Path(results)))]
+    scopes = [scope for results in command.words for scope in view_scopes(read_results(Path(results)))]
     if "--push" in command.flags:
-        say("Saved: " + ", ".join(push_workspaces(project, entity, found)))
+        say("Saved: " + ", ".join(push_workspaces(project, entity, scopes)))
     else:
-        files = write_workspaces(Path(command.flags["--dry-run"]), project, entity, found)
+        files = write_workspaces(Path(command.flags["--dry-run"]), project, entity, scopes)
         say("Written: " + ", ".join(map(str, files)))
     return 0
 
 
 def bench(command: Command) -> int:
     only_settings(command)
-    content = OmegaConf.to_container(read_group("suite", command.one("suite", "paper")))
+    content = OmegaConf.to_container(read_group("suite", command.single("suite", "paper")))
     assert isinstance(content, dict)
     suite = {str(key): value for key, value in content.items()}
     return _sweep(command, axes_of(command, suite), settings_of(command, "paper", suite), wants_report(command))
@@ -224,36 +212,36 @@ def _axes_of_one_run(command: Command) -> Mapping[str, Sequence[str]]:
     if "strategy" not in axes:
         raise ConfigError(f"run needs a strategy{did_you_mean('', group_names('strategy'))}: strategy=NAME")
     for key in axes:
-        command.one(key, "")
+        command.single(key, "")
     return axes
 
 
 def run_settings(*settings: str, results: str | Path | None = None) -> "list[RoundRecord]":
-    """``dgal_bench.run``: make one run, or finish it, and return its rows, the first evaluation first.
+    """``dgal_bench.run``: execute one run, or finish it, and return its rows, the first evaluation first.
 
     Args:
-        settings: those of the command line, such as ``"strategy=dgmg"``, ``"seed=0"``, ``"rounds=5"``.
-        results: the folder that keeps the rows, as ``results=DIR`` does; None: nothing is kept.
+        settings: as on the command line, such as ``"strategy=dgmg"``, ``"seed=0"``, ``"rounds=5"``.
+        results: the folder of the rows, as ``results=DIR``; None: a temporary one.
 
     Raises:
-        UserError: a setting is wrong, data are missing, or the run failed; the message is the command line's.
+        UserError: a setting is wrong, data are missing, or the run failed; with the command line's message.
     """
     from dgal_bench.engines import sweep
     from dgal_bench.results.reader import read_run
 
-    with tempfile.TemporaryDirectory() as nowhere:
-        kept = any(one.startswith("results=") for one in settings) and results is None
-        command = parse_arguments([*settings, *([] if kept else [f"results={results or nowhere}"])], "run")
+    with tempfile.TemporaryDirectory() as temporary:
+        has_folder = any(setting.startswith("results=") for setting in settings) and results is None
+        command = parse_arguments([*settings, *([] if has_folder else [f"results={results or temporary}"])], "run")
         only_settings(command)
-        where = settings_of(command, "single")
-        jobs = sweep.plan_runs(_axes_of_one_run(command), where)
-        logs = sweep.read_logs(jobs, where)
-        check_writable(where.results)
-        _execute(jobs, sweep.runs_to_do(jobs, logs, where), logs, where, tracking_of(command))
-        log = read_run(jobs[0].path)
+        place = settings_of(command, "single")
+        runs = sweep.plan_runs(_axes_of_one_run(command), place)
+        logs = sweep.read_logs(runs, place)
+        check_writable(place.results)
+        _execute(runs, sweep.runs_to_do(runs, logs, place), logs, place, tracking_of(command))
+        log = read_run(runs[0].path)
     if log is None or not log.done:
         end = {} if log is None else log.failure or log.skipped or {}
-        raise StrategyError(f"{jobs[0].name}: {end.get('error') or end.get('why') or 'the run did not finish'}")
+        raise StrategyError(f"{runs[0].name}: {end.get('error') or end.get('why') or 'the run did not finish'}")
     return list(log.records)
 
 
@@ -261,92 +249,89 @@ def _sweep(command: Command, axes: Mapping[str, Sequence[str]], settings: "Sweep
     from dgal_bench.engines import sweep
 
     tracking = tracking_of(command)
-    jobs = sweep.plan_runs(axes, settings)
+    runs = sweep.plan_runs(axes, settings)
     if "--print-config" in command.flags:
-        say(OmegaConf.to_yaml(OmegaConf.create(to_dict(jobs[0].config))).rstrip())
+        say(OmegaConf.to_yaml(OmegaConf.create(to_dict(runs[0].config))).rstrip())
         return 0
-    logs = sweep.read_logs(jobs, settings)
-    todo = sweep.runs_to_do(jobs, logs, settings)
+    logs = sweep.read_logs(runs, settings)
+    todo = sweep.runs_to_do(runs, logs, settings)
     if "--dry-run" in command.flags:
-        say("\n".join(_status_lines(jobs, logs)))
-        for line in _estimate(jobs, todo, logs, settings):
+        say("\n".join(_status_lines(runs, logs)))
+        for line in _estimate(runs, todo, logs, settings):
             say(line)
         return 0
     check_writable(settings.results)
-    failed = _execute(jobs, todo, logs, settings, tracking)
-    before = ((job, logs[job.path]) for job in jobs if job not in todo)
-    failed += [job for job, log in before if log is not None and log.status == "failed"]
-    _conclude(jobs, failed, settings, report)
+    failed = _execute(runs, todo, logs, settings, tracking)
+    not_tried = ((run, logs[run.path]) for run in runs if run not in todo)
+    failed += [run for run, log in not_tried if log is not None and log.status == "failed"]
+    _conclude(runs, failed, settings, report)
     return 1 if failed else 0
 
 
-def _status_lines(jobs: "Sequence[PlannedRun]", logs: "Logs") -> Iterator[str]:
-    """A line for each run: what its rows say of it, or that it is to run."""
-    for job in jobs:
-        log = logs[job.path]
-        yield f"{log.status if log else 'to run':8} {job.name}" + (f" ({len(log.records)} rows)" if log else "")
+def _status_lines(runs: "Sequence[PlannedRun]", logs: "Logs") -> Iterator[str]:
+    """A line for each run: its status in the results folder, or ``to run``."""
+    for run in runs:
+        log = logs[run.path]
+        yield f"{log.status if log else 'to run':8} {run.name}" + (f" ({len(log.records)} rows)" if log else "")
 
 
 def _estimate(
-    jobs: "Sequence[PlannedRun]", todo: "Sequence[PlannedRun]", logs: "Logs", settings: "SweepSettings"
+    runs: "Sequence[PlannedRun]", todo: "Sequence[PlannedRun]", logs: "Logs", settings: "SweepSettings"
 ) -> list[str]:
-    from dgal_bench.engines import side_by_side
+    from dgal_bench.engines import lanes_and_gpus
     from dgal_bench.engines.estimate import estimate_lines, estimate_time, read_past
 
-    return estimate_lines(jobs, logs, estimate_time(todo, logs, read_past(settings), *side_by_side(jobs, settings)))
+    return estimate_lines(runs, logs, estimate_time(todo, logs, read_past(settings), *lanes_and_gpus(runs, settings)))
 
 
 def _execute(
-    jobs: "Sequence[PlannedRun]",
+    runs: "Sequence[PlannedRun]",
     todo: "Sequence[PlannedRun]",
     logs: "Logs",
     settings: "SweepSettings",
     tracking: "Tracking | None",
 ) -> "list[PlannedRun]":
-    """Run what is to be run, and write what finished runs are to have beside their rows; returns those that failed."""
+    """Execute the runs to do, and compare the users' own files of finished ones; returns those that failed."""
     from dgal_bench import engines
     from dgal_bench.engines import sweep
     from dgal_bench.engines.progress import new_progress
     from dgal_bench.results.tracking import mirror_sweep
 
-    finished = {job: log for job in jobs if (log := logs[job.path]) is not None and log.done and job.config.own_files}
+    finished = {run: log for run in runs if (log := logs[run.path]) is not None and log.done and run.config.own_files}
     if not todo and not finished:
         return []
-    progress = new_progress({job: sweep.evaluations_left(job, logs[job.path]) for job in todo})
+    progress = new_progress({run: sweep.evaluations_left(run, logs[run.path]) for run in todo})
     try:
-        with mirror_sweep(tracking, settings.results, [job.path for job in todo], progress.warn):
+        with mirror_sweep(tracking, settings.results, [run.path for run in todo], progress.warn):
             return engines.execute(todo, settings, progress, finished)
     finally:
         progress.close()
 
 
 def _conclude(
-    jobs: "Sequence[PlannedRun]", failed: "Sequence[PlannedRun]", settings: "SweepSettings", report: bool
+    runs: "Sequence[PlannedRun]", failed: "Sequence[PlannedRun]", settings: "SweepSettings", report: bool
 ) -> None:
-    """Say what failed and how to go on, then the report or where the rows are."""
+    """Tell what failed and how to go on; then make the report, or tell where the rows are."""
     if failed:
-        sys.stderr.write(f"{len(failed)} of {len(jobs)} runs failed; retry=failed tries them again\n")
+        sys.stderr.write(f"{len(failed)} of {len(runs)} runs failed; retry=failed tries them again\n")
     folder = settings.results / settings.suite
     if report and find_files(folder, "seed-*.jsonl"):
-        report_on(folder, folder / "report")
+        _write_report(folder, folder / "report")
     elif not failed:
-        say(f"{jobs[0].name}: {jobs[0].path}" if len(jobs) == 1 else f"Rows: {folder}")
-
-
-# The verb that times queries again: ``replay``.
+        say(f"{runs[0].name}: {runs[0].path}" if len(runs) == 1 else f"Rows: {folder}")
 
 
 def replay(command: Command) -> int:
     from dgal_bench.engines.progress import new_progress
     from dgal_bench.engines.replay import execute_replay, outcome_text, plan_replay
 
-    wanted = replay_of(command)
-    todo = plan_replay(wanted)
-    progress = new_progress({item.job: len(item.rounds) for item in todo.items})
+    options = replay_of(command)
+    plan = plan_replay(options)
+    progress = new_progress({item.job: len(item.rounds) for item in plan.items})
     try:
-        outcome = execute_replay(todo, wanted, progress)
+        outcome = execute_replay(plan, options, progress)
     finally:
         progress.close()
     if outcome.timings:
-        say(outcome_text(outcome, todo))
-    return 1 if outcome.trouble else 0
+        say(outcome_text(outcome, plan))
+    return 1 if outcome.problems else 0

@@ -1,4 +1,7 @@
-"""Is what is installed fit to run: Python, ourselves, what we require, and what torch and FAISS see of the GPUs."""
+"""``dgal-bench doctor``: is this machine and installation fit to run, with a repair for each trouble.
+
+Third-party packages, and modules that need them, are imported inside the checks: a missing one is a finding, no crash.
+"""
 
 import fcntl
 import json
@@ -23,13 +26,9 @@ from dgal_bench import __version__
 from dgal_bench.core.errors import DataError
 from dgal_bench.results.tracking import key_place
 
-# What the checks are made of: findings, what is examined, other processes asked, and repairs by pip. In this room
-# third-party packages, and rooms that need them, are imported inside the checks: a missing one is said, not raised.
-
-
 TIMEOUT = 120  # seconds: torch on a cold network disk
 ABSENT = "not there"
-LONGEST = 300  # characters of another's error: its cause, and not its C++ stack
+MAX_CHARACTERS = 300  # of a library's error: its cause, and not its C++ stack
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,12 @@ class DoctorFinding:
 
 
 FindingLines = Iterator[tuple[str, ...]]
-"""Findings as the checks yield them: (state, text) or (state, text, repair). Their topic is in the table of checks."""
+"""Findings as the checks yield them: (state, text) or (state, text, repair). The topic is in CHECKS."""
 
 
 @dataclass(frozen=True)
 class ProbeAnswer:
-    """What a command printed, or in one line why it failed: exactly one of them is not empty."""
+    """A command's output, or in one line why it failed: exactly one of them is not empty."""
 
     text: str = ""
     error: str = ""
@@ -61,7 +60,7 @@ class ProbeAnswer:
 
 @dataclass(frozen=True)
 class ProbeSite:
-    """What is examined: three folders, and what other processes answered."""
+    """What the checks examine: three folders, and the answers of other processes."""
 
     data: Path
     cache: Path
@@ -74,17 +73,15 @@ class ProbeSite:
 def run_check(check: Callable[[], FindingLines]) -> FindingLines:
     try:
         yield from check()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other checks are wanted all the more
+    except Exception as error:  # noqa: BLE001 - the other checks must go on
+        checkout = Path(__file__).resolve().parents[2]
+        package = f"-e {quote(str(checkout))}" if (checkout / "pyproject.toml").is_file() else "dgal-bench"
         text = _one_line(f"cannot be examined: {type(error).__name__}: {error}")
-        yield (
-            "trouble",
-            text,
-            f"put right what this line names, or install again: {pip_command('install ' + _own_requirement())}",
-        )
+        yield "trouble", text, f"repair what this line names, or install again: {pip_command('install ' + package)}"
 
 
 def run_probe(command: Sequence[str]) -> ProbeAnswer:
-    """Run it in a process of its own: a broken library may abort, and takes no one with it."""
+    """Run the command in a process of its own: a broken library may abort, and must not end this one."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT, check=False)
     except FileNotFoundError:
@@ -95,44 +92,39 @@ def run_probe(command: Sequence[str]) -> ProbeAnswer:
         return ProbeAnswer(error=f"cannot be started: {error.strerror}")
     if done.returncode == 0 and done.stdout.strip():
         return ProbeAnswer(done.stdout.strip())
-    said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").rpartition("\n")[2]
-    how = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-    return ProbeAnswer(error=_one_line(f"{how}: {said}"))
+    text = (done.stderr.strip() or done.stdout.strip() or "no output").rpartition("\n")[2]
+    end = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    return ProbeAnswer(error=_one_line(f"{end}: {text}"))
 
 
 def _one_line(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
+    return line if len(line) <= MAX_CHARACTERS else f"{line[:MAX_CHARACTERS]} ..."
 
 
-def pip_command(words: str) -> str:
-    """For this interpreter: the pip of the PATH may be another's."""
-    return f"{quote(sys.executable)} -m pip {words}"
+def pip_command(arguments: str) -> str:
+    """The pip of this interpreter: the one on the PATH may belong to another."""
+    return f"{quote(sys.executable)} -m pip {arguments}"
 
 
 def reinstall_command(old: Sequence[str], new: str) -> str:
     return f"{pip_command('uninstall -y ' + ' '.join(old))} && {pip_command('install ' + new)}"
 
 
-def _own_requirement() -> str:
-    checkout = Path(__file__).resolve().parents[2]
-    return f"-e {quote(str(checkout))}" if (checkout / "pyproject.toml").is_file() else "dgal-bench"
-
-
-PYTHON = (3, 11)
-SHOWN = (
+MIN_PYTHON = (3, 11)
+LISTED_PACKAGES = (
     "torch", "lightning", "torchvision", "torchmetrics", "timm", "wandb", "omegaconf", "numpy", "scipy", "scikit-learn",
 )  # fmt: skip
 FAISS_EXTRAS = {"faiss-cpu": "cpu", "faiss-gpu": "gpu", "faiss-gpu-cuvs": "gpu-cuvs"}
 
-ASK_DRIVER = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
-ASK_TORCH = """import json, torch, torchvision
+DRIVER_PROBE = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+TORCH_PROBE = """import json, torch, torchvision
 count = torch.cuda.device_count() if torch.cuda.is_available() else 0
 names = [torch.cuda.get_device_name(i) for i in range(count)]
-found = {"torch": torch.__version__, "torchvision": torchvision.__version__, "cuda": torch.version.cuda, "gpus": names}
-print(json.dumps(found))"""
-# torch first, as in graph.knn: their OpenMP and CUDA libraries must bear each other.
-ASK_FAISS = """import json, torch, faiss
+facts = {"torch": torch.__version__, "torchvision": torchvision.__version__, "cuda": torch.version.cuda, "gpus": names}
+print(json.dumps(facts))"""
+# torch first, as in graph.knn: their OpenMP and CUDA libraries must be compatible.
+FAISS_PROBE = """import json, torch, faiss
 gpu_build = hasattr(faiss, "StandardGpuResources")
 gpus = faiss.get_num_gpus() if gpu_build else 0
 usable = gpus > 0 and torch.cuda.is_available()
@@ -140,11 +132,11 @@ print(json.dumps({"version": faiss.__version__, "gpu_build": gpu_build, "gpus": 
 
 
 def check_python(site: ProbeSite) -> FindingLines:
-    found, least = (".".join(map(str, numbers)) for numbers in (sys.version_info[:3], PYTHON))
-    if sys.version_info[:2] < PYTHON:
-        yield "trouble", f"{found}, but {least} is needed", f"install python {least} or newer"
+    actual, least = (".".join(map(str, numbers)) for numbers in (sys.version_info[:3], MIN_PYTHON))
+    if sys.version_info[:2] < MIN_PYTHON:
+        yield "trouble", f"{actual}, but {least} is needed", f"install python {least} or newer"
     else:
-        yield "ok", f"{found} at {sys.executable}"
+        yield "ok", f"{actual} at {sys.executable}"
 
 
 def check_package(site: ProbeSite) -> FindingLines:
@@ -161,13 +153,13 @@ def check_packages(site: ProbeSite) -> FindingLines:
     extras = ["", *(extra for name, extra in FAISS_EXTRAS.items() if _version(name))]
     unmet = {}
     for need in map(Requirement, requires("dgal-bench") or ()):
-        asked = need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in extras)
-        found = _version(need.name)
-        if asked and not (found and need.specifier.contains(found, prereleases=True)):
-            wanted = f"{need.name}{need.specifier}"
-            text = f"{need.name} {found or 'is not installed'}, but {wanted} is needed"
-            unmet[need.name] = ("trouble", text, pip_command(f"install '{wanted}'"))
-    yield "ok", ", ".join(f"{name} {_version(name)}" for name in SHOWN if name not in unmet) or "none"
+        applies = need.marker is None or any(need.marker.evaluate({"extra": extra}) for extra in extras)
+        actual = _version(need.name)
+        if applies and not (actual and need.specifier.contains(actual, prereleases=True)):
+            package = f"{need.name}{need.specifier}"
+            text = f"{need.name} {actual or 'is not installed'}, but {package} is needed"
+            unmet[need.name] = ("trouble", text, pip_command(f"install '{package}'"))
+    yield "ok", ", ".join(f"{name} {_version(name)}" for name in LISTED_PACKAGES if name not in unmet) or "none"
     yield from unmet.values()
 
 
@@ -182,42 +174,39 @@ def check_torch(site: ProbeSite) -> FindingLines:
         text = f"torch and torchvision cannot be imported together ({site.torch.error})"
         yield "trouble", text, pip_command("install --force-reinstall torch torchvision")
     else:
-        found = site.torch.facts
-        yield "ok", f"{found['torch']}, CUDA {found['cuda'] or 'none'}, fits torchvision {found['torchvision']}"
+        facts = site.torch.facts
+        yield "ok", f"{facts['torch']}, CUDA {facts['cuda'] or 'none'}, fits torchvision {facts['torchvision']}"
 
 
 def check_faiss(site: ProbeSite) -> FindingLines:
     owners = sorted(set(packages_distributions().get("faiss", ())))
-    fitting = "faiss-gpu" if site.driver.text else "faiss-cpu"
+    package = "faiss-gpu" if site.driver.text else "faiss-cpu"
     owner = " and ".join(owners) or "of no package"
     if len(owners) > 1:
         text = f"{owner} own the same module: the last one installed has overwritten the others"
-        yield "trouble", text, reinstall_command(owners, fitting)
+        yield "trouble", text, reinstall_command(owners, package)
     if not owners and find_spec("faiss") is None:
-        yield (
-            "note",
-            "not installed: torch searches (as fast for graphs; SEALS is slower)",
-            pip_command(f"install {fitting}"),
-        )
+        text = "not installed: torch searches (as fast for graphs; SEALS is slower)"
+        yield "note", text, pip_command(f"install {package}")
     elif site.torch.error:
-        yield "note", f"{owner}: not tried, since torch fails", "put torch right first"
+        yield "note", f"{owner}: not tried, since torch fails", "repair torch first"
     elif site.faiss.error:
-        text = f"{owner}: cannot be used beside torch ({site.faiss.error})"
-        yield "trouble", text, reinstall_command(owners or [fitting], fitting)
+        text = f"{owner}: cannot be used together with torch ({site.faiss.error})"
+        yield "trouble", text, reinstall_command(owners or [package], package)
     else:
-        found = site.faiss.facts
-        build = f"GPU build, sees {found['gpus']} GPUs" if found["gpu_build"] else "CPU build"
-        yield "ok", f"{found['version']} ({owner}), {build}"
+        facts = site.faiss.facts
+        build = f"GPU build, sees {facts['gpus']} GPUs" if facts["gpu_build"] else "CPU build"
+        yield "ok", f"{facts['version']} ({owner}), {build}"
 
 
 def check_gpu(site: ProbeSite) -> FindingLines:
     """What the driver, torch and FAISS see, and where they disagree."""
     driver = "; ".join(site.driver.text.splitlines()) or f"nvidia-smi: {site.driver.error}"
-    seen, faiss = site.torch.facts.get("gpus", []), site.faiss.facts
-    text = f"torch sees {len(seen)}: {', '.join(seen)} ({driver})"
+    gpus, faiss = site.torch.facts.get("gpus", []), site.faiss.facts
+    text = f"torch sees {len(gpus)}: {', '.join(gpus)} ({driver})"
     if site.torch.error:
-        yield "note", f"{driver}; what torch sees is not known, since it fails", "put torch right first"
-    elif not seen:
+        yield "note", f"{driver}; what torch sees is not known, since it fails", "repair torch first"
+    elif not gpus:
         yield _no_gpu(site, driver)
     elif faiss and not faiss["gpu_build"]:
         repair = reinstall_command(["faiss-cpu"], "faiss-gpu")
@@ -230,7 +219,7 @@ def check_gpu(site: ProbeSite) -> FindingLines:
 
 
 def _no_gpu(site: ProbeSite, driver: str) -> tuple[str, ...]:
-    """torch sees none: is there one?"""
+    """torch sees none: is there one, and what hides it?"""
     hidden, cuda = os.environ.get("CUDA_VISIBLE_DEVICES"), site.torch.facts["cuda"]
     if site.driver.text and hidden is not None:
         return "note", f"{driver}: hidden by CUDA_VISIBLE_DEVICES='{hidden}'", "unset CUDA_VISIBLE_DEVICES"
@@ -240,9 +229,6 @@ def _no_gpu(site: ProbeSite, driver: str) -> tuple[str, ...]:
     if site.driver.error != ABSENT:
         return "note", f"none ({driver})", "if this machine has a GPU, load or reinstall its driver"
     return "ok", "none; device=auto uses the CPU"
-
-
-LEAST_FREE_GB = 5
 
 
 def check_cores(site: ProbeSite) -> FindingLines:
@@ -269,18 +255,18 @@ def _data_set(name: str, root: Path) -> FindingLines:
     from dgal_bench.data.datasets import DATASETS, describe_files
     from dgal_bench.data.torchvision import missing_files
 
-    source, place, prepare = DATASETS[name].source, DATASETS[name].place, f"dgal-bench data {name}"
+    source, place, repair = DATASETS[name].source, DATASETS[name].folder, f"dgal-bench data {name}"
     if root != Path(os.environ.get("DGAL_DATA", "data")):
-        prepare += f" data={quote(str(root))}"
-    if source and (gone := missing_files(source, source.at(root))):
-        text = f"{name}: {len(gone)} of {len(source.files)} files are not there, at {source.at(root).absolute()}"
-        yield "note", text, f"{prepare}, or set DGAL_DATA (or data=DIR) to the folder that holds {source.landmark}"
+        repair += f" data={quote(str(root))}"
+    if source and (missing := missing_files(source, source.at(root))):
+        text = f"{name}: {len(missing)} of {len(source.files)} files are not there, at {source.at(root).absolute()}"
+        yield "note", text, f"{repair}, or set DGAL_DATA (or data=DIR) to the folder that holds {source.landmark}"
         return
     state = "ok" if place is None or (root / place).is_dir() else "note"
     try:
         yield state, f"{name}: {describe_files(name, root)}"
     except DataError as error:
-        yield "trouble", str(error), f"delete the file, then {prepare}"
+        yield "trouble", str(error), f"delete the file, then {repair}"
 
 
 def check_cache(site: ProbeSite) -> FindingLines:
@@ -296,26 +282,29 @@ def check_results(site: ProbeSite) -> FindingLines:
     yield from _folder(site.results, "results=DIR")
 
 
+MIN_FREE_GB = 5
+
+
 def _folder(folder: Path, knob: str) -> FindingLines:
-    """Can it be written, does it lock, is there room? Its nearest parent stands for one that is not there yet."""
+    """Can it be written, does it lock, is there room? A missing folder is judged by its nearest parent."""
     folder = folder.absolute()
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if refusal := _refusal(there, really=there == folder):
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if refusal := _refusal(nearest, write=nearest == folder):
         yield "trouble", f"{folder}: {refusal}", f"set {knob} to a folder that can be written"
         return
-    text = f"{folder}: {'can be written and locked' if there == folder else f'not there yet, can be made in {there}'}"
-    free = shutil.disk_usage(there).free / 1e9
+    text = f"{folder}: {'can be written and locked' if nearest == folder else f'missing, can be made in {nearest}'}"
+    free = shutil.disk_usage(nearest).free / 1e9
     yield "ok", f"{text}, {free:.1f} GB of disk free"
-    if free < LEAST_FREE_GB:
-        text = f"{folder}: {free:.1f} GB of disk free, below {LEAST_FREE_GB} GB"
+    if free < MIN_FREE_GB:
+        text = f"{folder}: {free:.1f} GB of disk free, below {MIN_FREE_GB} GB"
         yield "trouble", text, f"make room, or set {knob} to a folder on another disk"
 
 
-def _refusal(folder: Path, really: bool) -> str | None:
-    """Why nothing can be put there. ``really``: write, lock and remove a file; else by its permissions alone."""
+def _refusal(folder: Path, write: bool) -> str | None:
+    """Why it takes no files. ``write``: try it with a file that is locked and removed; else look at permissions."""
     if not folder.is_dir():
         return f"{folder} is no folder"
-    if not really:
+    if not write:
         return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written"
     try:
         with NamedTemporaryFile(dir=folder, prefix=".doctor-") as file:
@@ -334,7 +323,7 @@ def _bytes(path: Path) -> int:
 
 
 def _is_whole(manifest: Path) -> bool:
-    """Every array is there; hashes are checked when an entry is loaded."""
+    """Whether every array is there; their hashes are checked on load."""
     try:
         names = json.loads(manifest.read_text())["sha256"]
         return all((manifest.parent / f"{name}.npy").is_file() for name in names)
@@ -349,9 +338,6 @@ def check_wandb(site: ProbeSite) -> FindingLines:
     else:
         text = f"{version('wandb')}, no key for {host}: runs can be kept offline"
         yield "note", text, f"{quote(sys.executable)} -m wandb login"
-
-
-# What ``dgal-bench doctor`` shows: is this machine and installation fit to run, and each trouble with its repair.
 
 
 CHECKS: tuple[tuple[str, Callable[[ProbeSite], FindingLines]], ...] = (
@@ -370,10 +356,10 @@ CHECKS: tuple[tuple[str, Callable[[ProbeSite], FindingLines]], ...] = (
 
 
 def examine_machine(data: Path, cache: Path, results: Path) -> list[DoctorFinding]:
-    """Every check's findings, in order. Nothing is left behind, and nothing raises: a check that fails is a trouble."""
-    python = (sys.executable, "-P", "-c")  # -P: a folder torch/ where we stand is not torch
+    """Every check's findings, in order. It leaves no files and raises nothing: a check that fails is a trouble."""
+    python = (sys.executable, "-P", "-c")  # -P: a folder torch/ in the working directory is not torch
     with ThreadPoolExecutor() as pool:  # some seconds each
-        driver, torch, faiss = pool.map(run_probe, (ASK_DRIVER, (*python, ASK_TORCH), (*python, ASK_FAISS)))
+        driver, torch, faiss = pool.map(run_probe, (DRIVER_PROBE, (*python, TORCH_PROBE), (*python, FAISS_PROBE)))
     site = ProbeSite(data, cache, results, driver, torch, faiss)
     return [DoctorFinding(topic, *line) for topic, check in CHECKS for line in run_check(partial(check, site))]
 

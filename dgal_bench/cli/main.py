@@ -1,4 +1,4 @@
-"""The console script: ``dgal-bench VERB key=value ... [--flag]``, what it says of itself, and how it ends."""
+"""The console script ``dgal-bench VERB key=value ... [--flag]``: its usage text, signals and exit codes."""
 
 import os
 import signal
@@ -33,8 +33,8 @@ USAGE = """\
     dgal-bench VERB key=value ... [--flag]
 
     verbs
-      bench     run every run of a suite, then report; the same command goes on where it was stopped
-      run       run one run: dgal-bench run strategy=dgmg seed=0
+      bench     execute all runs of a suite, then report; the same command goes on where it was stopped
+      run       execute one run: dgal-bench run strategy=dgmg seed=0
       report    tables and figures of a results folder: dgal-bench report RESULTS --out DIR
       claims    the paper's claims, judged by a results folder: dgal-bench claims RESULTS growth=FILE --out DIR
       status    what is done, at work, failed or missing, as a grid: dgal-bench status RESULTS
@@ -62,7 +62,7 @@ USAGE = """\
       report=false    bench: rows only; 'dgal-bench report' makes the tables and figures of them
       tracking=wandb  mirror every round to W&B: wandb.project=dgal_bench wandb.entity= ($WANDB_PROJECT, $WANDB_ENTITY),
                       wandb.mode=online|offline (online where there is a key), wandb.images=0,7 (rounds to show picks)
-      past=DIR,...    dry run: where the rows are that it reckons by (the results folder)
+      past=DIR,...    dry run: folders of earlier rows that its estimate rests on (the results folder)
       plugins=FILE    your own strategies: .py files, or entry points of the group dgal_bench.plugins
       full_supervision=true|false   one training on the whole labeled pool, too (the suite's choice)
 
@@ -70,10 +70,10 @@ USAGE = """\
 
     flags
       --print-config  show the resolved configuration of the first run, and stop
-      --dry-run       show the runs that would run and those already done, and stop
+      --dry-run       show the runs to do and those already done, and stop
       --out DIR       report, claims: where to write (RESULTS/report)
       --dry-run FILE  dashboard: write the workspace as JSON, offline; --push saves it on the server
-      --common CELL   replay: every strategy's query on the states of one run, as in digits/margin/seed-0
+      --common RUN    replay: every strategy's query on the states of one run, as in digits/margin/seed-0
       --again         replay: also what has been timed already
       --version, --help
 
@@ -98,21 +98,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; a user's mistake is one line on stderr and its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     # Read when torch is first imported. OpenMP's threads spin while they wait: beside other work a VAE on two of them
-    # took 55.7 s, and 2.4 s where they sleep, with the same bits. A user's own value stays.
+    # took 55.7 s, and 2.4 s with threads that sleep, with the same bits. A user's own value stays.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    came: list[int] = []
+    signals: list[int] = []
     try:
-        with _handle_signals(came, for_good=arguments is None):
+        with _handle_signals(signals, for_good=arguments is None):
             return dispatch(words)
     except UserError as error:
         sys.stderr.write(f"dgal-bench: {error}\n")
         return error.exit_code
-    except BrokenPipeError:  # | head: who was told has heard enough
+    except BrokenPipeError:  # the reader closed the pipe (| head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("dgal-bench: stopped; what was finished is kept, and the same command goes on from there\n")
-        return 143 if signal.SIGTERM in came else 130
+        return 143 if signal.SIGTERM in signals else 130
 
 
 def dispatch(words: Sequence[str]) -> int:
@@ -126,23 +126,23 @@ def dispatch(words: Sequence[str]) -> int:
 
 
 @contextmanager
-def _handle_signals(came: list[int], for_good: bool) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end what goes on in here, once; whoever called has his own handlers back afterwards.
+def _handle_signals(signals: list[int], for_good: bool) -> Iterator[None]:
+    """Raise KeyboardInterrupt once, at Ctrl-C or SIGTERM; restore the previous signal handlers on the way out.
 
-    ``came`` is told which it was. The exception cannot tell: Ray swallows it and raises one of its own.
-    ``for_good``: the process ends with it, and a second Ctrl-C does not change its exit code on the way out.
+    ``signals`` gets the number. The exception cannot carry it: Ray swallows it and raises one of its own.
+    ``for_good``: the process ends after it, and a second Ctrl-C must not change its exit code.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        came.append(signum)
-        for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, signal.SIG_IGN)  # to stop takes a moment, and is over soon: nothing may cut it short
+        signals.append(signum)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # nothing may cut the clean-up short; it takes a moment
         raise KeyboardInterrupt
 
-    before, stopped = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}, False
+    handlers, stopped = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}, False
     try:
         yield
     except KeyboardInterrupt:
@@ -150,8 +150,8 @@ def _handle_signals(came: list[int], for_good: bool) -> Iterator[None]:
         raise
     finally:
         if not (stopped and for_good):
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""?"""
+"""What all other packages rest on."""
