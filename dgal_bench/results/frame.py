@@ -13,17 +13,16 @@ if TYPE_CHECKING:
 
 
 def load_results(folder: str | Path) -> "pandas.DataFrame":
-    """Every evaluation under ``folder``, a row each, in order of file and round.
+    """Every evaluation under ``folder`` as a row, in order of file and round.
 
-    Columns: first what tells runs apart (``suite``, ``dataset``, ``representation``, ``profile``, ``strategy``,
+    Columns: first those that identify the run (``suite``, ``dataset``, ``representation``, ``profile``, ``strategy``,
     ``seed``, ``config`` the hash of the configuration, ``algorithm_version``, ``torch``, ``cpu``, ``device``), the
     run's ``status`` (done, partial, failed or skipped) and ``path``; then every field of ``RoundRecord``. A dictionary
-    becomes a column for each of its keys: ``seconds.infer``, ``extra.topped_up``, ``propagated.accuracy``. What a row
-    does not have is missing (NaN or None); ``indices`` and ``classes`` are lists. A run without an evaluation has no
-    row.
-    ``strategy`` is the name of the run's folder, which tells its settings too: ``dgmg+graph.graph_k=10``.
+    becomes a column for each of its keys: ``seconds.infer``, ``extra.topped_up``, ``propagated.accuracy``. A value that
+    a row lacks is NaN or None; ``indices`` and ``classes`` are lists. A run without an evaluation has no row.
+    ``strategy`` is the name of the run's folder, with its settings: ``dgmg+graph.graph_k=10``.
 
-    ``load_results(folder).to_parquet("rows.parquet")`` keeps it as Parquet.
+    ``load_results(folder).to_parquet("rows.parquet")`` saves it as Parquet.
 
     Raises:
         ResultsError: there is no such folder, it holds no run, or a file in it is damaged.
@@ -34,18 +33,18 @@ def load_results(folder: str | Path) -> "pandas.DataFrame":
 
 
 def _rows(log: RunLog) -> Iterator[dict[str, Any]]:
-    axes = _axes(log)
+    columns = _run_columns(log)
     for record in log.records:
         facts: dict[str, Any] = {}
         for name, value in asdict(record).items():
             if isinstance(value, Mapping):
-                facts |= {f"{name}.{key}": one for key, one in value.items()}
+                facts |= {f"{name}.{key}": item for key, item in value.items()}
             elif name not in ("seconds", "extra", "propagated"):
                 facts[name] = value
-        yield axes | facts
+        yield columns | facts
 
 
-def _axes(log: RunLog) -> dict[str, Any]:
+def _run_columns(log: RunLog) -> dict[str, Any]:
     config, fingerprint = log.header["config"], log.header["fingerprint"]
     return {
         "suite": log.path.parents[2].name,

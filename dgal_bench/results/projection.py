@@ -1,4 +1,4 @@
-"""The file of a projection beside the rows: where each point lies in two dimensions, and of which class it is."""
+"""The projection file of a data set's results: each point's position in two dimensions, and its class."""
 
 import base64
 import io
@@ -15,24 +15,24 @@ from dgal_bench.core.errors import ResultsError
 from dgal_bench.core.files import write_atomic
 
 PROJECTION_VERSION = 1
-"""Raised with any change of the positions or of what the file holds: cached ones are made again, files refused."""
+"""Raised with any change of positions or format: cached ones are made again, older files refused."""
 
 LEVELS = 65_535
-"""What a coordinate in a file is at the upper end of the longer side, where 0 is the lower: finer than any pixel."""
+"""Coordinates in a file are integers from 0 to this, along the longer side: finer than any pixel."""
 
 
 def file_name(features_sha256: str) -> str:
-    """Of the file in the folder of a data set, which may hold results of several representations."""
+    """Name in the folder of a data set, which may hold results of several representations."""
     return f"projection-{features_sha256[:8]}.npz"
 
 
-def write_projection(told: Mapping[str, str], folder: Path) -> None:
-    """Write what a set-up has told of into the folder of a data set, unless it lies there already.
+def write_projection(packed: Mapping[str, str], folder: Path) -> None:
+    """Write the projection that a set-up sent (``name``, ``content`` in base64) to a data set's folder, unless there.
 
     Raises:
-        ResultsError: the folder takes no file.
+        ResultsError: the folder is not writable.
     """
-    path, content = folder / Path(told["name"]).name, base64.b64decode(told["content"])
+    path, content = folder / Path(packed["name"]).name, base64.b64decode(packed["content"])
     with suppress(OSError):
         if path.read_bytes() == content:
             return
@@ -41,10 +41,9 @@ def write_projection(told: Mapping[str, str], folder: Path) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """Where points lie in a square from -1 to 1, and their true classes.
+    """Positions of points in a square from -1 to 1, and their true classes.
 
-    ``ids`` (n,), ascending: the positions in the pool of those that were kept; None: all of it. ``classes``: their
-    names where the data set has them, else the numbers.
+    ``ids`` (n,), ascending: the points' positions in the pool; None: all of it. ``classes``: names, else numbers.
     """
 
     features_sha256: str
@@ -54,18 +53,26 @@ class Projection:
     classes: Sequence[str]
 
     def of(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Positions of those of the pool's points ``ids`` that have one, in order, and a mask (m,) of which have."""
-        wanted = np.asarray(ids, dtype=np.int64)
+        """Positions of the pool's points ``ids`` (m,) that have one, in order, and a mask (m,) of these."""
+        points = np.asarray(ids, dtype=np.int64)
         if self.ids is None:
-            found = (wanted >= 0) & (wanted < len(self.positions))
-            return self.positions[wanted[found]], found
-        places = np.searchsorted(self.ids, wanted).clip(max=len(self.ids) - 1)
-        found = self.ids[places] == wanted
-        return self.positions[places[found]], found
+            present = (points >= 0) & (points < len(self.positions))
+            return self.positions[points[present]], present
+        rows = np.searchsorted(self.ids, points).clip(max=len(self.ids) - 1)
+        present = self.ids[rows] == points
+        return self.positions[rows[present]], present
+
+
+# what NumPy and zipfile raise for a torn, an empty and a foreign file
+_UNREADABLE = ValueError, TypeError, KeyError, EOFError, OSError, AttributeError, zipfile.BadZipFile, zlib.error
 
 
 def read_file(path: Path) -> Projection | None:
-    """Whatever latents it is of; None where there is none, errors as in ``read_projection``."""
+    """None where there is no file.
+
+    Raises:
+        ResultsError: the file cannot be read, is damaged, or of another version.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -78,22 +85,12 @@ def read_file(path: Path) -> Projection | None:
         if (version := int(arrays["version"])) != PROJECTION_VERSION:
             raise unusable_error(path, f"is of version {version}, where this dgal-bench reads {PROJECTION_VERSION}")
         return _check_arrays(arrays)
-    # what NumPy and zipfile say of a torn, an empty and a foreign file
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        EOFError,
-        OSError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except _UNREADABLE as error:
         raise unusable_error(path, f"is damaged ({error})") from error
 
 
 def _check_arrays(arrays: Mapping[str, np.ndarray]) -> Projection:
-    """Raises ValueError or KeyError where the arrays do not make a picture."""
+    """Raises ValueError or KeyError where the arrays do not fit together."""
     positions, labels, ids = arrays["positions"], arrays["labels"].astype(np.int64), arrays.get("ids")
     n_points, n_classes = len(labels), int(arrays["n_classes"])
     if positions.dtype != np.uint16 or positions.shape != (n_points, 2) or labels.ndim != 1:
