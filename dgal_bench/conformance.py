@@ -1,7 +1,7 @@
-"""The laws that every strategy keeps: our tests hold all strategies to them, ``dgal-bench check`` a user's own.
+"""The laws that every strategy keeps: our tests check all strategies against them, ``dgal-bench check`` a user's own.
 
 A law takes an experiment and a strategy's name, asks the strategy for a batch (200 digits, an untrained network) and
-raises LawError where it finds a breach.
+raises LawError at a breach.
 """
 
 import random
@@ -32,7 +32,6 @@ from dgal_bench.strategies import plugins, resolve_parts
 from dgal_bench.strategies.base import Selection
 
 BATCH = 5
-"""The phases of a query that a row may hold."""
 
 EXAMPLE_SETTINGS = (
     "representation.threads=1",
@@ -44,7 +43,7 @@ EXAMPLE_SETTINGS = (
 
 
 class LawError(Exception):
-    """What was found, in one line."""
+    """The breach of a law, in one line."""
 
 
 @cache
@@ -60,7 +59,7 @@ def example_experiment(cache_root: Path) -> Experiment:
 
 
 class ExampleQuery:
-    """One query of a practice run, with the clock and the counter that belong to it."""
+    """One query of an example run, with its clock and its counter of points scored."""
 
     def __init__(
         self, experiment: Experiment, strategy: str, seed: int = 0, n_labeled: int = 12, round_: int = 1
@@ -80,30 +79,30 @@ class ExampleQuery:
 
 
 def full_batch(experiment: Experiment, strategy: str) -> None:
-    """With one label, with some, and with no more points left than the batch needs."""
+    """With one label, with some, and with exactly as many unlabeled points as the batch needs."""
     for n_labeled in (1, 12, experiment.data.size - BATCH):
         for seed in (0, 1, 2):
-            asked = ExampleQuery(experiment, strategy, seed, n_labeled)
+            example = ExampleQuery(experiment, strategy, seed, n_labeled)
             try:
-                asked.pool.check(asked.select().indices, BATCH)
+                example.pool.check(example.select().indices, BATCH)
             except StrategyError as error:
-                raise LawError(f"{asked.when}: {error}") from error
+                raise LawError(f"{example.when}: {error}") from error
 
 
 def candidates_are_unlabeled(experiment: Experiment, strategy: str) -> None:
     for n_labeled in (1, 12, experiment.data.size - BATCH):
-        asked = ExampleQuery(experiment, strategy, n_labeled=n_labeled)
-        candidates = asked.run.strategy.restrict(asked.query)
+        example = ExampleQuery(experiment, strategy, n_labeled=n_labeled)
+        candidates = example.run.strategy.restrict(example.query)
         try:
-            asked.pool.check(candidates, len(candidates) if isinstance(candidates, torch.Tensor) else 0, "left")
+            example.pool.check(candidates, len(candidates) if isinstance(candidates, torch.Tensor) else 0, "left")
         except StrategyError as error:
-            raise LawError(f"{asked.when}: {error}") from error
+            raise LawError(f"{example.when}: {error}") from error
 
 
 def same_seed_same_batch(experiment: Experiment, strategy: str) -> None:
     batches = []
     for _ in range(2):
-        torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002, S311 - the global ones are elsewhere each time
+        torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002, S311 - moves the global ones
         batches.append(ExampleQuery(experiment, strategy).select().indices)
     if different := int((batches[0] != batches[1]).sum()):
         raise LawError(
@@ -112,69 +111,69 @@ def same_seed_same_batch(experiment: Experiment, strategy: str) -> None:
 
 
 def global_generators_untouched(experiment: Experiment, strategy: str) -> None:
-    asked = ExampleQuery(experiment, strategy)
+    example = ExampleQuery(experiment, strategy)
     before = _global_states()
-    asked.select()
+    example.select()
     moved = [name for name, state in _global_states().items() if state != before[name]]
     if moved:
         raise LawError(f"the global generator of {' and '.join(moved)} has moved: draw from query.rng")
 
 
 def _global_states() -> dict[str, object]:
-    _, key, *rest = np.random.get_state()  # noqa: NPY002 - the one to watch
+    _, key, *rest = np.random.get_state()  # noqa: NPY002 - the one to check
     return {
         "random": random.getstate(),
-        "numpy": (np.asarray(key).tolist(), rest),  # the key alone moves at every 624th draw only
+        "numpy": (np.asarray(key).tolist(), rest),  # the key itself changes only at every 624th draw
         "torch": torch.get_rng_state().tolist(),
     }
 
 
 def inputs_are_unchanged(experiment: Experiment, strategy: str) -> None:
-    asked = ExampleQuery(experiment, strategy)
-    graph = asked.run.graph
-    shown = {
-        "query.pool.labeled": asked.pool.labeled,
-        "query.pool.labels": asked.pool.labels,
-        "query.images": asked.query.images,
-        "the latents": experiment.prepared.features,
+    example = ExampleQuery(experiment, strategy)
+    graph = example.run.graph
+    inputs = {
+        "query.pool.labeled": example.pool.labeled,
+        "query.pool.labels": example.pool.labels,
+        "query.images": example.query.images,
+        "the features": experiment.prepared.features,
         **{f"the graph's {part}": getattr(graph, part) for part in GRAPH_ARRAYS},
     }
-    before = {name: tensor.clone() for name, tensor in shown.items()}
-    asked.select()
-    changed = [name for name, tensor in shown.items() if not torch.equal(tensor, before[name])]
+    before = {name: tensor.clone() for name, tensor in inputs.items()}
+    example.select()
+    changed = [name for name, tensor in inputs.items() if not torch.equal(tensor, before[name])]
     if changed:
-        raise LawError(f"it has written into {' and '.join(changed)}: work on a copy")
+        raise LawError(f"it wrote into {' and '.join(changed)}: work on a copy")
 
 
 def hidden_labels_make_no_difference(experiment: Experiment, strategy: str) -> None:
-    """The same pool with every unknown label replaced: a strategy cannot tell."""
-    asked = ExampleQuery(experiment, strategy)
+    """The same pool with every unknown label replaced: the picks must not change."""
+    example = ExampleQuery(experiment, strategy)
     masked = torch.full_like(experiment.data.labels, experiment.data.n_classes - 1)
-    masked[asked.pool.labeled] = asked.pool.labels
+    masked[example.pool.labeled] = example.pool.labels
     blind = ExampleQuery(replace(experiment, data=replace(experiment.data, labels=masked)), strategy)
-    blind.query = replace(blind.query, pool=asked.pool)
-    if not torch.equal(asked.select().indices, blind.select().indices):
-        raise LawError("with the labels of unlabeled points replaced it picks others: it has seen them")
+    blind.query = replace(blind.query, pool=example.pool)
+    if not torch.equal(example.select().indices, blind.select().indices):
+        raise LawError("with other labels on the unlabeled points it picks other points: it has seen these labels")
 
 
 def phases_sum_to_the_total(experiment: Experiment, strategy: str) -> None:
-    """Within 2 % or 0.2 ms; the median of several, since another process may cut in between two readings."""
+    """Within 2 % or 0.2 ms; the median of several, since another process may interrupt between two readings."""
     gaps = []
     for _ in range(5):
-        asked = ExampleQuery(experiment, strategy)
-        asked.select()
-        total, parts = asked.clock.total, sum(asked.clock.seconds.values())
+        example = ExampleQuery(experiment, strategy)
+        example.select()
+        total, parts = example.clock.total, sum(example.clock.seconds.values())
         gaps.append(abs(total - parts) - max(0.02 * total, 2e-4))
-        if unknown := sorted(asked.clock.seconds.keys() - PHASES):
+        if unknown := sorted(example.clock.seconds.keys() - PHASES):
             raise LawError(f"phase '{unknown[0]}' is not one of a row's: {', '.join(sorted(PHASES))}")
     if statistics.median(gaps) > 0:
         raise LawError(f"{1e3 * statistics.median(gaps):.1f} ms more than 2 % of the query are in no phase, or in two")
 
 
 def resume_gives_the_same_rows(experiment: Experiment, strategy: str) -> None:
-    """A run that is stopped after any round and goes on in a new process has the rows of one that was left alone.
+    """A run that is stopped after any round and resumed in a new process has the rows of an undisturbed run.
 
-    A plugin's module is run afresh for each, as a new process would.
+    A plugin's module is executed again before each, as a new process would do.
     """
     config = example_config(strategy, "rounds=3")
     with tempfile.TemporaryDirectory() as folder:
@@ -182,19 +181,20 @@ def resume_gives_the_same_rows(experiment: Experiment, strategy: str) -> None:
         plugins.reload_all()
         rows = run_in_process(experiment, whole, config)
         cut.parent.mkdir()
-        for kept in range(1, 3):
-            cut.write_bytes(b"".join(whole.read_bytes().splitlines(keepends=True)[: 1 + kept]))
+        for n_rows in range(1, 3):
+            cut.write_bytes(b"".join(whole.read_bytes().splitlines(keepends=True)[: 1 + n_rows]))
             plugins.reload_all()
-            for round_, (one, other) in enumerate(zip(rows, run_in_process(experiment, cut, config), strict=True)):
-                if choice(one) != choice(other):
+            resumed = run_in_process(experiment, cut, config)
+            for round_, (row, resumed_row) in enumerate(zip(rows, resumed, strict=True)):
+                if choice(row) != choice(resumed_row):
                     raise LawError(
-                        f"stopped after round {kept - 1}, it goes on to another round {round_} than undisturbed: it "
-                        "keeps something between rounds that is in no row"
+                        f"stopped after round {n_rows - 1} and resumed, it gives another round {round_} than "
+                        "undisturbed: it keeps something between rounds that is in no row"
                     )
 
 
 def run_in_process(experiment: Experiment, path: Path, config: RunConfig) -> tuple[RoundRecord, ...]:
-    """Run a run in this process; its rows as read back from the file."""
+    """Execute a run in this process; returns its rows as read back from the file."""
     with FileWriter(path) as writer:
         run_loop(Run.of(config, experiment), writer, lambda record: None)
     log = read_run(path)
@@ -214,15 +214,12 @@ LAWS: dict[str, Callable[[Experiment, str], None]] = {
 }
 
 FIRST = (full_batch, candidates_are_unlabeled)
-"""The laws without which the others say nothing."""
-
-
-# ``dgal-bench check``: strategies before the laws, and what is found said in a table.
+"""The laws without which the others mean nothing."""
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """How a strategy stands to a law; ``broken`` says how it broke it, None where it holds."""
+    """Whether a strategy keeps a law; ``broken`` says how it breaks the law, None where it keeps it."""
 
     strategy: str
     law: str
@@ -230,25 +227,25 @@ class CheckResult:
 
 
 def check_strategy(experiment: Experiment, strategy: str) -> Iterator[CheckResult]:
-    """A strategy before every law; an error of its own counts as a breach.
+    """Check a strategy against every law; an error that it raises counts as a breach.
 
-    One that does not even pick and restrict as it must is not asked further: it would break everything.
+    A breach of one of the ``FIRST`` laws ends the check: the strategy would break all others too.
     """
-    for law, holds in LAWS.items():
+    for law, check in LAWS.items():
         broken = None
         try:
-            holds(copy_experiment(experiment), strategy)  # what a cheat writes into must not reach the next law
+            check(copy_experiment(experiment), strategy)  # writes must not reach the next law
         except (LawError, UserError) as error:
             broken = " ".join(str(error).split())
-        except Exception as error:  # noqa: BLE001 - whatever a user's code raises is a finding
+        except Exception as error:  # noqa: BLE001 - any error of a user's code is a breach
             broken = innermost_error(error)
         yield CheckResult(strategy, law, broken)
-        if broken and holds in FIRST:
+        if broken and check in FIRST:
             return
 
 
 def copy_experiment(experiment: Experiment) -> Experiment:
-    """An experiment that shares no tensor of images, labels, latents or graph with this one."""
+    """An experiment that shares no tensor of images, labels, features or graph with this one."""
     data = {name: getattr(experiment.data, name).clone() for name in ("images", "labels", "test_images", "test_labels")}
     graph = experiment.prepared.graph
     parts = {name: getattr(graph, name).clone() for name in ("indptr", "indices", "weights", "degrees")}
@@ -259,27 +256,27 @@ def copy_experiment(experiment: Experiment) -> Experiment:
 
 
 def check_plugins(references: Sequence[str]) -> list[CheckResult]:
-    """Every strategy of the plugins before every law; parts in no sentence of theirs are put into one.
+    """Check every strategy of the plugins; a part that is in none of their strategies is put into one.
 
     Raises:
-        ConfigError: a plugin cannot be loaded, or a part needs settings and is in no sentence.
+        ConfigError: a plugin cannot be loaded, or a part needs settings and is in no strategy.
     """
     silence_lightning()
     names = [name for path in plugins.install(references) for name in plugin_strategies(plugins.INSTALLED[path])]
     for name in names:
-        example_config(name)  # a sentence that makes no sense is a mistake, not a broken law
+        example_config(name)  # an invalid strategy is a mistake, not a broken law
     with tempfile.TemporaryDirectory() as folder:
         experiment = example_experiment(Path(folder))
-        return [verdict for name in names for verdict in check_strategy(experiment, name)]
+        return [result for name in names for result in check_strategy(experiment, name)]
 
 
 def plugin_strategies(plugin: plugins.Plugin) -> list[str]:
     """The strategies of a plugin, and one for each part that is in none of them: with margin, or on everything."""
     names = list(plugin.strategies)
-    spoken = {role: {s[role]["kind"] for s in plugin.strategies.values()} for role in ("restrict", "acquire")}
-    for kind in sorted(plugin.restrictions.keys() - spoken["restrict"]):
+    used = {role: {s[role]["kind"] for s in plugin.strategies.values()} for role in ("restrict", "acquire")}
+    for kind in sorted(plugin.restrictions.keys() - used["restrict"]):
         names.append(_single_part(kind, {"restrict": {"kind": kind}, "acquire": {"kind": "margin"}}))
-    for kind in sorted(plugin.acquisitions.keys() - spoken["acquire"]):
+    for kind in sorted(plugin.acquisitions.keys() - used["acquire"]):
         names.append(_single_part(kind, {"restrict": {"kind": "everything"}, "acquire": {"kind": kind}}))
     return names
 
@@ -295,16 +292,16 @@ def _single_part(kind: str, sentence: dict[str, dict[str, str]]) -> str:
     return name
 
 
-def check_table(verdicts: Sequence[CheckResult]) -> str:
+def check_table(results: Sequence[CheckResult]) -> str:
     """A line for each strategy and law, the breach below it, and a count."""
     lines = []
-    for strategy in dict.fromkeys(verdict.strategy for verdict in verdicts):
+    for strategy in dict.fromkeys(result.strategy for result in results):
         lines.append(strategy)
-        for verdict in verdicts:
-            if verdict.strategy == strategy:
-                lines.append(f"  {'BROKEN' if verdict.broken else 'ok':7} {verdict.law}")
-                lines += [f"          {verdict.broken}"] if verdict.broken else []
-        untried = len(LAWS) - sum(verdict.strategy == strategy for verdict in verdicts)
-        lines += [f"  -       {untried} more laws, not tried before this is mended"] if untried else []
-    n_broken = sum(verdict.broken is not None for verdict in verdicts)
-    return "\n".join([*lines, f"{len(verdicts) - n_broken} of {len(verdicts)} laws hold, {n_broken} broken"])
+        for result in results:
+            if result.strategy == strategy:
+                lines.append(f"  {'BROKEN' if result.broken else 'ok':7} {result.law}")
+                lines += [f"          {result.broken}"] if result.broken else []
+        untried = len(LAWS) - sum(result.strategy == strategy for result in results)
+        lines += [f"  -       {untried} more laws, not checked before this one holds"] if untried else []
+    n_broken = sum(result.broken is not None for result in results)
+    return "\n".join([*lines, f"{len(results) - n_broken} of {len(results)} laws hold, {n_broken} broken"])

@@ -105,13 +105,13 @@ CHEATS = {
         RESUMES,
         "seen = self.__dict__.setdefault('seen', [])\nseen.append(1)\n"
         "return torch.roll(candidates, len(seen))[:batch_size]",
-        "stopped after round 0, it goes on to another round 1",
+        "stopped after round 0 and resumed, it gives another round 1",
     ),
     "a memory of its module": (  # of the queries in the same process
         RESUMES,
         "memory = globals().setdefault('MEMORY', [])\nmemory.append(len(query.pool.labeled))\n"
         "return torch.roll(candidates, len(memory))[:batch_size]",
-        "stopped after round 0, it goes on to another round 1",
+        "stopped after round 0 and resumed, it gives another round 1",
     ),
 }  # fmt: skip
 
@@ -138,7 +138,7 @@ def test_one_that_has_seen_the_hidden_labels_is_found(tmp_path, experiment, monk
         return select(self)
 
     monkeypatch.setattr(laws.ExampleQuery, "select", smuggle)
-    assert "it has seen them" in broken_laws(path, experiment)[HIDDEN]
+    assert "it has seen these labels" in broken_laws(path, experiment)[HIDDEN]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_check_says_what_broke_and_exits_1(tmp_path, capsys):
     assert lines[0] == "(mine)"  # a part in no sentence is put into one
     assert lines[1].startswith("  BROKEN  picks a full batch")
     assert lines[2].strip() == "with 1 labels and seed 0: the strategy picked 3 points where the batch size is 5"
-    assert lines[3] == "  -       7 more laws, not tried before this is mended"
+    assert lines[3] == "  -       7 more laws, not checked before this one holds"
     assert lines[-1] == "0 of 1 laws hold, 1 broken"
     assert not (tmp_path / "__pycache__").exists()
 
