@@ -82,7 +82,7 @@ def test_the_cache_knows_embeddings_by_their_content_not_by_their_place(embeddin
 def test_embeddings_of_the_whole_set_serve_its_subset(embeddings):
     folder, arrays = embeddings
     positions = torch.tensor([3, 50, 51, 199])
-    part = replace(data(), images=data().images[positions], kept=Subset(positions, of=200))
+    part = replace(data(), images=data().images[positions], subset=Subset(positions, of=200))
     latents, _, _ = REPRESENTATIONS["npy"](part, npy(folder), CPU, silent)
     assert np.array_equal(latents.numpy(), arrays["path"][[3, 50, 51, 199]].astype(np.float32))
 
@@ -95,7 +95,7 @@ def test_embeddings_too_large_for_memory_stay_on_disk(tmp_path, monkeypatch, dty
     rows = np.random.default_rng(0).normal(size=(200, 7)).astype(dtype)
     np.save(tmp_path / "path.npy", rows)
     positions = torch.arange(0, 200, 1 if whole else 2)
-    part = replace(data(), images=data().images[positions], kept=Subset(positions, of=200))
+    part = replace(data(), images=data().images[positions], subset=Subset(positions, of=200))
     latents, _, _ = REPRESENTATIONS["npy"](part, npy(tmp_path, test=False), CPU, silent)
     assert np.array_equal(latents.numpy(), rows[positions].astype(np.float32))
     maps = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if "path.npy" in line]
@@ -117,7 +117,7 @@ def test_embeddings_of_a_set_that_was_split_hold_both_parts_in_its_order(tmp_pat
         latents, make_test, _ = REPRESENTATIONS["npy"](part, npy(tmp_path, test=False), CPU, silent)
         assert torch.equal(latents, part.images.flatten(1)[:, :5].float())
         assert torch.equal(make_test(), part.test_images.flatten(1)[:, :5].float())
-    both = torch.cat([whole.kept.positions, whole.test_kept.positions])
+    both = torch.cat([whole.subset.positions, whole.test_subset.positions])
     assert torch.equal(both.sort().values, torch.arange(90))
 
 

@@ -303,7 +303,7 @@ def test_laid_there_by_hand_it_needs_no_network(publish, heard, name):
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_registry_speaks_of_the_archives_that_torchvision_knows(name):
     source = FORMATS[name][0]
-    addresses = source.published()
+    addresses = source.archive_addresses()
     assert {archive.name for archive in source.archives} <= set(addresses)
     assert all(address.urls and len(address.md5) == 32 for address in addresses.values())
     assert sorted(file for archive in source.archives for file in archive.members.values()) == sorted(source.files)

@@ -13,12 +13,12 @@ from dgal_bench.core.types import Index, Labels
 from dgal_bench.data.image_data import ImageData
 from dgal_bench.data.pool import Pool
 
-# Elements of the temporary float block while the pool's mean and deviation are summed up: 32 MB in float64.
+# Elements of the temporary float64 block of ``channel_statistics``: 32 MB.
 _BLOCK = 4_000_000
 
 
 def channel_statistics(images: Tensor, maximum: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per channel of (N, c, h, w) images in [0, 1]; deviation 1 where there is none."""
+    """Mean and standard deviation per channel of (N, c, h, w) images in [0, 1]; deviation 1 where it is 0."""
     per_image = images[0].numel()
     total = torch.zeros(images.shape[1], dtype=torch.float64)
     square = torch.zeros_like(total)
@@ -29,14 +29,14 @@ def channel_statistics(images: Tensor, maximum: int) -> tuple[Tensor, Tensor]:
     count = len(images) * per_image // images.shape[1]
     mean = total / count
     variance = square / count - mean**2
-    # What is constant in the pool need not be in the test split: it must not be blown up there.
+    # A channel that is constant in the pool may vary in the test split: it must not be blown up there.
     deviation = torch.where(variance > 1e-12, variance, 1.0).sqrt()
     return mean.float(), deviation.float()
 
 
 @dataclass(frozen=True, eq=False)
 class Standardise:
-    """uint8 (b, c, h, w) -> float32: pixels in [0, 1], less the pool's mean, over its deviation.
+    """uint8 (b, c, h, w) -> float32: (pixels in [0, 1] - the pool's mean) / its deviation.
 
     One multiplication and one addition: ``scale`` and ``shift`` are (1, c, 1, 1). ``layout``: of the result.
     """
@@ -61,8 +61,8 @@ class Standardise:
 class SliceLoader:
     """Batches as slices of one tensor: no per-item Dataset, no worker processes (a quarter faster on tiny nets).
 
-    Iterating yields ``(images, labels)`` of ``ids``; with a ``shuffle`` generator a new order every epoch. A last
-    batch of one is then joined to the one before it: it would break BatchNorm.
+    Iterating yields ``(images, labels)`` of ``ids``; with a ``shuffle`` generator in a new order every epoch, and a
+    last batch of one joins the batch before it: it would break BatchNorm.
     """
 
     images: Tensor
@@ -93,7 +93,7 @@ class SliceLoader:
 
 @dataclass(frozen=True, eq=False)
 class EpochLoader:
-    """A loader of one item, a whole pass: what TaskModule takes as one Lightning step."""
+    """A loader of one item, a whole pass: one Lightning step of TaskModule."""
 
     minibatches: SliceLoader
 
@@ -105,10 +105,10 @@ class EpochLoader:
 
 
 def halve(batch_size: int) -> int:
-    """Half as many images for the next pass, after one ran out of memory, and what a GPU's allocator keeps given back.
+    """Half as many images for the next pass, after one ran out of memory; also frees the GPU memory held by torch.
 
     Raises:
-        UserError: it was a single image.
+        UserError: the pass was of a single image.
     """
     if batch_size == 1:
         raise UserError("the pass of a single image runs out of memory: use a smaller net or device=cpu")
@@ -136,7 +136,7 @@ class PoolDataModule(lightning.LightningDataModule):
         super().__init__()
         known = torch.full((pool.size,), -1, dtype=torch.int64)
         known[pool.labeled] = pool.labels
-        # The predictor of a query holds this module: no label is in it that the pool does not know.
+        # The predictor of a query holds this module: it must hold only the labels that the pool knows.
         self.data = replace(data, labels=known)
         self.pool = pool
         self.transform = transform
@@ -145,13 +145,13 @@ class PoolDataModule(lightning.LightningDataModule):
         self.order = order
 
     def halve_batch(self) -> None:
-        """Half the images per pass from here on, after one ran out of memory; errors as in ``halved``."""
+        """Half the images per pass from now on, after one ran out of memory; errors as in ``halve``."""
         self.predict_batch_size = halve(self.predict_batch_size)
 
     def train_dataloader(self) -> EpochLoader:
-        """One item: a pass over the labeled points in minibatches, which TaskModule takes as one step."""
-        alone = len(self.pool.labeled) == 1  # given twice: the mean loss is the same and no batch is of one
-        ids = self.pool.labeled.repeat(2) if alone else self.pool.labeled
+        """One item: a pass over the labeled points in minibatches."""
+        single = len(self.pool.labeled) == 1  # given twice: the same mean loss, and no batch of one
+        ids = self.pool.labeled.repeat(2) if single else self.pool.labeled
         return EpochLoader(
             SliceLoader(self.data.images, self.data.labels, ids, self.train_batch_size, self.transform, self.order)
         )

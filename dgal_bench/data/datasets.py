@@ -50,20 +50,20 @@ def _digits(request: DatasetRequest) -> ImageData:
 
 @dataclass(frozen=True)
 class Dataset:
-    """How a data set is read, checked as it is; and the published files that this needs, where it does.
+    """The reader of a data set, and the published files that it needs, if any.
 
-    Of one without: ``about`` says its whereabouts under a root folder; ``place`` is its folder there, if people lay it
-    out by hand.
+    Without published files: ``describe`` says where the data are; ``folder`` is the one under the root that users fill
+    by hand, if there is one.
     """
 
     read: Callable[[DatasetRequest], ImageData]
     source: Source | None = None
-    about: Callable[[Path], str] = lambda root: "your own: dataset.path says where"
-    place: str | None = None
+    describe: Callable[[Path], str] = lambda root: "your own: dataset.path says where"
+    folder: str | None = None
 
 
 DATASETS: dict[str, Dataset] = {
-    "digits": Dataset(_digits, about=lambda root: "ships inside scikit-learn"),
+    "digits": Dataset(_digits, describe=lambda root: "ships inside scikit-learn"),
     "mnist": Dataset(partial(mnist_like, MNIST), MNIST),
     "fashion_mnist": Dataset(partial(mnist_like, FASHION_MNIST), FASHION_MNIST),
     "emnist": Dataset(partial(emnist_letters, EMNIST), EMNIST),
@@ -71,7 +71,7 @@ DATASETS: dict[str, Dataset] = {
     "cifar10": Dataset(partial(cifar, CIFAR10), CIFAR10),
     "cifar100": Dataset(partial(cifar, CIFAR100), CIFAR100),
     "mini_imagenet": Dataset(
-        mini_imagenet.read_mini_imagenet, about=mini_imagenet.describe_mini_imagenet, place="mini_imagenet"
+        mini_imagenet.read_mini_imagenet, describe=mini_imagenet.describe_mini_imagenet, folder="mini_imagenet"
     ),
     "folder": Dataset(read_image_folder),
     "npz": Dataset(read_array_file),
@@ -81,11 +81,11 @@ DATASETS: dict[str, Dataset] = {
 def fetch(name: str, root: Path, progress: Progress, offline: bool = False, cache: Path | None = None) -> None:
     """The prepare step, the only one that downloads: the files of a data set under ``root``, checked.
 
-    Where its images lie decoded in ``cache`` already, its files are not needed, and not asked for.
+    If ``cache`` holds its decoded images, its files are not needed and not fetched.
 
     Raises:
         ConfigError: no such data set.
-        DataError: a file cannot be had, or one that is there is not the published one.
+        DataError: a file cannot be fetched, or one that is there is not the published one.
     """
     source = choose(DATASETS, name, "data set").source
     if source and not (cache and is_decoded(source, cache)):
@@ -93,24 +93,22 @@ def fetch(name: str, root: Path, progress: Progress, offline: bool = False, cach
 
 
 def describe_files(name: str, root: Path) -> str:
-    """One line: checked and where, not there, or what there is to know. A damaged file raises DataError."""
+    """One line on where the files are and what is missing. A damaged file raises DataError."""
     dataset = choose(DATASETS, name, "data set")
     source = dataset.source
     if source is None:
-        return dataset.about(root)
+        return dataset.describe(root)
     where = source.at(root).resolve()
-    if gone := missing_files(source, where):
-        return (
-            f"{len(gone)} of {len(source.files)} files are not there, at {where}: `dgal-bench data {name}` fetches them"
-        )
+    if n := len(missing_files(source, where)):
+        return f"{n} of {len(source.files)} files are not there, at {where}: `dgal-bench data {name}` fetches them"
     check_files(source, root)
     size = sum((where / file).stat().st_size for file in source.files) / 1e6
-    what = "as published" if all(file.digest for file in source.files.values()) else "of the published sizes"
-    return f"{len(source.files)} files, {size:.1f} MB, {what}, at {where}"
+    state = "as published" if all(file.digest for file in source.files.values()) else "of the published sizes"
+    return f"{len(source.files)} files, {size:.1f} MB, {state}, at {where}"
 
 
 def load(request: DatasetRequest) -> ImageData:
-    """The data set asked for, or the seeded subset of it that ``pool_size`` and ``test_size`` say (smoke runs).
+    """The data set, or the seeded subset of it that ``pool_size`` and ``test_size`` give (smoke runs).
 
     Raises:
         ConfigError: no such data set, a setting that does not fit it, or a subset larger than the set.
@@ -122,18 +120,18 @@ def load(request: DatasetRequest) -> ImageData:
     if config.n_classes not in (None, data.n_classes):
         raise ConfigError(f"dataset.n_classes={config.n_classes}, but {data.name} has {data.n_classes} classes")
     if config.pool_size is not None:
-        kept = _subset(data.size, config.pool_size, data.name, "pool_size")
-        images, labels = data.images[kept.positions], data.labels[kept.positions]
-        data = replace(data, images=images, labels=labels, kept=data.kept.then(kept) if data.kept else kept)
+        part = _draw_subset(data.size, config.pool_size, data.name, "pool_size")
+        images, labels = data.images[part.positions], data.labels[part.positions]
+        data = replace(data, images=images, labels=labels, subset=data.subset.then(part) if data.subset else part)
     if config.test_size is not None:
-        kept = _subset(len(data.test_images), config.test_size, data.name, "test_size")
-        images, labels = data.test_images[kept.positions], data.test_labels[kept.positions]
-        test_kept = data.test_kept.then(kept) if data.test_kept else kept
-        data = replace(data, test_images=images, test_labels=labels, test_kept=test_kept)
+        part = _draw_subset(len(data.test_images), config.test_size, data.name, "test_size")
+        images, labels = data.test_images[part.positions], data.test_labels[part.positions]
+        test_subset = data.test_subset.then(part) if data.test_subset else part
+        data = replace(data, test_images=images, test_labels=labels, test_subset=test_subset)
     return data
 
 
-def _subset(available: int, size: int, name: str, key: str) -> Subset:
+def _draw_subset(available: int, size: int, name: str, key: str) -> Subset:
     if not 1 <= size <= available:
         raise ConfigError(f"dataset.{key}={size}, but {name} has {available} images to keep from: use 1 to {available}")
     chosen = rng_for(0, "subset", name, key).choice(available, size, replace=False)

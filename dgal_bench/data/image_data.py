@@ -1,4 +1,4 @@
-"""ImageData: a pool and a test split in memory; Request: what a reader of data sets is asked for."""
+"""ImageData: a pool and a test split in memory; DatasetRequest: what a reader of data sets gets; a stratified split."""
 
 import hashlib
 import os
@@ -20,14 +20,14 @@ from dgal_bench.core.types import Index, Labels, Progress
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """``positions`` of a whole set ``of`` so many images that were kept, ascending."""
+    """Ascending ``positions`` in a whole set ``of`` so many images."""
 
     positions: Index
     of: int
 
-    def then(self, later: "Subset") -> "Subset":
-        """A subset of this one, as places in the whole."""
-        return Subset(self.positions[later.positions], self.of)
+    def then(self, inner: "Subset") -> "Subset":
+        """A subset of this one, as positions in the whole."""
+        return Subset(self.positions[inner.positions], self.of)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +45,13 @@ class ImageData:
     n_classes: int
     maximum: int = 255
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What the header says of them beside their sizes: class names, how labels were numbered, which split."""
-    kept: Subset | None = None
-    """Which images of the whole pool these are, where not all; ``test_kept``: the same of the test split.
+    """For the header: class names, how labels were numbered, which split."""
+    subset: Subset | None = None
+    """Which images of the whole pool these are; None: all. ``test_subset``: the same of the test split.
 
-    ``one_source``: both were split off one set, and are places in that.
+    ``one_source``: both were split off one set, and their positions are those in it.
     """
-    test_kept: Subset | None = None
+    test_subset: Subset | None = None
     one_source: bool = False
 
     @property
@@ -65,7 +65,7 @@ class ImageData:
 
     @cached_property
     def pool_sha256(self) -> str:
-        """Of the pool's pixels, in order: the key of whatever is made from them without labels."""
+        """Of the pool's pixels, in order: the cache key of what is made from them without labels."""
         return _sha256(self.images)
 
     @cached_property
@@ -79,7 +79,7 @@ class ImageData:
         return _sha256(self.images, self.labels, self.test_images, self.test_labels)
 
 
-# Bytes of a tensor that are hashed at a time: a memory-mapped one need not fit in memory.
+# Bytes hashed at a time: a memory-mapped tensor need not fit in memory.
 _BLOCK = 64 * 2**20
 
 
@@ -95,9 +95,9 @@ def _sha256(*tensors: Tensor) -> str:
 
 @dataclass(frozen=True, eq=False)
 class DatasetRequest:
-    """Which data set is wanted, and where a reader finds its files and keeps what it has decoded.
+    """Which data set to read, where its files are, and the cache for decoded images.
 
-    ``root``: the folder of all published data sets (``data=DIR``); a user's own lie at ``config.path``.
+    ``root``: the folder of all published data sets (``data=DIR``); a user's own data are at ``config.path``.
     """
 
     config: DatasetConfig
@@ -106,11 +106,8 @@ class DatasetRequest:
     progress: Progress
 
 
-# What all data of a user's own have in common: a path, and a split where they bring none.
-
-
 def own_path(request: DatasetRequest, what: str) -> Path:
-    """``dataset.path``, which a user's own data cannot do without."""
+    """``dataset.path``, which a user's own data need; ``what``: DIR or FILE, for the message."""
     config = request.config
     if not config.path:
         raise ConfigError(
@@ -120,12 +117,12 @@ def own_path(request: DatasetRequest, what: str) -> Path:
 
 
 def stratified_split(labels: Labels, classes: Sequence[str], share: float) -> tuple[Index, Index]:
-    """Pool and test places, ascending: of every class ``share``, rounded, is drawn for the test with seed 0.
+    """Positions of pool and test split, ascending: of every class ``share``, rounded, is drawn for the test, seed 0.
 
     A class's draw depends on its name and size alone.
 
     Raises:
-        ConfigError: the share is not within (0, 1), or leaves a class without a place in the pool or in the test.
+        ConfigError: the share is not within (0, 1), or leaves a class without an example in the pool or in the test.
         DataError: a class has one example.
     """
     if not 0 < share < 1:

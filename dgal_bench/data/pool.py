@@ -14,7 +14,7 @@ from dgal_bench.core.types import Index, Labels
 class Pool:
     """N positions, of which ``labeled`` (in order of acquisition) have the known ``labels``.
 
-    True labels of other points are not in here: they live with the oracle, in the loop.
+    The true labels of the other points are not here: the oracle in the loop holds them.
     """
 
     size: int
@@ -40,32 +40,32 @@ class Pool:
         """The pool after the oracle has labeled ``batch``."""
         return Pool(self.size, self.n_classes, torch.cat([self.labeled, batch]), torch.cat([self.labels, labels]))
 
-    def check(self, points: Index, size: int, did: str = "picked") -> None:
-        """Distrust every strategy: ``size`` distinct unlabeled positions of the pool, or StrategyError.
+    def check(self, points: Index, size: int, verb: str = "picked") -> None:
+        """Raises StrategyError unless ``points`` are ``size`` distinct unlabeled positions of the pool.
 
-        ``did``: what it did with them, ``picked`` as its batch or ``left`` as candidates.
+        ``verb``: the verb of the message, ``picked`` for a batch or ``left`` for candidates.
         """
         if not isinstance(points, Tensor):
-            raise StrategyError(f"the strategy {did} a {type(points).__name__}, not a flat int64 tensor of positions")
+            raise StrategyError(f"the strategy {verb} a {type(points).__name__}, not a flat int64 tensor of positions")
         if points.dtype != torch.int64 or points.dim() != 1 or points.device.type != "cpu":
             kind = f"{tuple(points.shape)} {points.dtype} on {points.device}"
-            raise StrategyError(f"the strategy {did} {kind}, not a flat int64 tensor of positions on the CPU")
+            raise StrategyError(f"the strategy {verb} {kind}, not a flat int64 tensor of positions on the CPU")
         if len(points) != size:
-            raise StrategyError(f"the strategy {did} {len(points)} points where the batch size is {size}")
+            raise StrategyError(f"the strategy {verb} {len(points)} points where the batch size is {size}")
         outside = points[(points < 0) | (points >= self.size)]
         if len(outside):
             some = ", ".join(map(str, outside[:5].tolist())) + (", ..." if len(outside) > 5 else "")
-            raise StrategyError(f"the strategy {did} [{some}], outside the pool of {self.size} points")
-        taken = torch.zeros(self.size, dtype=torch.bool)
-        taken[points] = True
-        if twice := size - int(taken.sum()):
-            raise StrategyError(f"the strategy {did} {twice} of {size} points twice")
-        if known := int(taken[self.labeled].sum()):
-            raise StrategyError(f"the strategy {did} {known} of {size} points that are labeled already")
+            raise StrategyError(f"the strategy {verb} [{some}], outside the pool of {self.size} points")
+        mask = torch.zeros(self.size, dtype=torch.bool)
+        mask[points] = True
+        if twice := size - int(mask.sum()):
+            raise StrategyError(f"the strategy {verb} {twice} of {size} points twice")
+        if labeled := int(mask[self.labeled].sum()):
+            raise StrategyError(f"the strategy {verb} {labeled} of {size} points that are labeled already")
 
 
 def initial_set(labels: Labels, n_classes: int, size: int | None, seed: int, balanced: bool = False) -> Index:
-    """The first labeled positions of a seed, the same for every strategy: uniform, or as even over classes as can be.
+    """The first labeled positions of a seed, the same for every strategy: uniform, or as even over classes as possible.
 
     ``size`` None: the whole pool.
 

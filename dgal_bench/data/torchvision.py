@@ -1,4 +1,7 @@
-"""The files of a data set: what they must be, and the one step that fetches them, under a lock."""
+"""Published data sets, from MNIST to CIFAR-100: what their files must be, how they are read, and how they are fetched.
+
+Folders are torchvision's. Only ``prepare_files`` writes below the data folder, one process at a time.
+"""
 
 import fcntl
 import gzip
@@ -27,28 +30,72 @@ from dgal_bench.core.errors import ConfigError, DataError
 from dgal_bench.core.types import Progress
 from dgal_bench.data.image_data import DatasetRequest, ImageData
 
-# Archives of published data: what is inside of them, read in one pass, and the download of a published one.
-
-
 _MEGABYTE = 1_000_000
 
 ArchiveContents: TypeAlias = Iterator[tuple[str, bytes]]
-"""(name of a file of the data set, its next megabyte); the chunks of a file follow each other and end with an empty."""
+"""(name of a file of the data set, its next megabyte); the last chunk of each file is empty."""
 
 Unpack: TypeAlias = Callable[[Path, Mapping[str, str]], ArchiveContents]
-"""The contents of an archive; its members wanted are given as (path inside of it -> name of the data set's file)."""
+"""(archive, path inside it -> name of the data set's file) -> the contents of these members, in one pass."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """What is published: ``members`` are (path inside of it -> name of the data set's file).
+    """A published file; ``members``: path inside it -> name of the data set's file.
 
-    ``unpack`` None: nothing is packed, it is the data set's file itself.
+    ``unpack`` None: it is not packed, but the data set's file itself.
     """
 
     name: str
     members: Mapping[str, str]
     unpack: Unpack | None
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an archive is published: its md5, and the URLs to try in turn."""
+
+    md5: str
+    urls: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class File:
+    """The published size in bytes and ``digest``, "sha256:..." or "md5:..."; None where it is not published."""
+
+    size: int | None = None
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set's files under the root, what they must be, and the archives that hold them.
+
+    ``folder``: of files and archives, "." for the root itself. ``addresses``: torchvision's class -> the address of
+    each archive. ``counts``: images of the pool and of the test split.
+    """
+
+    name: str
+    folder: str
+    torchvision_class: str
+    files: Mapping[str, File]
+    archives: tuple[Archive, ...]
+    addresses: Callable[[Any], Mapping[str, Address]]
+    counts: tuple[int, int]
+
+    def at(self, root: Path) -> Path:
+        return root / self.folder
+
+    @property
+    def landmark(self) -> str:
+        """The folder or file by which a root folder of this data set is recognised."""
+        return self.folder if self.folder != "." else next(iter(self.files)).split("/")[0]
+
+    def archive_addresses(self) -> Mapping[str, Address]:
+        """By name; called only if a file is missing, as torchvision takes a second to import."""
+        import torchvision
+
+        return self.addresses(getattr(torchvision.datasets, self.torchvision_class))
 
 
 def unpack_gzip(packed: Path, members: Mapping[str, str]) -> ArchiveContents:
@@ -59,7 +106,7 @@ def unpack_gzip(packed: Path, members: Mapping[str, str]) -> ArchiveContents:
 
 
 def unpack_tar(packed: Path, members: Mapping[str, str]) -> ArchiveContents:
-    """A .tar.gz, read as a stream: what is not wanted is passed over, and nothing is written by the names inside."""
+    """A .tar.gz, read as a stream; no path inside it decides where a file is written."""
     with _name_archive(packed), gzip.open(packed) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
         for entry in archive:
             file = archive.extractfile(entry) if entry.isfile() and entry.name in members else None
@@ -84,312 +131,15 @@ def _chunks(name: str, file: IO[bytes] | gzip.GzipFile) -> ArchiveContents:
 
 @contextmanager
 def _name_archive(packed: Path) -> Iterator[None]:
-    """What goes wrong while an archive is read is the archive's fault; a full disk is met outside of this."""
+    """Name the archive in errors of reading it; a full disk is not one of them, files are written outside of this."""
     try:
         yield
     except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, NotImplementedError) as error:
         raise DataError(f"{packed.resolve()} cannot be unpacked ({error}): delete it and try again") from error
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where something is published: the md5 of what is there, and where to ask, in turn."""
-
-    md5: str
-    urls: tuple[str, ...]
-
-
-class DownloadError(Exception):
-    """No address served the published content; the message says which and why, one after the other."""
-
-
-def download(address: Address, target: Path, progress: Progress) -> str:
-    """Put there what the first address serves that has the published md5; returns the address.
-
-    Raises:
-        NotServedError: none does.
-        OSError: the file system refuses it.
-    """
-    import pooch  # type: ignore[import-untyped]
-    import requests
-
-    pooch.get_logger().setLevel("ERROR")
-    errors = []
-    for url in address.urls:
-        fetch = pooch.HTTPDownloader(progressbar=_Counter(f"downloading {target.name}", progress), timeout=20)
-        try:
-            pooch.retrieve(url, f"md5:{address.md5}", fname=target.name, path=target.parent, downloader=fetch)
-            return url
-        except (requests.RequestException, ValueError) as error:  # of a full disk, no other mirror knows better
-            errors.append(f"{url}: {_reason(error)}")
-    raise DownloadError("; ".join(errors))
-
-
-def _reason(error: Exception) -> str:
-    """The innermost cause of a failed request, in a few words."""
-    import requests
-
-    if isinstance(error, requests.Timeout):
-        return "no answer in 20 s"
-    if isinstance(error, requests.ConnectionError):
-        return "no connection"
-    return " ".join(str(error).split())[:100]
-
-
-class _Counter:
-    """A progress bar as pooch wants one, in whole megabytes."""
-
-    def __init__(self, what: str, progress: Progress) -> None:
-        self.total = 0
-        self._what, self._progress = what, progress
-        self._done, self._told = 0, -1
-
-    def update(self, n_bytes: int) -> None:
-        self._done += n_bytes
-        whole = self._done // _MEGABYTE
-        if whole != self._told:
-            self._told = whole
-            self._progress(f"{self._what} (MB)", whole, max(1, self.total // _MEGABYTE))
-
-    def reset(self) -> None:
-        self._done = 0
-
-    def close(self) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class File:
-    """What a file must be: its bytes and its ``digest``, "sha256:..." or "md5:...", as far as they are published."""
-
-    size: int | None = None
-    digest: str | None = None
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a data set's files lie under the root, what they must be, and what they come out of.
-
-    ``folder``: of files and archives, "." for the root itself. ``torchvision_class`` knows where the archives are
-    published, which ``addresses`` takes from it. ``counts``: images of the pool and of the test split.
-    """
-
-    name: str
-    folder: str
-    torchvision_class: str
-    files: Mapping[str, File]
-    archives: tuple[Archive, ...]
-    addresses: Callable[[Any], Mapping[str, Address]]
-    counts: tuple[int, int]
-
-    def at(self, root: Path) -> Path:
-        return root / self.folder
-
-    @property
-    def landmark(self) -> str:
-        """What a root folder that holds this data set is known by."""
-        return self.folder if self.folder != "." else next(iter(self.files)).split("/")[0]
-
-    def published(self) -> Mapping[str, Address]:
-        """Of every archive; asked only where something is missing, for torchvision takes a second to import."""
-        import torchvision
-
-        return self.addresses(getattr(torchvision.datasets, self.torchvision_class))
-
-
-def missing_files(source: Source, where: Path) -> list[str]:
-    """The names of the files that are not in the folder."""
-    return [name for name in source.files if not os.path.isfile(where / name)]
-
-
-def check_files(source: Source, root: Path) -> None:
-    """Every file is there and is, as far as its size and digest are published, the published one.
-
-    Raises:
-        DataError: a file is missing, truncated or another; says which, by how much and what to do.
-    """
-    where = source.at(root)
-    if missing_files(source, where):
-        raise _missing_error(source, where)
-    for name, file in source.files.items():
-        if trouble := _file_problem(where / name, file):
-            raise DataError(
-                f"{(where / name).resolve()} of data set '{source.name}' {trouble}: delete it and run "
-                f"`dgal-bench data {source.name}`, or put the published file there"
-            )
-
-
-def _missing_error(source: Source, where: Path, why: str = "") -> DataError:
-    """The one line that says what to put where."""
-    gone = missing_files(source, where)
-    what = "there" if len(gone) == len(source.files) else "complete"
-    packed = [archive.name for archive in _still_needed(source, gone) if archive.unpack]
-    if packed == [f"{name}.gz" for name in gone]:
-        packed = ["their .gz"]
-    files = ", ".join(gone[:4]) + (f" and {len(gone) - 4} more" if len(gone) > 4 else "")
-    return DataError(
-        f"data set '{source.name}' is not {what} at {where.resolve()}{why}: run `dgal-bench data {source.name}` where "
-        f"there is a network, or put {files}{' (or ' + ', '.join(packed) + ')' if packed else ''} there, or set "
-        f"DGAL_DATA (or data=DIR) to the folder that holds {source.landmark}"
-    )
-
-
-def _still_needed(source: Source, gone: Iterable[str]) -> list[Archive]:
-    """The archives that the missing files come out of."""
-    return [archive for archive in source.archives if set(archive.members.values()) & set(gone)]
-
-
-def _file_problem(path: Path, file: File) -> str | None:
-    """What makes it another file than the published one."""
-    try:
-        found = path.stat().st_size
-        if file.size is not None and found != file.size:
-            return f"has {found:,} bytes where {file.size:,} are published"
-        if file.digest is None:
-            return None
-        algorithm, _, digest = file.digest.partition(":")
-        with path.open("rb") as opened:
-            own = hashlib.file_digest(opened, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    if own == digest:
-        return None
-    return f"is not the published one ({found:,} bytes, {algorithm} {own[:12]}, not {digest[:12]})"
-
-
-def prepare_files(source: Source, root: Path, progress: Progress, offline: bool = False) -> None:
-    """The prepare step: unpack what lies there packed, download what does not, check, and keep a manifest.
-
-    One process at a time; only whole files of the published content get their names, so that a kill leaves nothing
-    half. Files that are there are never replaced; once in a manifest, they are left to the check of whoever reads them.
-
-    Raises:
-        DataError: a file cannot be had or put there, or one that is there is not the published one.
-    """
-    where = source.at(root)
-    gone = missing_files(source, where)
-    if offline and not all(os.path.isfile(where / archive.name) for archive in _still_needed(source, gone)):
-        raise _missing_error(source, where, " and offline=true forbids to download it")
-    if gone:
-        with _locked(source, where, progress):
-            for archive in _still_needed(source, missing_files(source, where)):
-                left = missing_files(source, where)
-                _write_manifest(source, where, dict.fromkeys(left, _fetch(source, archive, where, progress)))
-            check_files(source, root)
-    elif not os.path.isfile(where / manifest_name(source)):
-        check_files(source, root)
-        with suppress(DataError), _locked(source, where, progress):  # a shared read-only folder needs none of ours
-            _write_manifest(source, where, {})
-
-
-def manifest_name(source: Source) -> str:
-    """The name of its manifest: some data sets share a folder, the root."""
-    return f"{source.name}.manifest.json"
-
-
-@contextmanager
-def _locked(source: Source, where: Path, progress: Progress) -> Iterator[None]:
-    """The folder, made and locked (released by the holder's death); a refusal of the file system is one line."""
-    try:
-        where.mkdir(parents=True, exist_ok=True)
-        with (where / f".{source.name}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                progress("waiting for another process that fetches it", 0, 1)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-    except OSError as error:
-        raise _missing_error(source, where, f" and cannot be put there ({error.strerror})") from error
-
-
-def _fetch(source: Source, archive: Archive, where: Path, progress: Progress) -> str:
-    """Put missing files in their places, out of an archive that lies there or a downloaded one; returns its origin."""
-    packed, origin = where / archive.name, archive.name
-    by_hand = packed.is_file()
-    if by_hand:
-        _check_by_hand(source, archive, packed)
-    else:
-        try:
-            origin = download(source.published()[archive.name], packed, progress)
-        except DownloadError as error:
-            raise _missing_error(source, where, f" and cannot be downloaded ({error})") from error
-    if archive.unpack:
-        _unpack(source, archive, archive.unpack, packed)
-        if not by_hand:
-            packed.unlink()
-    return origin
-
-
-def _check_by_hand(source: Source, archive: Archive, packed: Path) -> None:
-    """Where files have no digest of their own, only the archive's says that they are the published ones."""
-    if all(source.files[name].digest for name in archive.members.values()):
-        return
-    md5 = source.published()[archive.name].md5
-    if trouble := _file_problem(packed, File(digest=f"md5:{md5}")):
-        raise DataError(f"{packed.resolve()} {trouble}: delete it and try again")
-
-
-def _unpack(source: Source, archive: Archive, unpack: Unpack, packed: Path) -> None:
-    """Put the missing ones of an archive's files in their places; those that are there are left alone."""
-    where = packed.parent
-    gone = missing_files(source, where)
-    wanted = {path: name for path, name in archive.members.items() if name in gone}
-    for name, chunks in groupby(unpack(packed, wanted), key=lambda content: content[0]):
-        _place(where / name, source.files[name], packed, (chunk for _, chunk in chunks))
-    for path, name in wanted.items():
-        if not os.path.isfile(where / name):
-            raise DataError(f"{packed.resolve()} has no {path} inside: delete it and try again")
-
-
-def _place(path: Path, file: File, packed: Path, chunks: Iterable[bytes]) -> None:
-    """Beside its place first, and there only as the published file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with part.open("wb") as opened:
-            for chunk in chunks:
-                opened.write(chunk)
-            opened.flush()
-            os.fsync(opened.fileno())
-        if trouble := _file_problem(part, file):
-            raise DataError(
-                f"{packed.resolve()} holds another file: unpacked, {path.name} {trouble}; delete it and try again"
-            )
-        part.rename(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _write_manifest(source: Source, where: Path, origins: Mapping[str, str]) -> None:
-    """What lies there, checked when, and where each file came from; for people."""
-    manifest = where / manifest_name(source)
-    try:
-        known = json.loads(manifest.read_text())["files"]
-    except (OSError, ValueError, KeyError):
-        known = {}
-    files = {
-        name: {
-            "bytes": (where / name).stat().st_size,
-            "digest": file.digest,
-            "from": origins.get(name) or known.get(name, {}).get("from", "found there"),
-        }
-        for name, file in source.files.items()
-        if os.path.isfile(where / name)
-    }
-    beside = manifest.with_name(f"{manifest.name}.part")
-    content = {"data_set": source.name, "checked": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "files": files}
-    beside.write_text(json.dumps(content, indent=1) + "\n")
-    beside.rename(manifest)
-
-
-# What was published: files, sizes and digests, and how torchvision's classes say where the archives are. Folders are
-# torchvision's. Sizes and digests are of the unpacked files, in the order pool images, pool labels, test images, test
-# labels for the idx format.
-
-
 def from_mirrors(publisher: Any) -> dict[str, Address]:
-    """MNIST's way: several mirrors of several archives."""
+    """MNIST's: several archives, each on several mirrors."""
     return {
         name: Address(md5, tuple(f"{mirror}{name}" for mirror in publisher.mirrors))
         for name, md5 in publisher.resources
@@ -397,7 +147,7 @@ def from_mirrors(publisher: Any) -> dict[str, Address]:
 
 
 def from_zip(publisher: Any) -> dict[str, Address]:
-    """EMNIST's: one archive, called by the end of its address."""
+    """EMNIST's: one archive, named by the end of its URL."""
     return {publisher.url.rsplit("/", 1)[-1]: Address(publisher.md5, (publisher.url,))}
 
 
@@ -412,22 +162,23 @@ def from_splits(publisher: Any) -> dict[str, Address]:
 
 
 def each_gz(files: Mapping[str, File]) -> tuple[Archive, ...]:
-    """Every file in a .gz of its own."""
+    """An archive of its own for each file."""
     return tuple(Archive(f"{name}.gz", {name: name}, unpack_gzip) for name in files)
 
 
 def idx_files(prefixes: tuple[str, str], counts: tuple[int, int], *digests: str) -> dict[str, File]:
     """28x28 images and labels of pool and test split; an idx file is 4 bytes, 4 per dimension, and one per value.
 
-    ``prefixes`` and ``counts``: of the two splits; ``digests``: of the four files, or none.
+    ``digests``: none, or of the four files in the order pool images, pool labels, test images, test labels.
     """
     sizes: dict[str, int] = {}
     for prefix, count in zip(prefixes, counts, strict=True):
         sizes |= {f"{prefix}-images-idx3-ubyte": 16 + count * 28**2, f"{prefix}-labels-idx1-ubyte": 8 + count}
-    known = digests or (None,) * len(sizes)
-    return {name: File(size, digest) for (name, size), digest in zip(sizes.items(), known, strict=True)}
+    pairs = zip(sizes.items(), digests or (None,) * len(sizes), strict=True)
+    return {name: File(size, digest) for (name, size), digest in pairs}
 
 
+# Sizes and digests below are those of the unpacked files.
 _MNIST_FILES = idx_files(
     ("train", "t10k"),
     (60_000, 10_000),
@@ -456,7 +207,7 @@ FASHION_MNIST = Source(
     (60_000, 10_000),
 )
 
-# Of its unpacked files no digest is published, only the archive's: that one is checked also where it lies by hand.
+# Only the archive's digest is published: it is checked even if the user put the archive there.
 _EMNIST_FILES = idx_files(("emnist-letters-train", "emnist-letters-test"), (124_800, 20_800))
 EMNIST = Source(
     "emnist",
@@ -517,9 +268,6 @@ CIFAR100 = Source(
 )
 
 
-# Readers of published data sets: checked files become uint8 images, the slow formats by way of the cache.
-
-
 def mnist_like(source: Source, request: DatasetRequest) -> ImageData:
     """Grey 28x28 images in torchvision's layout: ROOT/MNIST/raw/*-ubyte."""
     import torchvision
@@ -529,24 +277,24 @@ def mnist_like(source: Source, request: DatasetRequest) -> ImageData:
 
 
 def emnist_letters(source: Source, request: DatasetRequest) -> ImageData:
-    """Grey 28x28 images of letters, published transposed and with labels that count from 1; both are undone."""
+    """Grey 28x28 images of letters; they are published transposed and with labels from 1 on, and both are undone."""
     images, labels, test_images, test_labels = _idx(source, request)
     parts = [images.mT.contiguous(), labels - 1, test_images.mT.contiguous(), test_labels - 1]
     return _check_pixels(source, _image_data(source, parts, {"classes": list(ascii_lowercase)}), (1, 28, 28), first=1)
 
 
 def svhn(source: Source, request: DatasetRequest) -> ImageData:
-    """32x32 house numbers, label 10 being the digit 0: ROOT/{train,test}_32x32.mat, decoded once into the cache."""
+    """32x32 house numbers (label 10 is the digit 0): ROOT/{train,test}_32x32.mat, decoded once into the cache."""
     return _cached(_decode_svhn, source, request)
 
 
 def cifar(source: Source, request: DatasetRequest) -> ImageData:
-    """32x32 photographs: pickles in ROOT/cifar-10-batches-py or cifar-100-python, decoded once into the cache."""
+    """32x32 photographs: pickles in ROOT/cifar-10-batches-py or cifar-100-python, decoded into the cache."""
     return _cached(_decode_cifar, source, request)
 
 
 def refuse_settings(config: DatasetConfig) -> None:
-    """Settings of users' own images mean nothing to a data set that is read as it was published."""
+    """Settings for a user's own images do not apply to a published data set."""
     if config.path is not None:
         raise ConfigError(f"dataset.path={config.path}: {config.kind} is no data set of your own; use dataset=folder")
     if config.image_size is not None:
@@ -556,50 +304,10 @@ def refuse_settings(config: DatasetConfig) -> None:
         )
 
 
-def _image_data(source: Source, parts: list[Tensor], facts: Mapping[str, Any]) -> ImageData:
-    images, labels, test_images, test_labels = parts
-    n_classes = len(facts["classes"])
-    return ImageData(source.name, images, labels, test_images, test_labels, n_classes=n_classes, facts=facts)
-
-
-def _check_pixels(source: Source, data: ImageData, shape: tuple[int, int, int], first: int = 0) -> ImageData:
-    """Where a size alone is published, other content passes for it; and should a line of the registry ever be wrong.
-
-    ``first``: the label that is 0 by now, to speak of labels as they are in the files.
-    """
-    sizes = ((data.images, data.labels), (data.test_images, data.test_labels))
-    for split, (images, labels), count in zip(("pool", "test"), sizes, source.counts, strict=True):
-        if tuple(images.shape) != (count, *shape) or len(labels) != count:
-            found = "x".join(map(str, images.shape))
-            wrong = f"a {split} split of {found} and {len(labels):,} labels, not {count:,} images of {shape}"
-        elif labels.min() < 0 or labels.max() >= data.n_classes:
-            span = f"{labels.min() + first} to {labels.max() + first}"
-            wrong = f"labels {span} in the {split} split, not {first} to {data.n_classes - 1 + first}"
-        else:
-            continue
-        raise DataError(f"data set '{source.name}' has {wrong}: {_wrong_content_error(source)}")
-    return data
-
-
-@contextmanager
-def _parsing(source: Source) -> Iterator[None]:
-    """A parser's refusal, as one line."""
-    try:
-        yield
-    except (RuntimeError, OSError, ValueError, TypeError, KeyError, AssertionError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"data set '{source.name}' cannot be read ({why}): {_wrong_content_error(source)}") from error
-
-
-def _wrong_content_error(source: Source) -> str:
-    files = ", ".join(source.files)
-    return f"delete {files} and run `dgal-bench data {source.name}`, or put the published files there"
-
-
 def _idx(source: Source, request: DatasetRequest) -> list[Tensor]:
     """Pool images, labels, test images, labels: (n, 1, 28, 28) uint8 and (n,) int64, in the order of the files.
 
-    By torchvision's functions and not its classes: those would prefer a processed/*.pt of old to the files checked.
+    By torchvision's functions, not its classes: those would read an old processed/*.pt instead of the files checked.
     """
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
@@ -613,30 +321,28 @@ def _idx(source: Source, request: DatasetRequest) -> list[Tensor]:
 
 _PARTS = ("images", "labels", "test_images", "test_labels")
 _DECODER_VERSION = 1
-"""Raised with any change of what a decoder makes of the same files."""
+"""Raised with any change of the images that a decoder makes of the same files."""
 
 
 def cache_key(source: Source) -> str:
-    """Of the decoded images: what was published, and how it was read."""
+    """Of the decoded images: the published digests and the decoder's version."""
     digests = {name: file.digest for name, file in source.files.items()}
     return key_of({"data_set": source.name, "files": digests, "decoder_version": _DECODER_VERSION})
 
 
 def is_decoded(source: Source, cache: Path) -> bool:
-    """Whether the images are in the cache: the files need not even be there any more."""
+    """Whether the images are in the cache: then the files are not needed."""
     return (cache / cache_key(source)).is_dir()
 
 
 def _cached(
     decode: Callable[[Source, DatasetRequest], ImageData], source: Source, request: DatasetRequest
 ) -> ImageData:
-    """The images from the cache, or from the files by way of it: those are checked when they are decoded."""
+    """The images from the cache; if they are not there, the files are checked and decoded into it."""
     refuse_settings(request.config)
 
     def make(folder: Path) -> tuple[Arrays, Mapping[str, Any]]:
-        check_files(
-            source, request.root
-        )  # also because CIFAR's are pickles, which must be the published ones to be opened
+        check_files(source, request.root)  # before any of CIFAR's pickles is opened: they must be the published ones
         data = _check_pixels(source, decode(source, request), (3, 32, 32))
         return {part: getattr(data, part).numpy() for part in _PARTS}, data.facts
 
@@ -673,3 +379,287 @@ def _splits(source: Source, request: DatasetRequest, *settings: Mapping[str, Any
             splits.append(parser(str(source.at(request.root)), download=False, **setting))
     request.progress(f"decoding {source.name}", len(splits), len(settings))
     return splits
+
+
+@contextmanager
+def _parsing(source: Source) -> Iterator[None]:
+    """Turn the errors of a parser into a DataError of one line."""
+    try:
+        yield
+    except (RuntimeError, OSError, ValueError, TypeError, KeyError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"data set '{source.name}' cannot be read ({reason}): {_advice(source)}") from error
+
+
+def _image_data(source: Source, parts: list[Tensor], facts: Mapping[str, Any]) -> ImageData:
+    images, labels, test_images, test_labels = parts
+    n_classes = len(facts["classes"])
+    return ImageData(source.name, images, labels, test_images, test_labels, n_classes=n_classes, facts=facts)
+
+
+def _check_pixels(source: Source, data: ImageData, shape: tuple[int, int, int], first: int = 0) -> ImageData:
+    """Catches other content of a file with no published digest, and a wrong entry of the registry.
+
+    ``first``: the lowest label in the files, for the message; it is 0 in ``data``.
+    """
+    sizes = ((data.images, data.labels), (data.test_images, data.test_labels))
+    for split, (images, labels), count in zip(("pool", "test"), sizes, source.counts, strict=True):
+        if tuple(images.shape) != (count, *shape) or len(labels) != count:
+            size = "x".join(map(str, images.shape))
+            wrong = f"a {split} split of {size} and {len(labels):,} labels, not {count:,} images of {shape}"
+        elif labels.min() < 0 or labels.max() >= data.n_classes:
+            span = f"{labels.min() + first} to {labels.max() + first}"
+            wrong = f"labels {span} in the {split} split, not {first} to {data.n_classes - 1 + first}"
+        else:
+            continue
+        raise DataError(f"data set '{source.name}' has {wrong}: {_advice(source)}")
+    return data
+
+
+def _advice(source: Source) -> str:
+    files = ", ".join(source.files)
+    return f"delete {files} and run `dgal-bench data {source.name}`, or put the published files there"
+
+
+def missing_files(source: Source, where: Path) -> list[str]:
+    """The names of the files that are not in the folder."""
+    return [name for name in source.files if not os.path.isfile(where / name)]
+
+
+def check_files(source: Source, root: Path) -> None:
+    """Every file is there, with the published size and digest where these are known.
+
+    Raises:
+        DataError: a file is missing, truncated or another.
+    """
+    where = source.at(root)
+    if missing_files(source, where):
+        raise _missing_error(source, where)
+    for name, file in source.files.items():
+        if problem := _file_problem(where / name, file):
+            raise DataError(
+                f"{(where / name).resolve()} of data set '{source.name}' {problem}: delete it and run "
+                f"`dgal-bench data {source.name}`, or put the published file there"
+            )
+
+
+def _file_problem(path: Path, file: File) -> str | None:
+    """How it differs from the published file; None: it does not."""
+    try:
+        size = path.stat().st_size
+        if file.size is not None and size != file.size:
+            return f"has {size:,} bytes where {file.size:,} are published"
+        if file.digest is None:
+            return None
+        algorithm, _, digest = file.digest.partition(":")
+        with path.open("rb") as stream:
+            actual = hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if actual == digest:
+        return None
+    return f"is not the published one ({size:,} bytes, {algorithm} {actual[:12]}, not {digest[:12]})"
+
+
+def _missing_error(source: Source, where: Path, why: str = "") -> DataError:
+    missing = missing_files(source, where)
+    state = "there" if len(missing) == len(source.files) else "complete"
+    packed = [archive.name for archive in _archives_of(source, missing) if archive.unpack]
+    if packed == [f"{name}.gz" for name in missing]:
+        packed = ["their .gz"]
+    files = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+    return DataError(
+        f"data set '{source.name}' is not {state} at {where.resolve()}{why}: run `dgal-bench data {source.name}` where "
+        f"there is a network, or put {files}{' (or ' + ', '.join(packed) + ')' if packed else ''} there, or set "
+        f"DGAL_DATA (or data=DIR) to the folder that holds {source.landmark}"
+    )
+
+
+def _archives_of(source: Source, files: Iterable[str]) -> list[Archive]:
+    """The archives that hold any of these files."""
+    return [archive for archive in source.archives if set(archive.members.values()) & set(files)]
+
+
+def prepare_files(source: Source, root: Path, progress: Progress, offline: bool = False) -> None:
+    """The prepare step: unpack the archives that are there, download the others, check all, and write a manifest.
+
+    One process at a time. A file gets its name only when it is whole and as published, so that a kill leaves no half
+    file. A file that is there is never replaced; after the manifest is written, only the readers check files.
+
+    Raises:
+        DataError: a file cannot be downloaded or written, or one that is there is not the published one.
+    """
+    where = source.at(root)
+    missing = missing_files(source, where)
+    if offline and not all(os.path.isfile(where / archive.name) for archive in _archives_of(source, missing)):
+        raise _missing_error(source, where, " and offline=true forbids to download it")
+    if missing:
+        with _locked(source, where, progress):
+            for archive in _archives_of(source, missing_files(source, where)):
+                missing = missing_files(source, where)
+                _write_manifest(source, where, dict.fromkeys(missing, _fetch(source, archive, where, progress)))
+            check_files(source, root)
+    elif not os.path.isfile(where / manifest_name(source)):
+        check_files(source, root)
+        with suppress(DataError), _locked(source, where, progress):  # a read-only folder goes without a manifest
+            _write_manifest(source, where, {})
+
+
+def manifest_name(source: Source) -> str:
+    """With the name of the data set: several share one folder, the root."""
+    return f"{source.name}.manifest.json"
+
+
+@contextmanager
+def _locked(source: Source, where: Path, progress: Progress) -> Iterator[None]:
+    """Make the folder and lock it; the end of the process releases the lock. An OSError becomes a DataError."""
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        with (where / f".{source.name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress("waiting for another process that fetches it", 0, 1)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise _missing_error(source, where, f" and cannot be put there ({error.strerror})") from error
+
+
+def _write_manifest(source: Source, where: Path, origins: Mapping[str, str]) -> None:
+    """For people: which files are there, the time of the check, and where each file came from."""
+    manifest = where / manifest_name(source)
+    try:
+        earlier = json.loads(manifest.read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        earlier = {}
+    files = {
+        name: {
+            "bytes": (where / name).stat().st_size,
+            "digest": file.digest,
+            "from": origins.get(name) or earlier.get(name, {}).get("from", "found there"),
+        }
+        for name, file in source.files.items()
+        if os.path.isfile(where / name)
+    }
+    part = manifest.with_name(f"{manifest.name}.part")
+    content = {"data_set": source.name, "checked": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "files": files}
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.rename(manifest)
+
+
+def _fetch(source: Source, archive: Archive, where: Path, progress: Progress) -> str:
+    """Put missing files in their places, from an archive in the folder or a downloaded one; returns its origin."""
+    packed, origin = where / archive.name, archive.name
+    by_hand = packed.is_file()
+    if by_hand:
+        _check_archive(source, archive, packed)
+    else:
+        try:
+            origin = download(source.archive_addresses()[archive.name], packed, progress)
+        except DownloadError as error:
+            raise _missing_error(source, where, f" and cannot be downloaded ({error})") from error
+    if archive.unpack:
+        _unpack(source, archive, archive.unpack, packed)
+        if not by_hand:
+            packed.unlink()
+    return origin
+
+
+def _check_archive(source: Source, archive: Archive, packed: Path) -> None:
+    """Of an archive that the user put there: needed only if its files have no published digest of their own."""
+    if all(source.files[name].digest for name in archive.members.values()):
+        return
+    md5 = source.archive_addresses()[archive.name].md5
+    if problem := _file_problem(packed, File(digest=f"md5:{md5}")):
+        raise DataError(f"{packed.resolve()} {problem}: delete it and try again")
+
+
+def _unpack(source: Source, archive: Archive, unpack: Unpack, packed: Path) -> None:
+    """Put the missing files of an archive in their places; the others stay as they are."""
+    where = packed.parent
+    missing = missing_files(source, where)
+    members = {path: name for path, name in archive.members.items() if name in missing}
+    for name, chunks in groupby(unpack(packed, members), key=lambda content: content[0]):
+        _place(where / name, source.files[name], packed, (chunk for _, chunk in chunks))
+    for path, name in members.items():
+        if not os.path.isfile(where / name):
+            raise DataError(f"{packed.resolve()} has no {path} inside: delete it and try again")
+
+
+def _place(path: Path, file: File, packed: Path, chunks: Iterable[bytes]) -> None:
+    """Write a temporary file next to it, and rename that only if it is the published file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as stream:
+            for chunk in chunks:
+                stream.write(chunk)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if problem := _file_problem(part, file):
+            raise DataError(
+                f"{packed.resolve()} holds another file: unpacked, {path.name} {problem}; delete it and try again"
+            )
+        part.rename(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class DownloadError(Exception):
+    """No URL served the published content; the message gives each URL and its failure."""
+
+
+def download(address: Address, target: Path, progress: Progress) -> str:
+    """Write to ``target`` what the first URL serves with the published md5; returns that URL.
+
+    Raises:
+        DownloadError: no URL serves it.
+        OSError: ``target`` cannot be written.
+    """
+    import pooch  # type: ignore[import-untyped]
+    import requests
+
+    pooch.get_logger().setLevel("ERROR")
+    errors = []
+    for url in address.urls:
+        fetch = pooch.HTTPDownloader(progressbar=_DownloadProgress(f"downloading {target.name}", progress), timeout=20)
+        try:
+            pooch.retrieve(url, f"md5:{address.md5}", fname=target.name, path=target.parent, downloader=fetch)
+            return url
+        except (requests.RequestException, ValueError) as error:  # not OSError: no other mirror mends a full disk
+            errors.append(f"{url}: {_reason(error)}")
+    raise DownloadError("; ".join(errors))
+
+
+def _reason(error: Exception) -> str:
+    """Why a request failed, in a few words."""
+    import requests
+
+    if isinstance(error, requests.Timeout):
+        return "no answer in 20 s"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection"
+    return " ".join(str(error).split())[:100]
+
+
+class _DownloadProgress:
+    """pooch's interface of a progress bar; reports whole megabytes."""
+
+    def __init__(self, what: str, progress: Progress) -> None:
+        self.total = 0
+        self._what, self._progress = what, progress
+        self._done, self._reported = 0, -1
+
+    def update(self, n_bytes: int) -> None:
+        self._done += n_bytes
+        whole = self._done // _MEGABYTE
+        if whole != self._reported:
+            self._reported = whole
+            self._progress(f"{self._what} (MB)", whole, max(1, self.total // _MEGABYTE))
+
+    def reset(self) -> None:
+        self._done = 0
+
+    def close(self) -> None:
+        pass
