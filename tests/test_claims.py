@@ -35,10 +35,10 @@ from dgal_bench.report.claims.rules import (
     UNDECIDED,
     SeedSample,
     about,
+    combine,
     every,
     most,
     some,
-    together,
 )
 from dgal_bench.report.claims.sensitivity import choice_effects, setting_differences
 from dgal_bench.report.claims.text import claims_csv, claims_md, headline
@@ -207,15 +207,15 @@ class TestRules:
         for verdicts in (one for n in range(4) for one in product(kinds, repeat=n)):
             run = [one for one in verdicts if one != NOT_RUN]
             n, yes, no = len(run), run.count(CONFIRMED), run.count(REFUTED)
-            assert (together(verdicts) == REFUTED) == (no > 0)
-            assert (together(verdicts) == CONFIRMED) == (n == yes == len(verdicts) > 0)
+            assert (combine(verdicts) == REFUTED) == (no > 0)
+            assert (combine(verdicts) == CONFIRMED) == (n == yes == len(verdicts) > 0)
             assert (every(verdicts) == CONFIRMED) == (n == yes > 0)
             assert (every(verdicts) == REFUTED) == (no > 0)
             assert (most(verdicts) == CONFIRMED) == (yes > n / 2)
             assert (most(verdicts) == REFUTED) == (n > 0 and n - no <= n / 2)
             assert (some(verdicts) == CONFIRMED) == (yes > 0)
             assert (some(verdicts) == REFUTED) == (n == no > 0)
-            for over in (together, every, most, some):
+            for over in (combine, every, most, some):
                 assert (over(verdicts) == NOT_RUN) == (n == 0)
 
 
@@ -277,13 +277,13 @@ class TestWorlds:
         found = true.judge(number)
         wrong = [(one.words, one.verdict, one.effect) for one in found.findings if one.verdict != CONFIRMED]
         assert not wrong
-        assert found.by_bench == {"mnist": CONFIRMED}
+        assert found.by_dataset == {"mnist": CONFIRMED}
         assert (found.over_all, found.of_the_paper) == (CONFIRMED, CONFIRMED)
 
     @pytest.mark.parametrize("number", BY_ROWS)
     def test_each_claim_is_refuted_where_it_is_false(self, false, number):
         found = false.judge(number)
-        assert found.by_bench == {"mnist": REFUTED}
+        assert found.by_dataset == {"mnist": REFUTED}
         assert (found.over_all, found.of_the_paper) == (REFUTED, REFUTED)
 
     @pytest.mark.parametrize("number", BY_ROWS)
@@ -301,7 +301,7 @@ class TestWorlds:
         found = world.judge(1)
         assert [one.verdict for one in found.findings] == [CONFIRMED] * 6 + [NOT_RUN]
         assert found.findings[-1].why == "not run: ganvae"
-        assert found.by_bench["mnist"] == UNDECIDED
+        assert found.by_dataset["mnist"] == UNDECIDED
         assert world.judge(9).over_all == NOT_RUN
 
     def test_who_is_slowest_is_not_known_while_one_is_missing(self, tmp_path):
@@ -320,10 +320,10 @@ class TestWorlds:
             world.add("margin", early=0.5, late=0.8).add("rsmg", early=0.5, late=0.8, seconds=0.008)
             world.add("dglc", early=0.5, late=0.8)
         eight = world.judge(8)
-        assert eight.by_bench == {"mnist": CONFIRMED, "svhn": CONFIRMED}
+        assert eight.by_dataset == {"mnist": CONFIRMED, "svhn": CONFIRMED}
         assert eight.over_all == CONFIRMED
         six = world.judge(6)
-        assert six.by_bench == {"mnist": CONFIRMED, "svhn": REFUTED}
+        assert six.by_dataset == {"mnist": CONFIRMED, "svhn": REFUTED}
         assert six.over_all == REFUTED
 
     def test_each_part_somewhere_is_not_yet_the_claim(self, tmp_path):
@@ -334,20 +334,20 @@ class TestWorlds:
                 world.add(name)
         found = World(tmp_path, "mnist").add("dgmg", seconds=0.01).add("seals").judge(1)
         assert {one.verdict for one in found.findings} == {CONFIRMED, NOT_RUN}
-        assert (found.by_bench, found.over_all) == ({"mnist": UNDECIDED, "digits": UNDECIDED}, UNDECIDED)
+        assert (found.by_dataset, found.over_all) == ({"mnist": UNDECIDED, "digits": UNDECIDED}, UNDECIDED)
 
     def test_the_paper_s_own_are_judged_apart(self, tmp_path):
         papers_world(tmp_path, "svhn")
         world = contrary_world(tmp_path, "digits")
         found = world.judge(4)
-        assert (found.by_bench, found.over_all) == ({"svhn": CONFIRMED, "digits": REFUTED}, REFUTED)
+        assert (found.by_dataset, found.over_all) == ({"svhn": CONFIRMED, "digits": REFUTED}, REFUTED)
         assert found.of_the_paper == CONFIRMED
 
     def test_mini_imagenet_has_a_part_of_its_own(self, tmp_path):
         world = papers_world(tmp_path, "mini_imagenet")
         words = {one.words for one in world.judge(7).findings}
         assert words == {"DGMG's accuracy is about RSMG's", "DGMG's accuracy is above random's early"}
-        assert world.judge(7).by_bench == {"mini_imagenet": REFUTED}  # 2 points apart there
+        assert world.judge(7).by_dataset == {"mini_imagenet": REFUTED}  # 2 points apart there
 
     def test_holm_undoes_what_passes_alone_only(self, tmp_path):
         """Two tests of claim 7: with p = 0.03 and 0.04 neither holds after the correction, each would alone."""
@@ -380,8 +380,8 @@ class TestBenches:
         world = World(tmp_path).add("dgmg").add("margin", seeds=range(3)).add("margin", seeds=(3, 4), cpu="Slide rule")
         (bench,) = gather_evidence(world.groups)
         assert list(bench.runs("margin")) == [0, 1, 2]
-        assert bench.left_out == "2 finished runs of another machine, data or version are not judged"
-        assert bench.left_out in claims_md(survey_claims(world.groups))
+        assert bench.rows_left_out == "2 finished runs of another machine, data or version are not judged"
+        assert bench.rows_left_out in claims_md(survey_claims(world.groups))
 
     def test_representations_are_counted_of_those_who_rest_on_one(self, tmp_path):
         world = World(tmp_path)
@@ -522,7 +522,7 @@ class TestChoices:
         (found,) = [
             one for one in choice_effects(gather_evidence(world.groups)) if one.choice.title == "The representation"
         ]
-        assert found.choice.else_ == "that of seed 1"
+        assert found.choice.alternative == "that of seed 1"
         assert 6 not in {pair.here.claim.number for pair in found.pairs}  # DGLC has none of it
         (pair,) = [pair for pair in found.pairs if pair.here.claim.number == 7]
         assert pair.verdicts == (CONFIRMED, REFUTED)

@@ -13,8 +13,8 @@ from dgal_bench.report.comparisons import (
     EXACT,
     FLIPS,
     OPPONENTS,
-    against,
     common_area,
+    compare_with,
     counterpart,
     flip_test,
     holm,
@@ -168,7 +168,7 @@ def one(tmp_path):
 
 
 def test_every_strategy_is_held_against_margin_under_its_own_settings(one):
-    found = against(one, "margin")
+    found = compare_with(one, "margin")
     assert {name: compared.opponent for name, compared in found.items()} == {
         "dgmg": "margin", "random": "margin", "dgmg+graph.graph_k=5": "margin+graph.graph_k=5",
     }  # fmt: skip
@@ -184,10 +184,10 @@ def test_the_other_opponent_and_other_measures(one):
     def last(ours, theirs):
         return ours[-1].accuracy, theirs[-1].accuracy
 
-    found = against(one, "random", last)
+    found = compare_with(one, "random", last)
     assert set(found) == {"margin", "dgmg", "margin+graph.graph_k=5", "dgmg+graph.graph_k=5"}
     assert {compared.opponent for compared in found.values()} == {"random"}
     assert found["margin"].paired.difference.mean == pytest.approx(0.1)
-    assert against(one, "random", lambda ours, theirs: None) == against(one, "badge") == {}
+    assert compare_with(one, "random", lambda ours, theirs: None) == compare_with(one, "badge") == {}
     assert counterpart("lc", "random", one) == "random"
     assert set(OPPONENTS) == {"margin", "random"}

@@ -24,7 +24,7 @@ from dgal_bench.report.figures import inline_svg, save, used_colours
 from dgal_bench.report.groups import group
 from dgal_bench.report.plots.bars import labels_to_target, pareto_front, query_time
 from dgal_bench.report.plots.curves import accuracy_total_time, seconds_spent
-from dgal_bench.report.plots.maps import picks_on_latents, read_projection
+from dgal_bench.report.plots.maps import picks_on_map, read_projection
 from dgal_bench.report.plots.rounds import classes, exploration, propagation
 from dgal_bench.report.plots.style import RC, styles
 from dgal_bench.report.summary import summarise
@@ -141,7 +141,7 @@ def test_a_target_that_not_every_seed_reaches_is_hollow(root, one):
 
 
 def test_picks_lie_where_the_projection_has_them(root, one):
-    made = picks_on_latents(one)
+    made = picks_on_map(one)
     projection = read_projection(root / "paper" / "digits", LATENTS)
     early, late = (line for line in made.axes[0].lines if line.get_gid() == "line:picks")
     names = list(styles(one))
@@ -156,14 +156,14 @@ def test_picks_lie_where_the_projection_has_them(root, one):
 def test_of_very_many_picks_every_nth_is_drawn(tmp_path):
     generate(tmp_path, ("digits",), ("random",), seeds=(0,), rounds=6, overrides=("batch_size=50",), projections=True)
     (found,) = group(read_results(tmp_path))
-    early, _ = (line for line in picks_on_latents(found).axes[0].lines if line.get_gid() == "line:picks")
+    early, _ = (line for line in picks_on_map(found).axes[0].lines if line.get_gid() == "line:picks")
     assert len(early.get_xdata()) == ceil(100 / ceil(100 / 60))
 
 
 def test_without_a_projection_there_is_no_map_and_with_another_version_of_it_an_error(root, one, tmp_path):
     generate(tmp_path, ("digits",), ("random",), seeds=(0,), rounds=2)
     (bare,) = group(read_results(tmp_path))
-    assert picks_on_latents(bare) is None
+    assert picks_on_map(bare) is None
 
 
 def test_the_pages_copy_has_no_title_or_legend_and_says_whose_is_what(one, tmp_path):
@@ -187,7 +187,7 @@ def test_the_pages_copy_has_no_title_or_legend_and_says_whose_is_what(one, tmp_p
 
 
 def test_a_picture_is_on_the_page_once(one, tmp_path):
-    made = picks_on_latents(one)
+    made = picks_on_map(one)
     _, svg = save(made, tmp_path / "figure")
     copy = inline_svg(svg, made.top, made.bottom, "mine")
     assert svg.count("<image") == len(STRATEGIES)

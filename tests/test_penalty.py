@@ -76,10 +76,10 @@ def test_random_rows_against_plain_loops():
     (found,) = penalties(groups)
     matrix, compared = by_loops(groups, found.names)
     assert found.matrix == pytest.approx(matrix)
-    assert np.array_equal(found.compared, compared)
+    assert np.array_equal(found.n_compared, compared)
     assert 0 < matrix.max() <= compared.max()
     assert len(np.unique(compared)) > 2
-    assert np.all(found.matrix + found.matrix.T <= found.compared + 1e-12)
+    assert np.all(found.matrix + found.matrix.T <= found.n_compared + 1e-12)
 
 
 def test_a_matrix_by_hand(tmp_path):
@@ -93,9 +93,9 @@ def test_a_matrix_by_hand(tmp_path):
     (found,) = penalties(group(read_results(tmp_path)))
     assert found.names == ("dgmg", "lc", "margin")
     assert found.matrix.tolist() == [[0, 0, 0.5], [0, 0, 0], [0, 0, 0]]
-    assert found.compared.tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
+    assert found.n_compared.tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
     assert found.column_means == [0, None, 0.5]
-    assert found.beaten == [0, None, 0.5]
+    assert found.beaten_share == [0, None, 0.5]
 
 
 def test_twice_the_data_sets_are_twice_the_penalty_and_the_same_share():
@@ -103,7 +103,7 @@ def test_twice_the_data_sets_are_twice_the_penalty_and_the_same_share():
     (once,), (twice,) = penalties([one]), penalties([one, one])
     assert np.array_equal(2 * once.matrix, twice.matrix)
     assert twice.column_means == pytest.approx([2 * mean for mean in once.column_means])
-    assert twice.beaten == pytest.approx(once.beaten)
+    assert twice.beaten_share == pytest.approx(once.beaten_share)
 
 
 def test_ten_seeds_and_equal_curves():
@@ -121,7 +121,7 @@ def test_what_was_run_under_another_suite_profile_or_version_has_a_matrix_of_its
         [Group(suite, name, profile, version, runs) for name in "xy" for suite, profile, version in kinds]
     )
     assert [(one.suite, one.profile, one.algorithm_version) for one in found] == sorted(kinds)
-    assert {one.compared.max() for one in found} == {2}
+    assert {one.n_compared.max() for one in found} == {2}
     assert penalties([]) == []
 
 

@@ -245,8 +245,8 @@ def test_a_legend_of_many_strategies_stays_in_the_figure(tmp_path):
     for place in range(28):
         run(tmp_path, f"dgmg+strategy.restrict.score=s{place:02}xxxxx", 0, scaled(1))
     (one,) = group(read_results(tmp_path))
-    for plate in (FIGURES["accuracy-labels"], FIGURES["exploration"]):
-        figure = plate.draw(one).figure
+    for spec in (FIGURES["accuracy-labels"], FIGURES["exploration"]):
+        figure = spec.draw(one).figure
         figure.canvas.draw()
         (legend,) = figure.legends
         box, page = legend.get_window_extent(), figure.bbox

@@ -134,16 +134,16 @@ def counterpart(strategy: str, opponent: str, group: Group) -> str:
     return same if same in group.runs else opponent
 
 
-def against(group: Group, opponent: str, measure: Measure = common_area) -> dict[str, Comparison]:
+def compare_with(group: Group, opponent: str, measure: Measure = common_area) -> dict[str, Comparison]:
     """Every other strategy that shares a finished seed with the opponent, corrected by Holm over all of them."""
     met = [(strategy, counterpart(strategy, opponent, group)) for strategy in group.strategies]
-    found = {ours: (theirs, _meeting(group, ours, theirs, measure)) for ours, theirs in met if ours != theirs}
+    found = {ours: (theirs, _compare_pair(group, ours, theirs, measure)) for ours, theirs in met if ours != theirs}
     kept = {strategy: (theirs, pair) for strategy, (theirs, pair) in found.items() if pair is not None}
     corrected = zip(kept.items(), holm([pair.p for _, pair in kept.values()]), strict=True)
     return {strategy: Comparison(theirs, pair, p) for (strategy, (theirs, pair)), p in corrected}
 
 
-def _meeting(group: Group, ours: str, theirs: str, measure: Measure) -> PairedValues | None:
+def _compare_pair(group: Group, ours: str, theirs: str, measure: Measure) -> PairedValues | None:
     runs, others = group.finished(ours), group.finished(theirs)
     measured = {seed: measure(runs[seed].records, others[seed].records) for seed in runs.keys() & others.keys()}
     known = {seed: both for seed, both in measured.items() if both is not None}

@@ -1,4 +1,7 @@
-"""What accuracy has cost: query seconds so far, by phase, and the set-up that they rest on."""
+"""What accuracy has cost: query seconds so far, by phase, and the set-up that they need.
+
+Also targets of accuracy, budgets of time, the pay-off of a set-up, and BADGE's penalty matrix over data sets.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +19,8 @@ from dgal_bench.report.times import hardware
 from dgal_bench.results.metrics import PayOff, accuracy_at, cumulative, labels_to, pay_off, total_seconds
 from dgal_bench.results.rows import PHASES, RunLog, Timings
 
-# Accuracies to reach, and what each strategy needs for them; strategies at equal total time.
-
-
 SHARES = (0.6, 0.8, 0.95)
-"""Of the best mean final accuracy of a group: so every target is reached by somebody."""
+"""Of the best mean final accuracy of a group: so some strategy reaches every target."""
 
 
 def targets(group: Group) -> list[float]:
@@ -35,7 +35,7 @@ def targets(group: Group) -> list[float]:
 
 @dataclass(frozen=True)
 class TargetReached:
-    """``labels``: the mean over the ``n_reached`` of ``n`` seeds that reach the target; None where none does."""
+    """``labels``: the mean over the ``n_reached`` of ``n`` seeds that reach the target; None if none does."""
 
     labels: float | None
     n_reached: int
@@ -49,18 +49,18 @@ def reach_target(group: Group, strategy: str, target: float) -> TargetReached:
 
 
 def budgets(group: Group) -> list[tuple[str, float]]:
-    """Seconds of set-up and queries to compare strategies at, each named by whose whole spending it is.
+    """Budgets in seconds: the total of set-up and queries of a strategy, with its name.
 
-    The restricted strategies, the reference and the slowest: what a user of one of them has paid in the end.
+    They are those of two restricted strategies, the reference and the slowest.
     """
     totals = {name: cumulative_seconds(group, name)[-1] for name in group.strategies}
     slowest = max(totals, key=lambda name: totals[name])
-    wanted = {name: totals[name] for name in totals if name in ("rsmg", "dgmg", "margin", slowest)}
-    return sorted(wanted.items(), key=lambda item: item[1])
+    chosen = {name: totals[name] for name in totals if name in ("rsmg", "dgmg", "margin", slowest)}
+    return sorted(chosen.items(), key=lambda item: item[1])
 
 
 def at_budget(group: Group, strategy: str, seconds: float) -> Estimate | None:
-    """Accuracy of the last evaluation that is paid for, set-up included; None where not even the first query is."""
+    """Accuracy of the last evaluation within the budget, set-up included; None if it does not pay for one query."""
     seconds_spent = cumulative_seconds(group, strategy)
     logs = group.finished(strategy).values()
     found = [accuracy_at([record.accuracy for record in log.records], seconds_spent, seconds) for log in logs]
@@ -68,55 +68,54 @@ def at_budget(group: Group, strategy: str, seconds: float) -> Estimate | None:
     return mean_interval(known) if known else None
 
 
-# The one-off cost, and the query after which it has paid: against every strategy whose queries rest on no set-up.
-
-
 @dataclass(frozen=True)
 class Investment:
-    """A strategy's set-up in seconds, and when it has paid against each rival, in the order of ``rivals``."""
+    """A strategy's set-up in seconds, and its pay-off against each of the ledger's rivals, in their order."""
 
     strategy: str
     seconds: float
-    paid: Sequence[PayOff]
+    pay_offs: Sequence[PayOff]
 
 
 @dataclass(frozen=True)
 class Ledger:
+    """The one-off costs against ``rivals``, the strategies whose queries need no set-up."""
+
     rivals: Sequence[str]
     investments: Sequence[Investment]
     n_queries: int
 
 
 def ledger(group: Group) -> Ledger | None:
-    """None where nothing rests on a set-up, or everything does."""
+    """None where no strategy needs a set-up, or all do."""
     costs = {name: one_off(group, name) for name in group.strategies}
     rivals = [name for name in group.strategies if costs[name] == 0]
-    owing = [name for name in group.strategies if costs[name] > 0]
-    if not rivals or not owing:
+    with_setup = [name for name in group.strategies if costs[name] > 0]
+    if not rivals or not with_setup:
         return None
     seconds = {name: query_seconds(group, name) for name in costs}
     rivals.sort(key=lambda name: -sum(seconds[name]))
-    made = [
+    investments = [
         Investment(name, costs[name], [pay_off(costs[name], seconds[name], seconds[rival]) for rival in rivals])
-        for name in sorted(owing, key=lambda name: sum(seconds[name]))
+        for name in sorted(with_setup, key=lambda name: sum(seconds[name]))
     ]
-    return Ledger(rivals, made, max(map(len, seconds.values())))
+    return Ledger(rivals, investments, max(map(len, seconds.values())))
 
 
-def ledger_text(paid: PayOff) -> str:
+def ledger_text(point: PayOff) -> str:
     """``12``: after so many queries; ``(60)``: beyond those that were made, at their mean seconds."""
-    return "never" if paid.queries is None else f"({paid.queries:,})" if paid.extrapolated else f"{paid.queries:,}"
+    return "never" if point.queries is None else f"({point.queries:,})" if point.extrapolated else f"{point.queries:,}"
 
 
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "everything": (), "uniform": (), "model_neighbors": (), "graph_neighbors": ("representation",),
     "diffusion": ("representation", "graph"),
 }  # fmt: skip
-"""By kind of restriction what of the set-up a query rests on; a plugin's part is taken to rest on all of it."""
+"""By kind of restriction the parts of the set-up that a query needs; a plugin's is assumed to need all."""
 
 
 def one_off(group: Group, strategy: str) -> float:
-    """Seconds of the representation and graph that a strategy's queries rest on, mean over its finished seeds."""
+    """Seconds of the representation and graph that a strategy's queries need, mean over its finished seeds."""
     each = [setup_seconds(log) for log in group.finished(strategy).values()]
     return sum(each) / len(each)
 
@@ -130,7 +129,7 @@ def setup_seconds(log: RunLog) -> float:
 
 
 def replays_are_comparable(group: Group) -> bool:
-    """Whether every strategy has replays of the same rounds on one kind of machine: sums of them can be compared."""
+    """Whether all strategies have replays of the same rounds on one kind of machine, so that sums compare."""
     found = {
         (tuple(timings.rounds), hardware(timings.header))
         for strategy in group.strategies
@@ -140,25 +139,25 @@ def replays_are_comparable(group: Group) -> bool:
 
 
 def sources_note(group: Group) -> str:
-    """Where the times of one figure are not of one source."""
-    replayed = [strategy for strategy in group.strategies if group.replayed(strategy)]
+    """The source of the query times in a figure."""
+    replayed = [strategy for strategy in group.strategies if group.replays(strategy)]
     if not replayed or replays_are_comparable(group):
         return "query times replayed" if replayed else ""
     return f"query times of {', '.join(map(short_name, replayed))} replayed, of others the rows' own: see the table"
 
 
 def sums_note(group: Group) -> str:
-    """Which query times were added up."""
-    replayed = any(group.replayed(strategy) for strategy in group.strategies)
+    """The source of query times in a figure of sums."""
+    replayed = any(group.replays(strategy) for strategy in group.strategies)
     if replays_are_comparable(group):
         return times_note(group)
     return "query times are the rows' own: not all were replayed alike" if replayed else ""
 
 
 def query_seconds(group: Group, strategy: str) -> list[float]:
-    """Of each query in turn, mean over seeds: replayed ones where all strategies have them alike, else the rows' own.
+    """Of each query in turn, mean over seeds: replayed where ``replays_are_comparable``, else the rows' own.
 
-    A replay knows some rounds only, between which it is taken for linear.
+    A replay times some rounds only; seconds are interpolated linearly between them.
     """
     return _seconds(group, strategy, full_replays(group, strategy) if replays_are_comparable(group) else {})
 
@@ -181,19 +180,19 @@ def _seconds(group: Group, strategy: str, replayed: Mapping[int, Timings]) -> li
 
 
 def cumulative_query_means(group: Group, strategy: str) -> list[float]:
-    """The query seconds that each row has cost so far, mean over seeds: replayed ones where there are any."""
+    """The query seconds that each row has cost so far, mean over seeds: replayed where there are replays."""
     return cumulative(_seconds(group, strategy, full_replays(group, strategy)))
 
 
 def full_replays(group: Group, strategy: str) -> dict[int, Timings]:
-    """The replays that reach from the first query to the last: of what lies outside one nothing is known."""
-    logs, replayed = group.finished(strategy), group.replayed(strategy)
-    return {seed: made for seed, made in replayed.items() if {0, logs[seed].rounds - 1} <= set(made.rounds)}
+    """The replays with the first and the last query: seconds outside a replay's rounds are not known."""
+    logs, replayed = group.finished(strategy), group.replays(strategy)
+    return {seed: one for seed, one in replayed.items() if {0, logs[seed].rounds - 1} <= set(one.rounds)}
 
 
 def phase_seconds(group: Group, strategy: str) -> dict[str, float]:
-    """Mean seconds of one query by exclusive phase, from where the query times of the table are from."""
-    replayed = group.replayed(strategy)
+    """Mean seconds of one query by exclusive phase, from the same source as the query times of the table."""
+    replayed = group.replays(strategy)
     if replayed:
         queries = [one.seconds for timings in replayed.values() for one in timings.timings]
     else:
@@ -204,7 +203,7 @@ def phase_seconds(group: Group, strategy: str) -> dict[str, float]:
 
 
 def times_note(group: Group) -> str:
-    """Which query times a figure of cumulative ones shows."""
+    """Which query times of a figure of cumulative ones are replayed."""
     replayed = [strategy for strategy in group.strategies if full_replays(group, strategy)]
     if not replayed:
         return ""
@@ -217,19 +216,16 @@ def times_note(group: Group) -> str:
 
 
 def _mean(columns: Sequence[Sequence[float]]) -> list[float]:
-    """Over seeds, as far as all of them go."""
+    """Over seeds, up to the shortest."""
     return [sum(values) / len(values) for values in zip(*columns, strict=False)]
-
-
-# The pairwise penalty matrix of BADGE (Ash et al. 2020, section 4): who beats whom, over data sets.
 
 
 @dataclass(frozen=True, eq=False)
 class Penalties:
-    """Of n strategies, over the groups of one suite, profile and algorithm version.
+    """BADGE's pairwise penalty matrix (Ash et al. 2020, section 4), over groups of one suite, profile and version.
 
-    ``matrix`` [i, j] adds up, over groups, the share of rows in which i beat j; ``compared`` [i, j] counts the groups
-    in which the two met, and so is the most that the entry could be.
+    ``matrix`` [i, j] sums over groups the share of rows in which i beats j; ``n_compared`` [i, j] counts the groups in
+    which both were run, and so is the entry's upper bound.
     """
 
     suite: str
@@ -237,17 +233,17 @@ class Penalties:
     algorithm_version: int
     names: tuple[str, ...]
     matrix: Floats  # (n, n)
-    compared: NDArray[np.int64]  # (n, n)
+    n_compared: NDArray[np.int64]  # (n, n)
 
     @property
     def column_means(self) -> list[float | None]:
-        """BADGE's bottom row, lower is better: the mean of j's column over those it met; None where it met nobody."""
-        return _ratios(self.matrix.sum(axis=0), (self.compared > 0).sum(axis=0))
+        """BADGE's bottom row, lower is better: the mean of j's column over those compared with it; None if none was."""
+        return _ratios(self.matrix.sum(axis=0), (self.n_compared > 0).sum(axis=0))
 
     @property
-    def beaten(self) -> list[float | None]:
-        """The share of its rows in which j was beaten: fair to strategies that have not run on every data set."""
-        return _ratios(self.matrix.sum(axis=0), self.compared.sum(axis=0))
+    def beaten_share(self) -> list[float | None]:
+        """The share of its rows in which j was beaten: fair to strategies that did not run on every data set."""
+        return _ratios(self.matrix.sum(axis=0), self.n_compared.sum(axis=0))
 
 
 def _ratios(parts: NDArray[Any], wholes: NDArray[Any]) -> list[float | None]:
@@ -255,7 +251,7 @@ def _ratios(parts: NDArray[Any], wholes: NDArray[Any]) -> list[float | None]:
 
 
 def penalties(groups: Iterable[Group]) -> list[Penalties]:
-    """One matrix for each suite, profile and algorithm version: what was run under another is never added to it."""
+    """One matrix for each suite, profile and algorithm version; they are never mixed."""
     ordered = sorted(groups, key=_kind)
     return [_penalties(kind, list(alike)) for kind, alike in groupby(ordered, _kind)]
 
@@ -279,21 +275,24 @@ def _penalties(kind: tuple[str, str, int], groups: Sequence[Group]) -> Penalties
 
 
 def _accuracies(group: Group) -> Floats:
-    """(strategies, seeds, rows) at each number of labels that any was evaluated at; NaN where one was not.
+    """(strategies, seeds, rows) at every number of labels that occurs; NaN where a run was not evaluated.
 
     The rows of the initial sets are left out: they are the same for every strategy of a seed.
     """
-    runs = [group.finished(strategy) for strategy in group.strategies]
-    seen = [{(seed, row.n_labeled): row.accuracy for seed, log in of.items() for row in log.records[1:]} for of in runs]
+    by_strategy = [group.finished(strategy) for strategy in group.strategies]
+    seen = [
+        {(seed, row.n_labeled): row.accuracy for seed, log in runs.items() for row in log.records[1:]}
+        for runs in by_strategy
+    ]
     seeds, labels = (sorted({key[part] for one in seen for key in one}) for part in (0, 1))
     flat = [[one.get((seed, label), np.nan) for seed in seeds for label in labels] for one in seen]
     return np.array(flat, dtype=np.float64).reshape(len(seen), len(seeds), len(labels))
 
 
 def _shares(ours_SR: Floats, theirs_SR: Floats) -> tuple[float, float] | None:
-    """The shares of rows in which ours is better and worse, its paired interval without 0; None if they never met.
+    """The shares of rows in which ours is better and worse: the paired interval excludes 0. None if not comparable.
 
-    They meet on two seeds or more, in the rows that all of these have in both.
+    Comparable are rows that both have for all of their common seeds, which must be two or more.
     """
     differences_SR = ours_SR - theirs_SR
     known_SR = ~np.isnan(differences_SR)

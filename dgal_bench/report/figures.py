@@ -12,7 +12,7 @@ import matplotlib as mpl
 from dgal_bench.report.groups import Group
 from dgal_bench.report.plots.bars import areas_and_accuracies, labels_to_target, pareto_front, query_time
 from dgal_bench.report.plots.curves import accuracy_labels, accuracy_query_time, accuracy_total_time, seconds_spent
-from dgal_bench.report.plots.maps import picks_on_latents
+from dgal_bench.report.plots.maps import picks_on_map
 from dgal_bench.report.plots.rounds import classes, exploration, points_per_round, propagation
 from dgal_bench.report.plots.style import FAINT, GRID, INK, LEGEND, NOTE, ON_DARK, PAPER, RC, TITLE, Canvas
 
@@ -181,7 +181,7 @@ FIGURES: Mapping[str, FigureSpec] = {
     ),
     "picks": FigureSpec(
         "Batches among the latents", "White: picks of the first third of the queries; dark: of the last third.",
-        picks_on_latents,
+        picks_on_map,
     ),
 }  # fmt: skip
 
@@ -191,20 +191,20 @@ class DrawnFigure:
     """A figure as the page takes it."""
 
     name: str
-    plate: FigureSpec
+    spec: FigureSpec
     svg: str
     note: str
 
 
 def draw_all(group: Group, folder: Path) -> Iterator[tuple[DrawnFigure, list[Path]]]:
     """Every figure there is of a group, each once: as PNG and SVG files, and for the page."""
-    for name, plate in FIGURES.items():
+    for name, spec in FIGURES.items():
         with mpl.rc_context(rc=RC):
-            made = plate.draw(group)
+            made = spec.draw(group)
             if made is not None:
                 paths, svg = save(made, folder / f"{group.slug}-{name}")
                 yield (
-                    DrawnFigure(name, plate, inline_svg(svg, made.top, made.bottom, f"{group.slug}-{name}"), made.note),
+                    DrawnFigure(name, spec, inline_svg(svg, made.top, made.bottom, f"{group.slug}-{name}"), made.note),
                     paths,
                 )
 

@@ -56,12 +56,12 @@ def numbers(values: Iterable[int]) -> str:
 
 def align_table(head: list[str], rows: list[list[str]]) -> list[str]:
     """A Markdown table whose columns line up in a terminal too."""
-    head, *rows = [[run.replace("|", "\\|") for run in line] for line in [head, *rows]]
+    head, *rows = [[text.replace("|", "\\|") for text in line] for line in [head, *rows]]
     widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
     pads = ["<", *[">"] * (len(head) - 1)]
 
-    def line(runs: list[str]) -> str:
-        return "| " + " | ".join(f"{c:{pad}{w}}" for c, pad, w in zip(runs, pads, widths, strict=True)) + " |"
+    def line(texts: list[str]) -> str:
+        return "| " + " | ".join(f"{c:{pad}{w}}" for c, pad, w in zip(texts, pads, widths, strict=True)) + " |"
 
     rule = (
         "|" + "|".join("-" * (w + 1) + (":" if pad == ">" else "-") for w, pad in zip(widths, pads, strict=True)) + "|"
@@ -72,7 +72,7 @@ def align_table(head: list[str], rows: list[list[str]]) -> list[str]:
 MARK = " *"
 
 
-def mark_values(texts: Sequence[str], beside: Sequence[bool | None]) -> list[str]:
+def mark_values(texts: Sequence[str], busy: Sequence[bool | None]) -> list[str]:
     """A column with marks where they belong, and room for them elsewhere if there is any."""
-    room = " " * len(MARK) if any(beside) else ""
-    return [text + (MARK if one else room) for text, one in zip(texts, beside, strict=True)]
+    room = " " * len(MARK) if any(busy) else ""
+    return [text + (MARK if one else room) for text, one in zip(texts, busy, strict=True)]

@@ -161,7 +161,7 @@ def _lengths(group: Group) -> list[str]:
 
 def unfinished_lines(group: Group) -> list[str]:
     """Runs that are failed, skipped, partial or missing: nothing of them is in any number."""
-    lines = [_unfinished_line(log) for log in [*group.logs, *group.references, *group.unbegun] if not log.done]
+    lines = [_unfinished_line(log) for log in [*group.logs, *group.references, *group.unstarted] if not log.done]
     return lines + [f"MISSING: {name} has no seed {numbers(seeds)}." for name, seeds in missing_seeds(group).items()]
 
 
@@ -179,10 +179,10 @@ def _unfinished_line(log: RunLog) -> str:
 def missing_seeds(group: Group) -> dict[str, list[int]]:
     """The seeds of which a strategy's folder holds no file and another's does: nobody has tried, or a file is gone."""
     seeds: dict[str, set[int]] = {}
-    for log in [*group.logs, *(log for log in group.unbegun if not is_reference(log))]:
+    for log in [*group.logs, *(log for log in group.unstarted if not is_reference(log))]:
         seeds.setdefault(log.path.parent.name, set()).add(log.header["config"]["seed"])
     for name in seeds:
-        seeds[name] |= group.elsewhere.get(name, frozenset())
+        seeds[name] |= group.seeds_elsewhere.get(name, frozenset())
     every = set().union(*seeds.values())
     return {name: sorted(every - known) for name, known in seeds.items() if every - known}
 
@@ -220,7 +220,7 @@ def _substitutes(group: Group) -> list[str]:
 # From a row of a table back to its runs: the command that runs one of them again, from its configuration alone.
 
 
-FOLDER = "again"
+RERUN_FOLDER = "again"
 """Beside the default results, not among them: a report over both would find each run twice."""
 
 
@@ -235,7 +235,9 @@ def rerun_command(log: RunLog) -> str | None:
     settings = _settings(_freeze(config))
     if settings is None:
         return None
-    return " ".join(["dgal-bench run", *map(shlex.quote, settings), f"seed={config['seed']}", f"results={FOLDER}"])
+    return " ".join(
+        ["dgal-bench run", *map(shlex.quote, settings), f"seed={config['seed']}", f"results={RERUN_FOLDER}"]
+    )
 
 
 def _freeze(config: Mapping[str, Any]) -> str:
@@ -295,26 +297,26 @@ LEGEND = (
 )
 
 
-AGAIN = "`dgal-bench replay RESULTS` times the queries again, one after the other, and marked replays, too."
-AGAIN_COMMON = "`dgal-bench replay RESULTS --common {}` times them again."
+REPLAY_HINT = "`dgal-bench replay RESULTS` times the queries again, one after the other, and marked replays, too."
+REPLAY_COMMON_HINT = "`dgal-bench replay RESULTS --common {}` times them again."
 
 
 def sources(group: Group, rows: Sequence[SummaryRow]) -> list[str]:
     """Below the table: what its mark means, what is not known, and which times are of which replay."""
-    lines = [LEGEND, AGAIN] if any(row.query.beside or row.speedup_beside for row in rows) else []
-    lines += _unknown(rows)
+    lines = [LEGEND, REPLAY_HINT] if any(row.query.busy or row.speedup_busy for row in rows) else []
+    lines += _unknown_load(rows)
     if replayed := [row for row in rows if row.query.source == REPLAY]:
         lines += [*_replayed_line(group, replayed, rows), *_mixed_line(group, replayed, rows)]
     return ["", *lines] if lines else []
 
 
-def _unknown(rows: Sequence[SummaryRow]) -> list[str]:
+def _unknown_load(rows: Sequence[SummaryRow]) -> list[str]:
     """Neither marked nor told to have been alone."""
     what = {
-        "query times": [row.strategy for row in rows if row.query.beside is None],
-        "speed-ups": [row.strategy for row in rows if row.speedup and row.speedup_beside is None],
+        "query times": [row.strategy for row in rows if row.query.busy is None],
+        "speed-ups": [row.strategy for row in rows if row.speedup and row.speedup_busy is None],
     }
-    told = [f"the {times} of {_whose(names, rows)}" for times, names in what.items() if names]
+    told = [f"the {times} of {_join_names(names, rows)}" for times, names in what.items() if names]
     if not told:
         return []
     return [f"It is not known what else ran during {' and '.join(told)}: the rows or the machine do not tell."]
@@ -323,11 +325,11 @@ def _unknown(rows: Sequence[SummaryRow]) -> list[str]:
 def _replayed_line(group: Group, replayed: Sequence[SummaryRow], rows: Sequence[SummaryRow]) -> list[str]:
     by_origin: dict[str, list[SummaryRow]] = {}
     for row in replayed:
-        by_origin.setdefault(_origin(group.replayed(row.strategy)), []).append(row)
+        by_origin.setdefault(_origin(group.replays(row.strategy)), []).append(row)
     told = {True: "beside other work where marked", None: "what else ran is not known", False: "nothing ran beside"}
     return [
-        f"Query times of {_whose([row.strategy for row in some], rows)} are replayed: {origin}; "
-        f"{told[either_busy(*(row.query.beside for row in some))]}."
+        f"Query times of {_join_names([row.strategy for row in some], rows)} are replayed: {origin}; "
+        f"{told[either_busy(*(row.query.busy for row in some))]}."
         for origin, some in by_origin.items()
     ]
 
@@ -341,7 +343,7 @@ def _mixed_line(group: Group, replayed: Sequence[SummaryRow], rows: Sequence[Sum
         lines.append("These query times are means over different rounds: do not compare them with each other.")
     if others := [row.strategy for row in rows if row.speedup and row.speedup_source != REPLAY]:
         lines.append(
-            f"Speed-ups of {_whose(others, rows)} are of the rows' own times: no replay of the same rounds on the "
+            f"Speed-ups of {_join_names(others, rows)} are of the rows' own times: no replay of the same rounds on the "
             "same machine for both sides."
         )
     return lines
@@ -350,11 +352,11 @@ def _mixed_line(group: Group, replayed: Sequence[SummaryRow], rows: Sequence[Sum
 def _rounds(group: Group, row: SummaryRow) -> list[tuple[int, ...]]:
     """Over which its query times are means, by seed."""
     if row.query.source == REPLAY:
-        return [tuple(made.rounds) for made in group.replayed(row.strategy).values()]
+        return [tuple(made.rounds) for made in group.replays(row.strategy).values()]
     return [tuple(range(log.rounds)) for log in group.finished(row.strategy).values()]
 
 
-def _whose(names: Sequence[str], rows: Sequence[SummaryRow]) -> str:
+def _join_names(names: Sequence[str], rows: Sequence[SummaryRow]) -> str:
     return "all strategies" if len(names) == len(rows) else ", ".join(names)
 
 
@@ -372,11 +374,14 @@ def _origin(replayed: Mapping[int, Timings]) -> str:
 def common_lines(group: Group) -> list[str]:
     """A table for each run on whose states every strategy was timed."""
     return [
-        line for log, timings in _of_group(group, common=True) if is_usable(timings, log) for line in _on(log, timings)
+        line
+        for log, timings in _of_group(group, common=True)
+        if is_usable(timings, log)
+        for line in _common_table(log, timings)
     ]
 
 
-def _on(log: RunLog, timings: Timings) -> list[str]:
+def _common_table(log: RunLog, timings: Timings) -> list[str]:
     by_strategy: dict[str, list[Timing]] = {}
     for timing in timings.timings:
         by_strategy.setdefault(timing.strategy, []).append(timing)
@@ -405,7 +410,7 @@ def _on(log: RunLog, timings: Timings) -> list[str]:
         f"{', '.join(map(str, timings.rounds))}: median of {timings.repeats}; {machine(timings.header)}.",
         "",
         *align_table(head, rows),
-        *(["", LEGEND, AGAIN_COMMON.format(timings.header["cell"])] if any(ran) else []),
+        *(["", LEGEND, REPLAY_COMMON_HINT.format(timings.header["cell"])] if any(ran) else []),
         *(["", "It is not known what else ran meanwhile: the machine does not tell."] if None in ran else []),
     ]
 

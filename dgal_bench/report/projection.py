@@ -42,18 +42,18 @@ _NEAR, _TOGETHER, _TOUCHING = 5, 3, 1e-6
 _BLOCK = 16 * 2**20
 
 
-def project(latents: Features, seed: int, points: Index | None = None, backend: str = "auto") -> Features:
+def project(features: Features, seed: int, points: Index | None = None, backend: str = "auto") -> Features:
     """Positions (n, 2) of all points, or of ``points``: t-SNE of a sample, the others among their neighbours in it.
 
     t-SNE shows who is near whom. How far apart groups are, how large and how dense, it does not show, and it may tear
     what is one piece in the latent space. Of few points two principal components; latents (N, d) of one or two
     dimensions are their own.
     """
-    ids = torch.arange(len(latents)) if points is None else points
-    if latents.shape[1] <= 2:
-        return torch.nn.functional.pad(latents[ids].float(), (0, 2 - latents.shape[1]))
+    ids = torch.arange(len(features)) if points is None else points
+    if features.shape[1] <= 2:
+        return torch.nn.functional.pad(features[ids].float(), (0, 2 - features.shape[1]))
     chosen = ids[_draw_sample(len(ids), _SAMPLE, seed_for(seed, "sample"))]
-    drawn = latents[chosen].double()
+    drawn = features[chosen].double()
     middle = drawn.mean(0)
     scale = (drawn - middle).abs().max()
     if scale == 0:
@@ -63,9 +63,9 @@ def project(latents: Features, seed: int, points: Index | None = None, backend: 
     if len(chosen) == len(ids):
         return positions
     search = build_index(base, backend)
-    blocks = ids.split(max(1, _BLOCK // (search_width(_NEAR, len(base)) * latents.shape[1])))
+    blocks = ids.split(max(1, _BLOCK // (search_width(_NEAR, len(base)) * features.shape[1])))
     return torch.cat(
-        [place_among(base, positions, ((latents[block] - middle) / scale).float(), search) for block in blocks]
+        [place_among(base, positions, ((features[block] - middle) / scale).float(), search) for block in blocks]
     )
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from dgal_bench.report.comparisons import OPPONENTS, Comparison, against, counterpart
+from dgal_bench.report.comparisons import OPPONENTS, Comparison, compare_with, counterpart
 from dgal_bench.report.costs import one_off
 from dgal_bench.report.groups import REFERENCE, Group
 from dgal_bench.report.statistics import Estimate, mean_interval, ratio_interval
 from dgal_bench.report.times import (
-    Counted,
+    CountSeconds,
     Times,
     all_phases,
     comparable,
@@ -37,7 +37,7 @@ class SummaryRow:
     speedup: Estimate | None
     query: Times
     speedup_source: str
-    speedup_beside: bool | None
+    speedup_busy: bool | None
     setup_seconds: float
     """Of the representation and graph that its queries rest on, once."""
 
@@ -51,7 +51,7 @@ def summarise(group: Group) -> Sequence[SummaryRow]:
 
 def _row(group: Group, strategy: str) -> SummaryRow:
     runs = group.finished(strategy)
-    query = from_replay(group.replayed(strategy)) or from_rows(runs)
+    query = from_replay(group.replays(strategy)) or from_rows(runs)
     pair = times_of_both(group, strategy, counterpart(strategy, REFERENCE, group))
     seeds = sorted(pair[0].seconds) if pair else []
     return SummaryRow(
@@ -65,23 +65,25 @@ def _row(group: Group, strategy: str) -> SummaryRow:
         else None,
         query=query,
         speedup_source=pair[0].source if pair else "",
-        speedup_beside=either_busy(*(times.beside for times in pair or ())),
+        speedup_busy=either_busy(*(times.busy for times in pair or ())),
         setup_seconds=one_off(group, strategy),
     )
 
 
-def times_of_both(group: Group, ours: str, theirs: str, counted: Counted = all_phases) -> tuple[Times, Times] | None:
+def times_of_both(
+    group: Group, ours: str, theirs: str, count_seconds: CountSeconds = all_phases
+) -> tuple[Times, Times] | None:
     """The times of two strategies, of the same seeds and from the same source; None without any."""
-    mine, other = group.replayed(ours), group.replayed(theirs)
+    mine, other = group.replays(ours), group.replays(theirs)
     both = [seed for seed in mine.keys() & other.keys() if comparable(mine[seed], other[seed])]
-    replays = [from_replay({seed: timings[seed] for seed in both}, counted) for timings in (mine, other)]
+    replays = [from_replay({seed: timings[seed] for seed in both}, count_seconds) for timings in (mine, other)]
     if replays[0] and replays[1]:
         return replays[0], replays[1]
     runs = [group.finished(strategy) for strategy in (ours, theirs)]
     seeds = runs[0].keys() & runs[1].keys()
     if not seeds:
         return None
-    first, second = (from_rows({seed: logs[seed] for seed in seeds}, counted) for logs in runs)
+    first, second = (from_rows({seed: logs[seed] for seed in seeds}, count_seconds) for logs in runs)
     return first, second
 
 
@@ -102,7 +104,7 @@ def summary_csv(groups: Iterable[Group]) -> str:
     versus = [f"area_vs_{opponent}{side}" for opponent in OPPONENTS for side in _SIDES]
     writer.writerow([*_IDENTITY, *ends, *_SOURCES, "setup_seconds", *versus])
     for one in groups:
-        met = [against(one, opponent) for opponent in OPPONENTS]
+        met = [compare_with(one, opponent) for opponent in OPPONENTS]
         for row in summarise(one):
             values = [value for measure in MEASURES for value in _ends(getattr(row, measure))]
             apart = [value for by in met for value in _versus(by.get(row.strategy))]
@@ -112,14 +114,14 @@ def summary_csv(groups: Iterable[Group]) -> str:
 
 def _identity(group: Group, row: SummaryRow) -> list[str | int | float]:
     where = " / ".join(sorted({hardware(log.header) for log in group.finished(row.strategy).values()}))
-    kept: list[str | int | float] = [group.suite, group.told, group.profile, group.algorithm_version, where]
+    kept: list[str | int | float] = [group.suite, group.dataset_label, group.profile, group.algorithm_version, where]
     return [*kept, row.strategy, row.final_accuracy.n, row.n_scored]
 
 
 def _sources(row: SummaryRow) -> list[str]:
     said = {True: "yes", False: "no", None: "unknown"}
-    speedup = [row.speedup_source, said[row.speedup_beside]] if row.speedup else ["", ""]
-    return [row.query.source, said[row.query.beside], *speedup]
+    speedup = [row.speedup_source, said[row.speedup_busy]] if row.speedup else ["", ""]
+    return [row.query.source, said[row.query.busy], *speedup]
 
 
 def _versus(one: Comparison | None) -> list[float | str]:

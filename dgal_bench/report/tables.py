@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dgal_bench.report.comparisons import OPPONENTS, Comparison, against
+from dgal_bench.report.comparisons import OPPONENTS, Comparison, compare_with
 from dgal_bench.report.costs import at_budget, budgets, ledger, ledger_text, reach_target, sums_note, targets
 from dgal_bench.report.formatting import (
     align_table,
@@ -50,8 +50,8 @@ def _estimate(measure: str, one: Estimate, factor: float, digits: int, mark: str
 
 
 def main_table(group: Group, rows: Sequence[SummaryRow]) -> ResultTable:
-    query = mark_values([spread(row.query_seconds, 1000, 2) for row in rows], [row.query.beside for row in rows])
-    faster = mark_values([speedup(row.speedup) for row in rows], [row.speedup_beside for row in rows])
+    query = mark_values([spread(row.query_seconds, 1000, 2) for row in rows], [row.query.busy for row in rows])
+    faster = mark_values([speedup(row.speedup) for row in rows], [row.speedup_busy for row in rows])
     lines = [
         (
             row.strategy,
@@ -86,7 +86,7 @@ def interval_note(group: Group) -> str:
 
 def comparison_table(group: Group) -> ResultTable | None:
     """Every strategy against margin and random, paired over seeds."""
-    found = {opponent: against(group, opponent) for opponent in OPPONENTS}
+    found = {opponent: compare_with(group, opponent) for opponent in OPPONENTS}
     found = {opponent: compared for opponent, compared in found.items() if compared}
     if not found:
         return None
@@ -179,8 +179,8 @@ def ledger_table(group: Group) -> ResultTable | None:
             [
                 TableCell(f"{one.seconds:,.1f}", one.seconds, "setup_seconds"),
                 *(
-                    TableCell(ledger_text(paid), paid.queries, f"paid_against_{rival}")
-                    for rival, paid in zip(found.rivals, one.paid, strict=True)
+                    TableCell(ledger_text(point), point.queries, f"paid_against_{rival}")
+                    for rival, point in zip(found.rivals, one.pay_offs, strict=True)
                 ),
             ],
         )
@@ -208,10 +208,10 @@ def machine_table(group: Group) -> ResultTable:
     for row in summarise(group):
         logs = group.finished(row.strategy).values()
         records = [record for log in logs for record in log.records]
-        replayed = group.replayed(row.strategy)
+        replayed = group.replays(row.strategy)
         where = sorted({machine(one.header) for one in (replayed or group.finished(row.strategy)).values()})
         busy = [record.busy_elsewhere for record in records if record.busy_elsewhere is not None]
-        alone = {True: "no", False: "yes", None: "not known"}[row.query.beside]
+        alone = {True: "no", False: "yes", None: "not known"}[row.query.busy]
         rows.append(
             (
                 row.strategy,

@@ -66,8 +66,8 @@ def _markdown_section(group: Group) -> str:
 
 
 def _table(rows: Sequence[SummaryRow]) -> list[str]:
-    query = mark_values([spread(row.query_seconds, 1000, 2) for row in rows], [row.query.beside for row in rows])
-    faster = mark_values([speedup(row.speedup) for row in rows], [row.speedup_beside for row in rows])
+    query = mark_values([spread(row.query_seconds, 1000, 2) for row in rows], [row.query.busy for row in rows])
+    faster = mark_values([speedup(row.speedup) for row in rows], [row.speedup_busy for row in rows])
     return align_table(
         ["strategy", "seeds", "final accuracy %", "area under curve %", "query ms", "points scored", "speed-up"],
         [
@@ -105,7 +105,7 @@ PENALTY = FigureSpec(
 )
 
 
-Drawing = Callable[[int, int], None]
+DrawProgress = Callable[[int, int], None]
 """Told how many groups are drawn, of how many."""
 
 
@@ -118,7 +118,7 @@ class WrittenReport:
 
 
 def write_report(
-    results: Path, out: Path, progress: Drawing = lambda done, of: None, growth: Path | None = None
+    results: Path, out: Path, progress: DrawProgress = lambda done, of: None, growth: Path | None = None
 ) -> WrittenReport:
     """Read every run under ``results`` and write the report to ``out``; ``growth``: a file of benchmarks/scaling.py.
 
@@ -155,7 +155,7 @@ def _sections(groups: Sequence[Group], folder: Path) -> Iterator[tuple[Section, 
         yield from (_section(one, folder) for one in groups)
         return
     _TO_DRAW[:] = [(one, folder) for one in groups]
-    pool = ProcessPoolExecutor(n_workers, multiprocessing.get_context("fork"), _as_a_child)
+    pool = ProcessPoolExecutor(n_workers, multiprocessing.get_context("fork"), _start_worker)
     try:
         yield from pool.map(_draw, range(len(groups)))
     finally:
@@ -163,7 +163,7 @@ def _sections(groups: Sequence[Group], folder: Path) -> Iterator[tuple[Section, 
         _TO_DRAW.clear()
 
 
-def _as_a_child() -> None:
+def _start_worker() -> None:
     """A stop is the parent's to handle, who then ends the pool."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -187,7 +187,7 @@ def _across(groups: Sequence[Group], folder: Path) -> tuple[list[DrawnFigure], l
     """Who beats whom, of each suite, profile and version of which two strategies met."""
     found, files = [], []
     for one in penalties(groups):
-        if one.compared.any():
+        if one.n_compared.any():
             with mpl.rc_context(rc=RC):
                 made = penalty_matrix(one)
                 name = in_addresses(f"{one.suite}-{one.profile}-v{one.algorithm_version}-penalties", one.suite)

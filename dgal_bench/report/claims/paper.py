@@ -21,39 +21,39 @@ from dgal_bench.report.claims.rules import (
 from dgal_bench.results.metrics import area_under_curve
 
 BENCHMARKS = ("lc", "margin", "entropy", "badge", "coreset", "seals", "ganvae")
-"""Of section 5.1, less random, whose queries cost nothing, and VAE-SEALS, which has a claim of its own."""
+"""Of section 5.1, without random, whose queries cost nothing, and VAE-SEALS, which has a claim of its own."""
 
 Rival = str | Callable[[Evidence], str | None]
-"""A strategy, or who it is on a data set."""
+"""A strategy, or a function that names it for a data set."""
 
 
-def best(bench: Evidence) -> str | None:
-    """The benchmark of the largest mean area under the curve."""
-    return _most(bench, lambda name: [area_under_curve(log.records) for log in bench.runs(name).values()])
+def best(evidence: Evidence) -> str | None:
+    """The benchmark with the largest mean area under the curve."""
+    return _most(evidence, lambda name: [area_under_curve(log.records) for log in evidence.runs(name).values()])
 
 
-def slowest(bench: Evidence) -> str | None:
-    """The benchmark whose queries take longest, by the seconds that count."""
-    return _most(bench, lambda name: list(bench.times("dgmg", name)[1].seconds.values()))
+def slowest(evidence: Evidence) -> str | None:
+    """The benchmark with the longest mean query, by the seconds that count."""
+    return _most(evidence, lambda name: list(evidence.times("dgmg", name)[1].seconds.values()))
 
 
-def _most(bench: Evidence, values: Callable[[str], Sequence[float]]) -> str | None:
+def _most(evidence: Evidence, values: Callable[[str], Sequence[float]]) -> str | None:
     means = {
-        name: sum(found) / len(found) for name in BENCHMARKS if bench.pairs("dgmg", name) and (found := values(name))
+        name: sum(found) / len(found) for name in BENCHMARKS if evidence.pairs("dgmg", name) and (found := values(name))
     }
     return max(means, key=lambda name: means[name], default=None)
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Ours less theirs, as area under the curve of a time."""
+    """Our area under the curve minus theirs, over all rounds, early or late."""
 
     ours: str
     theirs: Rival
     when: str = ALL
 
-    def __call__(self, bench: Evidence, rival: str) -> SeedSample:
-        return bench.accuracy(self.ours, rival, self.when)
+    def __call__(self, evidence: Evidence, rival: str) -> SeedSample:
+        return evidence.accuracy(self.ours, rival, self.when)
 
 
 @dataclass(frozen=True)
@@ -64,25 +64,25 @@ class Speed:
     theirs: Rival
     timed: bool = True
 
-    def __call__(self, bench: Evidence, rival: str) -> SeedSample:
-        return bench.speed(self.ours, rival)
+    def __call__(self, evidence: Evidence, rival: str) -> SeedSample:
+        return evidence.speed(self.ours, rival)
 
 
 @dataclass(frozen=True)
 class Total:
-    """The same with what the queries rest on paid for."""
+    """The same for a whole run, with the set-up that the queries need."""
 
     ours: str
     theirs: Rival
     timed: bool = True
 
-    def __call__(self, bench: Evidence, rival: str) -> SeedSample:
-        return bench.total(self.ours, rival)
+    def __call__(self, evidence: Evidence, rival: str) -> SeedSample:
+        return evidence.total(self.ours, rival)
 
 
 @dataclass(frozen=True)
 class QueryGrowth:
-    """What a strategy's queries grow to from the first third of the rounds to the last."""
+    """How a value of a strategy's queries grows from the first third of the rounds to the last."""
 
     ours: str
     value: str
@@ -92,19 +92,19 @@ class QueryGrowth:
     def timed(self) -> bool:
         return self.value == "query_seconds"
 
-    def __call__(self, bench: Evidence, rival: str) -> SeedSample:
-        return bench.growth(self.ours, self.value)
+    def __call__(self, evidence: Evidence, rival: str) -> SeedSample:
+        return evidence.growth(self.ours, self.value)
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """How the boundary share of a strategy's batches changes."""
+    """How the boundary share of a strategy's batches grows from the first third of the queries to the last."""
 
     ours: str
     theirs: Rival = ""
 
-    def __call__(self, bench: Evidence, rival: str) -> SeedSample:
-        return bench.refinement(self.ours)
+    def __call__(self, evidence: Evidence, rival: str) -> SeedSample:
+        return evidence.refinement(self.ours)
 
 
 Measure = Accuracy | Speed | Total | QueryGrowth | Refinement
@@ -112,9 +112,9 @@ Measure = Accuracy | Speed | Total | QueryGrowth | Refinement
 
 @dataclass(frozen=True)
 class ClaimPart:
-    """``words`` with {theirs} for the rival; ``over``: how the data sets' verdicts make one.
+    """``words`` has {theirs} for the rival; ``over`` combines the verdicts of the data sets into one.
 
-    ``only``: the data sets that it is about, and ``but`` those that it is not; none named: all.
+    ``only`` names the data sets that the part is about, or ``but`` those that it is not about; by default all count.
     """
 
     words: str
@@ -124,13 +124,13 @@ class ClaimPart:
     only: tuple[str, ...] = ()
     but: tuple[str, ...] = ()
 
-    def concerns(self, bench: Evidence) -> bool:
-        name = bench.group.dataset
+    def concerns(self, evidence: Evidence) -> bool:
+        name = evidence.group.dataset
         return name in self.only if self.only else name not in self.but
 
     @property
     def strategies(self) -> frozenset[str]:
-        """Whose rows it rests on."""
+        """All strategies whose rows the part uses."""
         theirs = self.measure.theirs
         rivals = [theirs] if isinstance(theirs, str) else BENCHMARKS
         return frozenset([self.measure.ours, *rivals]) - {""}
@@ -142,9 +142,9 @@ class ClaimPart:
 
 @dataclass(frozen=True)
 class Claim:
-    """``words`` as the paper means it, ``where`` it says so, ``reading`` how its words became rules.
+    """``words``: what the paper claims, ``where`` it does so, ``reading``: how words became rules.
 
-    ``figure`` of the report shows it. No ``parts``: it is judged by measurements of its own, not by rows.
+    ``figure`` of the report shows it. A claim without ``parts`` is judged by its own measurements, not by rows.
     """
 
     number: int

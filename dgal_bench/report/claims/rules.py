@@ -1,4 +1,4 @@
-"""The rules that a claim is judged by, fixed before any row existed, and what a sample of seeds says by them."""
+"""The rules that claims are judged by, fixed before any row existed, and the samples of seeds they apply to."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from dgal_bench.report.statistics import Estimate, mean_interval
 
 CONFIRMED, REFUTED, UNDECIDED, NOT_RUN = "confirmed", "refuted", "undecided", "not run"
 
-FEW = 5
-"""Seeds under which nothing is decided."""
+MIN_SEEDS = 5
+"""With fewer seeds every verdict is undecided."""
 
 ALPHA = 0.05
-"""A test that passes it alone, but not after Holm's correction within its claim, decides nothing."""
+"""A part whose p exceeds this after Holm's correction within its claim is undecided."""
 
 POINTS, TIMES, EXPONENT = "points", "times", "exponent"
 POINT = 0.01
@@ -22,13 +22,13 @@ POINT = 0.01
 
 @dataclass(frozen=True)
 class SeedSample:
-    """A number of each seed: a difference of shares (POINTS) or the logarithm of a ratio (TIMES)."""
+    """One number per seed: a difference of shares (POINTS) or the logarithm of a ratio (TIMES)."""
 
     values: Mapping[int, float]
     unit: str
     source: str = ""
-    """Of seconds: replay or rows."""
-    beside: bool | None = False
+    """Where seconds come from: replay or rows."""
+    busy: bool | None = False
     """Whether seconds were taken beside other work; None: not known."""
 
     @property
@@ -44,7 +44,7 @@ class SeedSample:
         return Estimate(exp(found.mean), exp(found.low), inf if found.high == inf else exp(found.high), found.n)
 
     def p(self, bound: float) -> float | None:
-        """Of the two-sided test that the mean is the bound."""
+        """Of the two-sided test that the mean equals the bound."""
         at = log(bound) if self.unit == TIMES else bound
         return zero_test([value - at for value in self._column])
 
@@ -55,9 +55,9 @@ class SeedSample:
 
 @dataclass(frozen=True)
 class Rule:
-    """``low``..``high``: what must hold the whole interval of the effect, or only ``meets`` it.
+    """Confirmed where ``low``..``high`` contains the effect's interval (with ``meets``: overlaps it), refuted outside.
 
-    An interval that lies outside refutes. Where only one end is finite, it is the bound of a test, too.
+    Where only ``low`` is finite, it is also the bound of a test.
     """
 
     words: str
@@ -67,7 +67,7 @@ class Rule:
 
     @property
     def bound(self) -> float | None:
-        """Of the test that stands beside the interval; None for a band, which has no test of one value."""
+        """Of the test reported with the interval; None for a band, which has no test of one value."""
         return self.low if self.high == inf else None
 
     def verdict(self, effect: Estimate) -> str:
@@ -75,7 +75,7 @@ class Rule:
         if self.meets:
             return REFUTED if outside else CONFIRMED
         within = effect.low >= self.low and effect.high <= self.high
-        if self.low in (0.0, 1.0) and self.high == inf:  # better than, more than: no difference at all is neither
+        if self.low in (0.0, 1.0) and self.high == inf:  # "more than" excludes an end that is exactly no difference
             within = effect.low > self.low
         return CONFIRMED if within else REFUTED if outside else UNDECIDED
 
@@ -104,8 +104,8 @@ def about(times: float) -> Rule:
     return Rule(f"the interval of the ratio meets [{0.3 * times:g}, {3 * times:g}]", 0.3 * times, 3 * times, meets=True)
 
 
-def together(verdicts: Sequence[str]) -> str:
-    """Of the parts of a claim: one refuted refutes it, all confirmed confirm it, and none run is not run."""
+def combine(verdicts: Sequence[str]) -> str:
+    """One verdict from those of a claim's parts: one refuted part refutes, all confirmed confirm."""
     if REFUTED in verdicts:
         return REFUTED
     if not verdicts or all(one == NOT_RUN for one in verdicts):
@@ -114,22 +114,22 @@ def together(verdicts: Sequence[str]) -> str:
 
 
 def every(verdicts: Iterable[str]) -> str:
-    """Of the data sets run: on each of them."""
-    return together([one for one in verdicts if one != NOT_RUN])
+    """Confirmed where it is on each data set run."""
+    return combine([one for one in verdicts if one != NOT_RUN])
 
 
 def most(verdicts: Iterable[str]) -> str:
-    """On more than half of the data sets run."""
+    """Confirmed where it is on more than half of the data sets run."""
     run = [one for one in verdicts if one != NOT_RUN]
     if 2 * run.count(CONFIRMED) > len(run):
         return CONFIRMED
     if run and 2 * run.count(REFUTED) >= len(run):
-        return REFUTED  # more than half is out of reach, whatever the others turn out to be
+        return REFUTED  # the rest cannot be more than half
     return UNDECIDED if run else NOT_RUN
 
 
 def some(verdicts: Iterable[str]) -> str:
-    """On one data set run at least; refuted where it is on all."""
+    """Confirmed where it is on one data set run, refuted where it is on all."""
     run = [one for one in verdicts if one != NOT_RUN]
     if CONFIRMED in run:
         return CONFIRMED

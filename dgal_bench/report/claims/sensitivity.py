@@ -1,4 +1,4 @@
-"""The choices that could change the paper's conclusion, shown both ways: claims judged again under the other one."""
+"""What verdicts depend on: settings that differ from the paper's, and claims judged under both ways of each choice."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,11 +10,8 @@ from dgal_bench.core.errors import UserError
 from dgal_bench.report.claims.evidence import Evidence
 from dgal_bench.report.claims.judge import JudgedClaim, judge_claim
 from dgal_bench.report.claims.paper import CLAIMS, Claim, ClaimPart
-from dgal_bench.report.times import Counted, all_phases, without_phases
+from dgal_bench.report.times import CountSeconds, all_phases, without_phases
 from dgal_bench.strategies import resolve_parts
-
-# Where the settings of a data set's rows differ from the paper's, and why.
-
 
 REASONS: Mapping[str, str] = {
     "representation.max_epochs": "on a CPU the paper's 300 epochs of 60,000 images take hours",
@@ -25,7 +22,7 @@ REASONS: Mapping[str, str] = {
     "rounds": "the run asked for it",
     "restricted_size": "the run asked for it",
 }
-"""By setting; one that is not here was set by the run's own command."""
+"""Why a setting differs from the paper's; one that is not listed was set by the run's command."""
 
 NOT_IN_PAPER: Sequence[str] = (
     "K = 20 neighbours: the paper does not say how many, and 10 is the other common value.",
@@ -36,30 +33,32 @@ NOT_IN_PAPER: Sequence[str] = (
     "The VAE's error is summed over pixels and its KL over latents: averaging one of them makes the latents collapse.",
     "The labeled rows of the diffusion are clamped in every step, and the weights are symmetrised.",
 )
-"""What the paper leaves open, everywhere alike."""
+"""What the paper leaves open, on all data sets."""
 
 _CIRCUMSTANCES = ("seed", "profile", "threads", "device", "representation.threads", "predict_batch_size")
-"""Settings that say who made the rows, not what."""
+"""Settings of how rows are made, not of what is measured."""
 
 
-def setting_differences(bench: Evidence) -> list[str]:
+def setting_differences(evidence: Evidence) -> list[str]:
     """``representation.max_epochs: 15 instead of 300 (...)`` for each; one line where the paper has no setting."""
-    if not bench.of_the_paper:
-        return [f"{bench.group.dataset} is not one of the paper's data sets: every setting is ours."]
+    if not evidence.of_the_paper:
+        return [f"{evidence.group.dataset} is not one of the paper's data sets: every setting is ours."]
     found: dict[str, str] = {}
-    for label in bench.group.strategies:
-        logs = list(bench.runs(label).values()) if "+" not in label else []  # a suffix is a departure by name
+    for label in evidence.group.strategies:
+        logs = list(evidence.runs(label).values()) if "+" not in label else []  # a suffix names its difference
         for log in logs[:1]:  # the seeds of a strategy have one configuration
             found |= _against_paper(log.header["config"])
     return [f"{name}: {change}" for name, change in sorted(found.items())]
 
 
 def _against_paper(config: Mapping[str, Any]) -> dict[str, str]:
-    """By setting what differs; of a setting that the row's version did not have nothing is said."""
+    """Differences by setting; a setting that the row's version did not have is left out."""
     dataset, strategy = config["dataset"]["name"], config["strategy"]["name"]
     try:
-        made = compose({"dataset": dataset, "strategy": strategy, "profile": "paper", "representation": "default"})
-        paper = to_dict(made) | {"strategy": to_dict(resolve_parts(made.strategy))}
+        paper_config = compose(
+            {"dataset": dataset, "strategy": strategy, "profile": "paper", "representation": "default"}
+        )
+        paper = to_dict(paper_config) | {"strategy": to_dict(resolve_parts(paper_config.strategy))}
     except UserError:
         return {strategy: f"no strategy of the package on {dataset}: it has no setting of the paper's"}
     changes = {}
@@ -72,7 +71,7 @@ def _against_paper(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """What of one the other has, too."""
+    """The entries of ``one`` whose keys ``other`` has, too."""
     return {
         key: _shared(value, other[key]) if isinstance(value, Mapping) and isinstance(other[key], Mapping) else value
         for key, value in one.items()
@@ -86,63 +85,65 @@ REPRESENTATION = "representation.seed="
 
 @dataclass(frozen=True)
 class AnalysisChoice:
-    """``here`` what the verdicts rest on, ``else_`` the other way.
+    """A choice of the analysis: ``here`` as the verdicts have it, and its ``alternative``.
 
-    ``stands_for`` says of a bench which variant stands in whose place there; ``timed``: only seconds change.
-    ``concerns``: whom the choice is about. A part about several of them is judged where all have a variant.
+    ``variants`` names for some evidence the variant of each strategy under the alternative; ``timed``: only seconds
+    change. The choice is about ``strategies``; a part with several of them is judged where all have a variant.
     """
 
     title: str
     here: str
-    else_: str
-    concerns: frozenset[str]
-    stands_for: Callable[[Evidence], Mapping[str, str]] = lambda bench: {}
-    counted: Counted = all_phases
-    shared: bool = False
+    alternative: str
+    strategies: frozenset[str]
+    variants: Callable[[Evidence], Mapping[str, str]] = lambda evidence: {}
+    count_seconds: CountSeconds = all_phases
+    share_setup: bool = False
     timed: bool = False
 
-    def touched(self, claim: Claim, bench: Evidence) -> tuple[ClaimPart, ...]:
-        """The parts of the claim that rest on what changes, and on nothing that should change and does not."""
+    def affected_parts(self, claim: Claim, evidence: Evidence) -> tuple[ClaimPart, ...]:
+        """The parts that use a changed strategy, and none of ``strategies`` without a variant."""
         if self.timed:
-            return tuple(part for part in claim.parts if part.timed and part.strategies & self.concerns)
-        changed = frozenset(self.stands_for(bench))
+            return tuple(part for part in claim.parts if part.timed and part.strategies & self.strategies)
+        changed = frozenset(self.variants(evidence))
         return tuple(
-            part for part in claim.parts if part.strategies & changed and part.strategies & self.concerns <= changed
+            part for part in claim.parts if part.strategies & changed and part.strategies & self.strategies <= changed
         )
 
 
 def _with(suffix: str) -> Callable[[Evidence], Mapping[str, str]]:
-    """Every strategy that was run with this setting, too."""
+    """The variants with this setting, of every strategy that was run both with and without it."""
 
-    def found(bench: Evidence) -> Mapping[str, str]:
-        names = [label.removesuffix(f"+{suffix}") for label in bench.group.strategies if label.endswith(f"+{suffix}")]
-        return {name: f"{name}+{suffix}" for name in names if bench.runs(name)}
+    def found(evidence: Evidence) -> Mapping[str, str]:
+        names = [
+            label.removesuffix(f"+{suffix}") for label in evidence.group.strategies if label.endswith(f"+{suffix}")
+        ]
+        return {name: f"{name}+{suffix}" for name in names if evidence.runs(name)}
 
     return found
 
 
-def _matched_strategies(bench: Evidence) -> Mapping[str, str]:
+def _matched_strategies(evidence: Evidence) -> Mapping[str, str]:
     pairs = {"seals": "seals_matched", "vae_seals": "vae_seals_matched"}
-    return {one: other for one, other in pairs.items() if bench.runs(one) and bench.runs(other)}
+    return {one: other for one, other in pairs.items() if evidence.runs(one) and evidence.runs(other)}
 
 
-_DIFFUSING = frozenset({"dgmg", "dglc", "dgbadge", "dgcoreset"})
-_RESTING = _DIFFUSING | {"vae_seals"}
+_DIFFUSION = frozenset({"dgmg", "dglc", "dgbadge", "dgcoreset"})
+_VAE_BASED = _DIFFUSION | {"vae_seals"}
 
 
-def analysis_choices(benches: Sequence[Evidence]) -> list[AnalysisChoice]:
-    """Those that are known beforehand, and one for each other representation that was run."""
+def analysis_choices(all_evidence: Sequence[Evidence]) -> list[AnalysisChoice]:
+    """The fixed choices, and one for each other representation that was run."""
     suffixes = sorted(
         {
             label.partition("+")[2]
-            for bench in benches
-            for label in bench.group.strategies
+            for evidence in all_evidence
+            for label in evidence.group.strategies
             if label.partition("+")[2].startswith(REPRESENTATION)
         }
     )
     return [
         AnalysisChoice(
-            "Ties of the diffusion", "broken by a seeded hash", "by position, as a sort would", _DIFFUSING,
+            "Ties of the diffusion", "broken by a seeded hash", "by position, as a sort would", _DIFFUSION,
             _with(BY_POSITION),
         ),
         AnalysisChoice(
@@ -151,19 +152,19 @@ def analysis_choices(benches: Sequence[Evidence]) -> list[AnalysisChoice]:
         ),
         AnalysisChoice(
             "What of SEALS' query is timed", "all of it", "without embedding the pool and indexing it again",
-            frozenset({"seals"}), counted=without_phases("embed", "index"), timed=True,
+            frozenset({"seals"}), count_seconds=without_phases("embed", "index"), timed=True,
         ),
         AnalysisChoice(
             "What of GANVAE's query is timed", "all of it", "without training the adversary",
-            frozenset({"ganvae"}), counted=without_phases("aux_train"), timed=True,
+            frozenset({"ganvae"}), count_seconds=without_phases("aux_train"), timed=True,
         ),
         AnalysisChoice(
-            "The one-off cost", "in no query", "VAE and graph shared out over the run's queries", _RESTING,
-            shared=True, timed=True,
+            "The one-off cost", "in no query", "VAE and graph shared out over the run's queries", _VAE_BASED,
+            share_setup=True, timed=True,
         ),
         *(
             AnalysisChoice(
-                "The representation", "the rows' own", suffix.replace(REPRESENTATION, "that of seed "), _RESTING,
+                "The representation", "the rows' own", suffix.replace(REPRESENTATION, "that of seed "), _VAE_BASED,
                 _with(suffix),
             )
             for suffix in suffixes
@@ -176,13 +177,13 @@ class BothWays:
     """A claim on one data set, judged under both choices."""
 
     choice: AnalysisChoice
-    bench: str
+    dataset: str
     here: JudgedClaim
     other: JudgedClaim
 
     @property
     def verdicts(self) -> tuple[str, str]:
-        return self.here.by_bench[self.bench], self.other.by_bench[self.bench]
+        return self.here.by_dataset[self.dataset], self.other.by_dataset[self.dataset]
 
     @property
     def changed(self) -> bool:
@@ -191,29 +192,32 @@ class BothWays:
 
 @dataclass(frozen=True)
 class ChoiceEffect:
-    """A choice with every claim that it touches, on the data sets where both ways were run."""
+    """A choice with every claim that it affects, on the data sets where both ways were run."""
 
     choice: AnalysisChoice
     pairs: Sequence[BothWays] = field(default_factory=list)
 
 
-def choice_effects(benches: Sequence[Evidence]) -> list[ChoiceEffect]:
-    """Every choice, those too that nothing was run for.
+def choice_effects(all_evidence: Sequence[Evidence]) -> list[ChoiceEffect]:
+    """Every choice, also where its alternative was not run.
 
-    Both ways a claim is judged on that data set alone, on the seeds that both have, in the parts that the choice
-    touches; Holm's correction is for those.
+    Both ways a claim is judged on one data set, on the seeds that both have, in the parts that the choice affects;
+    Holm's correction is for those.
     """
-    known = analysis_choices(benches)
-    return [ChoiceEffect(choice, [pair for bench in benches for pair in _pairs(choice, bench)]) for choice in known]
+    known = analysis_choices(all_evidence)
+    return [
+        ChoiceEffect(choice, [pair for evidence in all_evidence for pair in _pairs(choice, evidence)])
+        for choice in known
+    ]
 
 
-def _pairs(choice: AnalysisChoice, bench: Evidence) -> Iterator[BothWays]:
-    """The claims that come to something else under the other choice, in a verdict or in a number."""
-    here, other = bench.both_ways(choice.stands_for(bench), choice.counted, choice.shared)
+def _pairs(choice: AnalysisChoice, evidence: Evidence) -> Iterator[BothWays]:
+    """The claims with another effect under the other choice."""
+    here, other = evidence.both_ways(choice.variants(evidence), choice.count_seconds, choice.share_setup)
     for claim in CLAIMS:
-        if parts := choice.touched(claim, bench):
+        if parts := choice.affected_parts(claim, evidence):
             alone = replace(claim, parts=parts)
-            pair = BothWays(choice, bench.name, judge_claim(alone, [here]), judge_claim(alone, [other]))
+            pair = BothWays(choice, evidence.name, judge_claim(alone, [here]), judge_claim(alone, [other]))
             sides = zip(pair.here.findings, pair.other.findings, strict=True)
             if any(a.effect != b.effect for a, b in sides if a.effect and b.effect):
                 yield pair

@@ -1,4 +1,4 @@
-"""A survey in words and tables: claims.md, claims.csv, and the sentences that the page begins with."""
+"""The verdicts on the claims in words and tables: claims.md, claims.csv and the first part of the page."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from dgal_bench.report.claims import ClaimsSurvey, survey_claims
 from dgal_bench.report.claims.evidence import ALL, Evidence
 from dgal_bench.report.claims.judge import ClaimFinding, JudgedClaim
 from dgal_bench.report.claims.paper import BENCHMARKS, best
-from dgal_bench.report.claims.rules import EXPONENT, FEW, NOT_RUN, POINTS, TIMES, SeedSample
+from dgal_bench.report.claims.rules import EXPONENT, MIN_SEEDS, NOT_RUN, POINTS, TIMES, SeedSample
 from dgal_bench.report.claims.sensitivity import NOT_IN_PAPER, BothWays, ChoiceEffect
 from dgal_bench.report.formatting import align_table, difference, escape_html, p_value, three_digits
 from dgal_bench.report.groups import group
@@ -28,86 +28,88 @@ RULES = (
     "0. Equal: the interval of the difference in area under the curve lies within ±1 point. Early: the first third of "
     "the rounds. About 100 (1,000) times: the interval of the ratio meets [30, 300] ([300, 3,000]). At least 10 times: "
     "its lower end is at least 10. Most: more than half of the data sets run. Contradicted is refuted, neither is "
-    f"undecided, and so is anything on fewer than {FEW} seeds. Under 10 seeds intervals and tests are Student's, which "
-    "takes differences to be normally distributed; from 10 they are BCa bootstraps and sign flips. Holm's correction "
-    "is for all tests of a claim. Read into that, before any verdict was looked at: what does not survive Holm's "
-    "correction is undecided; bands (equal, about) are judged by the interval alone; about as long: the ratio meets "
-    "[0.3, 3]; competitive: within ±1 point, or better; a claim of several parts is confirmed where all are, and "
+    f"undecided, and so is anything on fewer than {MIN_SEEDS} seeds. Under 10 seeds intervals and tests are Student's, "
+    "which takes differences to be normally distributed; from 10 they are BCa bootstraps and sign flips. Holm's "
+    "correction is for all tests of a claim. Read into that, before any verdict was looked at: what does not survive "
+    "Holm's correction is undecided; bands (equal, about) are judged by the interval alone; about as long: the ratio "
+    "meets [0.3, 3]; competitive: within ±1 point, or better; a claim of several parts is confirmed where all are, and "
     "refuted where one is. Added when the first verdicts were there, each of which can only turn one into undecided: "
     "who is best or slowest is not known while a benchmark was not run; over all, a claim is confirmed only where "
     "every data set that ran it confirms it."
 )
 
 
-def effect(finding: ClaimFinding) -> str:
+def effect_text(finding: ClaimFinding) -> str:
     """``+1.2 [0.3, 2.1] points``, ``61 [58, 65] times``; empty where nothing was run."""
-    return "" if finding.effect is None else measured(finding.effect, finding.unit)
+    return "" if finding.effect is None else estimate_text(finding.effect, finding.unit)
 
 
-def measured(one: Estimate, unit: str) -> str:
+def estimate_text(one: Estimate, unit: str) -> str:
     if unit == POINTS:
         return f"{difference(one, 100, 1)} points"
     ends = "" if isinf(one.high) or one.n < 2 else f" [{three_digits(one.low)}, {three_digits(one.high)}]"
     return f"{three_digits(one.mean)}{ends}{' times' if unit == TIMES else ''}"
 
 
-def headline(bench: Evidence) -> str:
-    """What DGMG costs and is worth on a data set, against random, margin and the most accurate benchmark."""
-    runs = bench.runs("dgmg")
+def headline(evidence: Evidence) -> str:
+    """DGMG's accuracy and query time on a data set, against random, margin and the most accurate benchmark."""
+    runs = evidence.runs("dgmg")
     if not runs:
-        return f"{bench.name}: DGMG has no finished run."
+        return f"{evidence.name}: DGMG has no finished run."
     logs = list(runs.values())
     final = 100 * mean_interval([log.records[-1].accuracy for log in logs]).mean
-    said = [f"On {bench.name} DGMG ends at {final:.1f} % with {logs[0].records[-1].n_labeled} labels"]
-    top, missing = best(bench), any(not bench.runs(name) for name in BENCHMARKS)
-    apart = []
+    said = [f"On {evidence.name} DGMG ends at {final:.1f} % with {logs[0].records[-1].n_labeled} labels"]
+    top, missing = best(evidence), any(not evidence.runs(name) for name in BENCHMARKS)
+    differences = []
     for rival in dict.fromkeys(("random", "rsmg", *([top] if top else []))):
-        sample = bench.accuracy("dgmg", rival, ALL)
+        sample = evidence.accuracy("dgmg", rival, ALL)
         if sample.n:
             kind = f"the most accurate benchmark{' of those run' if missing else ''}, " if rival == top else ""
             more = ", which restricts at random" if rival == "rsmg" else ""
-            apart.append(f"{_apart(sample)} {kind}{rival}{more}")
-    if apart:
-        listed = ", and ".join([", ".join(apart[:-1]), apart[-1]]) if len(apart) > 1 else apart[0]
+            differences.append(f"{_difference_text(sample)} {kind}{rival}{more}")
+    if differences:
+        listed = (
+            ", and ".join([", ".join(differences[:-1]), differences[-1]]) if len(differences) > 1 else differences[0]
+        )
         said.append(f"its mean accuracy over all rounds is {listed}")
-    faster = bench.speed("dgmg", "margin")
+    faster = evidence.speed("dgmg", "margin")
     if faster.n:
         ratio = faster.effect
         times = ratio if ratio.mean >= 1 else Estimate(1 / ratio.mean, 1 / ratio.high, 1 / ratio.low, ratio.n)
         less = "less" if ratio.mean >= 1 else "more"
-        said.append(f"a query takes {three_digits(times.mean)} times{_ends(times)} {less} time than margin's")
+        said.append(f"a query takes {three_digits(times.mean)} times{_interval_text(times)} {less} time than margin's")
     return f"{'; '.join(said)} ({len(logs)} seed{'' if len(logs) == 1 else 's'})."
 
 
-def _apart(sample: SeedSample) -> str:
-    """``2.1 points [1.0, 3.2] above``; not to be told from, where the interval holds 0 or the seeds are few."""
+def _difference_text(sample: SeedSample) -> str:
+    """``2.1 points [1.0, 3.2] above``; "not to be told from" where the interval holds 0 or seeds are few."""
     one = sample.effect
     ends = "" if isinf(one.high) else f" [{100 * one.low:+.1f}, {100 * one.high:+.1f}]"
-    few = "" if sample.n >= FEW else f", {sample.n} seeds"
-    if one.low <= 0 <= one.high or sample.n < FEW:
+    few = "" if sample.n >= MIN_SEEDS else f", {sample.n} seeds"
+    if one.low <= 0 <= one.high or sample.n < MIN_SEEDS:
         return f"not to be told ({100 * one.mean:+.1f} points{ends}{few}) from that of"
     return f"{abs(100 * one.mean):.1f} points{ends} {'above' if one.mean > 0 else 'below'} that of"
 
 
-def _ends(one: Estimate) -> str:
+def _interval_text(one: Estimate) -> str:
     return "" if isinf(one.high) else f" [{three_digits(one.low)}, {three_digits(one.high)}]"
 
 
-def deciding(one: JudgedClaim, bench: str) -> ClaimFinding | None:
-    """The first part that makes the verdict of a data set what it is; None where nothing was run."""
-    kind = one.by_bench[bench]
-    return next((part for part in one.of(bench) if part.counts and part.verdict == kind and part.effect), None)
+def deciding_finding(one: JudgedClaim, dataset: str) -> ClaimFinding | None:
+    """The first part with the verdict of the data set; None where nothing was run."""
+    kind = one.by_dataset[dataset]
+    return next((part for part in one.of(dataset) if part.decides and part.verdict == kind and part.effect), None)
 
 
-def counts(one: JudgedClaim, bench: str | None = None) -> str:
-    """``5 seeds, 1 representation``: what a verdict rests on, the fewest of its parts."""
-    found = [finding for finding in one.findings if finding.effect and (bench is None or finding.bench == bench)]
+def sample_sizes(one: JudgedClaim, dataset: str | None = None) -> str:
+    """``5-10 seeds, 1 representation``: the sizes of the samples behind a verdict, over its parts."""
+    found = [finding for finding in one.findings if finding.effect and (dataset is None or finding.dataset == dataset)]
     if not found or found[0].unit == EXPONENT:
         return ""
     seeds = {finding.n for finding in found}
-    made = {finding.representations for finding in found if finding.representations}
-    told = f"{_span(seeds)} seed{'' if seeds == {1} else 's'}"
-    return f"{told}, {_span(made)} representation{'' if made == {1} else 's'}" if made else told
+    representations = {finding.representations for finding in found if finding.representations}
+    parts = [("seed", seeds), *([("representation", representations)] if representations else [])]
+    return ", ".join(f"{_span(sizes)} {noun}{'' if sizes == {1} else 's'}" for noun, sizes in parts)
 
 
 def _span(values: set[int]) -> str:
@@ -115,24 +117,34 @@ def _span(values: set[int]) -> str:
 
 
 def overview(survey: ClaimsSurvey) -> str:
-    """The headlines and the table of verdicts, which say it in short."""
-    lines = [*(f"- {headline(bench)}" for bench in survey.benches), "", *_table(survey), "", not_run_line(survey)]
+    """The headlines and the table of verdicts."""
+    lines = [
+        *(f"- {headline(evidence)}" for evidence in survey.evidence),
+        "",
+        *_table(survey),
+        "",
+        not_run_line(survey),
+    ]
     return escape_html("\n".join(lines) + "\n")
 
 
 def claims_md(survey: ClaimsSurvey) -> str:
-    """All of it."""
+    """Headlines, verdicts, each claim's parts, the choices both ways, and settings unlike the paper's."""
     lines = [f"# {TITLE}", "", overview(survey), RULES, ""]
     for one in survey.claims:
-        lines += _claim(one, survey.benches)
+        lines += _claim(one, survey.evidence)
     lines += ["## The choices that could change this, both ways", "", BOTH_WAYS, ""]
-    for weighed in survey.weighed:
-        lines += [f"**{weighed.choice.title}**: {weighing(weighed)}", "", *_pairs(weighed.pairs)]
+    for choice_effect in survey.choices:
+        lines += [
+            f"**{choice_effect.choice.title}**: {choice_summary(choice_effect)}",
+            "",
+            *_pairs(choice_effect.pairs),
+        ]
     lines += ["## Where the settings differ from the paper's", ""]
-    for name, found in survey.departures.items():
+    for name, found in survey.setting_differences.items():
         lines += [f"**{name}**", "", *(f"- {line}" for line in found or ["no setting differs"]), ""]
     lines += ["**left open by the paper**", "", *(f"- {line}" for line in NOT_IN_PAPER), ""]
-    lines += [f"{bench.name}: {bench.left_out}." for bench in survey.benches if bench.left_out]
+    lines += [f"{evidence.name}: {evidence.rows_left_out}." for evidence in survey.evidence if evidence.rows_left_out]
     return escape_html("\n".join(lines).rstrip() + "\n")
 
 
@@ -141,16 +153,16 @@ def not_run_line(survey: ClaimsSurvey) -> str:
 
 
 def n_of_paper(survey: ClaimsSurvey) -> str:
-    """How many of the paper's own data sets its column is about."""
+    """The heading of the column over the paper's own data sets."""
     return f"paper's own ({6 - len(survey.not_run)} of 6)"
 
 
 def _table(survey: ClaimsSurvey) -> list[str]:
-    names = [bench.name for bench in survey.benches]
+    names = [evidence.name for evidence in survey.evidence]
     rows = [
         [
             f"{one.claim.number}. {one.claim.title}",
-            *(MARKS[one.by_bench.get(name, NOT_RUN)] if one.by_bench else "" for name in names),
+            *(MARKS[one.by_dataset.get(name, NOT_RUN)] if one.by_dataset else "" for name in names),
             MARKS[one.over_all],
             MARKS.get(one.of_the_paper, ""),
         ]
@@ -159,9 +171,11 @@ def _table(survey: ClaimsSurvey) -> list[str]:
     return align_table(["claim", *names, "over all run", n_of_paper(survey)], rows)
 
 
-def _claim(one: JudgedClaim, benches: Sequence[Evidence]) -> list[str]:
+def _claim(one: JudgedClaim, all_evidence: Sequence[Evidence]) -> list[str]:
     claim = one.claim
-    figures = [f"`figures/{slug}-{claim.figure}.png`" for bench in benches for slug in bench.slugs if claim.figure]
+    figures = [
+        f"`figures/{slug}-{claim.figure}.png`" for evidence in all_evidence for slug in evidence.slugs if claim.figure
+    ]
     lines = [
         f"## {claim.number}. {claim.title}: {one.over_all}",
         "",
@@ -172,22 +186,22 @@ def _claim(one: JudgedClaim, benches: Sequence[Evidence]) -> list[str]:
     ]
     rows = [
         [
-            finding.bench, finding.words, effect(finding), verdict(finding),
+            finding.dataset, finding.words, effect_text(finding), verdict_text(finding),
             str(finding.n or ""), str(finding.representations or ""), p_value(finding.p), p_value(finding.holm_p),
         ]
         for finding in one.findings
     ]  # fmt: skip
     lines += align_table(["data set", "that", "effect", "verdict", "n", "representations", "p", "p (Holm)"], rows)
-    if any(finding.beside for finding in one.findings):
-        lines += ["", BESIDE]
+    if any(finding.busy for finding in one.findings):
+        lines += ["", BUSY_NOTE]
     return [*lines, ""]
 
 
-BESIDE = "Some of these seconds were taken beside other work: `dgal-bench replay RESULTS` takes them alone."
+BUSY_NOTE = "Some of these seconds were taken beside other work: `dgal-bench replay RESULTS` takes them alone."
 
 
-def verdict(finding: ClaimFinding) -> str:
-    """With why it is not what the interval alone says."""
+def verdict_text(finding: ClaimFinding) -> str:
+    """The verdict, with the reason where it differs from what the interval alone says."""
     if finding.verdict == NOT_RUN:
         return finding.why or NOT_RUN
     return MARKS[finding.verdict] + (f" ({finding.why})" if finding.why else "")
@@ -200,15 +214,15 @@ BOTH_WAYS = (
 )
 
 
-def weighing(weighed: ChoiceEffect) -> str:
-    """Whether the other way was run, and whether any verdict is another there."""
-    ways = f"here {weighed.choice.here}; the other way {weighed.choice.else_}."
-    if not weighed.pairs:
+def choice_summary(choice_effect: ChoiceEffect) -> str:
+    """Whether the other way was run, and which verdicts change under it."""
+    ways = f"here {choice_effect.choice.here}; the other way {choice_effect.choice.alternative}."
+    if not choice_effect.pairs:
         return f"{ways} Not run."
-    changed = [pair for pair in weighed.pairs if pair.changed]
+    changed = [pair for pair in choice_effect.pairs if pair.changed]
     if not changed:
-        return f"{ways} No verdict changes, of {len(weighed.pairs)}."
-    said = (f"claim {pair.here.claim.number} on {pair.bench} is {pair.verdicts[1]} instead of {pair.verdicts[0]}"
+        return f"{ways} No verdict changes, of {len(choice_effect.pairs)}."
+    said = (f"claim {pair.here.claim.number} on {pair.dataset} is {pair.verdicts[1]} instead of {pair.verdicts[0]}"
             for pair in changed)  # fmt: skip
     return f"{ways} {'; '.join(said)}."
 
@@ -217,7 +231,7 @@ def _pairs(pairs: Sequence[BothWays]) -> list[str]:
     if not pairs:
         return []
     rows = [
-        [f"{pair.here.claim.number}. {pair.here.claim.title}", pair.bench, *pair.verdicts, *sides]
+        [f"{pair.here.claim.number}. {pair.here.claim.title}", pair.dataset, *pair.verdicts, *sides]
         for pair in pairs
         for sides in telling_findings(pair)
     ]
@@ -226,7 +240,7 @@ def _pairs(pairs: Sequence[BothWays]) -> list[str]:
 
 
 def telling_findings(pair: BothWays) -> list[tuple[str, str, str]]:
-    """The parts whose effect is another: in words, here and the other way."""
+    """The parts whose effect differs: in words, its effect here, and the other way."""
     return [
         (
             here.words if here.words == other.words else f"{here.words} / {other.words}",
@@ -239,7 +253,7 @@ def telling_findings(pair: BothWays) -> list[tuple[str, str, str]]:
 
 
 def _count_words(finding: ClaimFinding) -> str:
-    return f"{effect(finding)} (n = {finding.n})" if finding.effect else ""
+    return f"{effect_text(finding)} (n = {finding.n})" if finding.effect else ""
 
 
 _COLUMNS = (
@@ -249,16 +263,16 @@ _COLUMNS = (
 
 
 def claims_csv(survey: ClaimsSurvey) -> str:
-    """A line for each part on each data set, in full precision; then each claim's own verdicts."""
+    """Per claim a line for each part on each data set, in full precision, then its own verdicts."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
     for one in survey.claims:
         known = [one.claim.number, one.claim.title]
         for finding in one.findings:
-            writer.writerow([*known, finding.bench, finding.words, finding.rule, finding.verdict, finding.why,
+            writer.writerow([*known, finding.dataset, finding.words, finding.rule, finding.verdict, finding.why,
                              *_numbers(finding)])  # fmt: skip
-        whole = {**one.by_bench, "over all run": one.over_all, "paper's own": one.of_the_paper}
+        whole = {**one.by_dataset, "over all run": one.over_all, "paper's own": one.of_the_paper}
         writer.writerows([*known, where, "the claim", "", found, *[""] * 11] for where, found in whole.items())
     return text.getvalue()
 
@@ -269,11 +283,8 @@ def _numbers(finding: ClaimFinding) -> list[str | float | int]:
         return [""] * 10
     ends = ("", "") if isinf(one.high) else (one.low, one.high)
     tests = ("" if p is None else p for p in (finding.p, finding.holm_p))
-    beside = {True: "yes", False: "no", None: "unknown"}[finding.beside] if finding.source else ""
-    return [one.mean, *ends, finding.unit, finding.n, finding.representations, *tests, finding.source, beside]
-
-
-# What the page says of the claims, in plain values.
+    busy = {True: "yes", False: "no", None: "unknown"}[finding.busy] if finding.source else ""
+    return [one.mean, *ends, finding.unit, finding.n, finding.representations, *tests, finding.source, busy]
 
 
 INTRODUCTION = (
@@ -288,21 +299,18 @@ INTRODUCTION = (
 
 @dataclass(frozen=True)
 class VerdictView:
-    """``kind`` one of confirmed, refuted, undecided, not run, or nothing; ``counts`` what it rests on.
-
-    ``effect`` of the part that decides, and that part in words.
-    """
+    """``kind``: confirmed, refuted, undecided, not run, or empty; ``part``, with its ``effect``, decides it."""
 
     kind: str
     text: str
-    counts: str
+    sample_sizes: str
     effect: str = ""
     part: str = ""
 
 
 @dataclass(frozen=True)
 class ClaimView:
-    """``verdicts`` of each data set, over all that were run, and over the paper's own."""
+    """``verdicts``: of each data set, over all that were run, and over the paper's own."""
 
     number: int
     title: str
@@ -317,7 +325,7 @@ class ClaimView:
 
 @dataclass(frozen=True)
 class ChoiceView:
-    """What is decided either way, in short, and the parts of claims that it changes."""
+    """A choice: the verdicts both ways in short, and the parts of claims that it changes."""
 
     title: str
     summary: str
@@ -326,7 +334,7 @@ class ChoiceView:
 
 @dataclass(frozen=True)
 class ClaimsView:
-    """The first part of the page."""
+    """The first part of the page, in plain values."""
 
     introduction: str
     headlines: Sequence[str]
@@ -340,22 +348,24 @@ class ClaimsView:
 
 
 def claims_view(survey: ClaimsSurvey) -> ClaimsView | None:
-    """None where no row says anything about a claim."""
-    if not any(finding.effect and finding.bench for one in survey.claims for finding in one.findings):
+    """None where no claim has an effect on a data set."""
+    if not any(finding.effect and finding.dataset for one in survey.claims for finding in one.findings):
         return None
-    names = [bench.name for bench in survey.benches]
-    settings = [(name, lines or ["no setting differs"]) for name, lines in survey.departures.items()]
-    left_out = [(bench.name, [bench.left_out]) for bench in survey.benches if bench.left_out]
+    names = [evidence.name for evidence in survey.evidence]
+    settings = [(name, lines or ["no setting differs"]) for name, lines in survey.setting_differences.items()]
+    rows_left_out = [
+        (evidence.name, [evidence.rows_left_out]) for evidence in survey.evidence if evidence.rows_left_out
+    ]
     return ClaimsView(
         INTRODUCTION,
-        [headline(bench) for bench in survey.benches],
+        [headline(evidence) for evidence in survey.evidence],
         [*names, "over all run", n_of_paper(survey)],
         [_claim_view(one, names) for one in survey.claims],
         not_run_line(survey),
         RULES,
         BOTH_WAYS,
-        [_choice(weighed) for weighed in survey.weighed],
-        [*settings, ("left open by the paper", NOT_IN_PAPER), *left_out],
+        [_choice(choice_effect) for choice_effect in survey.choices],
+        [*settings, ("left open by the paper", NOT_IN_PAPER), *rows_left_out],
     )
 
 
@@ -366,50 +376,47 @@ def _claim_view(one: JudgedClaim, names: Sequence[str]) -> ClaimView:
     return ClaimView(
         claim.number, claim.title, claim.words, claim.where, claim.reading, claim.figure, [*each, *whole],
         [_finding(finding) for finding in one.findings],
-        [BESIDE] if any(finding.beside for finding in one.findings) else [],
+        [BUSY_NOTE] if any(finding.busy for finding in one.findings) else [],
     )  # fmt: skip
 
 
 def _verdict(one: JudgedClaim, name: str) -> VerdictView:
-    if name not in one.by_bench:
+    if name not in one.by_dataset:
         return VerdictView("", "", "")
-    kind, part = one.by_bench[name], deciding(one, name)
-    said = (effect(part), part.words) if part else ("", "")
-    return VerdictView(kind, MARKS[kind], counts(one, name), *said)
+    kind, part = one.by_dataset[name], deciding_finding(one, name)
+    said = (effect_text(part), part.words) if part else ("", "")
+    return VerdictView(kind, MARKS[kind], sample_sizes(one, name), *said)
 
 
 def _finding(one: ClaimFinding) -> list[str]:
     ran = one.verdict != NOT_RUN
     numbers = [str(one.n or ""), str(one.representations or "")] if ran else ["", ""]
-    return [one.bench, one.words, effect(one), verdict(one), *numbers, p_value(one.p), p_value(one.holm_p)]
+    return [one.dataset, one.words, effect_text(one), verdict_text(one), *numbers, p_value(one.p), p_value(one.holm_p)]
 
 
-def _choice(weighed: ChoiceEffect) -> ChoiceView:
+def _choice(choice_effect: ChoiceEffect) -> ChoiceView:
     rows = [
-        [f"{pair.here.claim.number}. {pair.here.claim.title}", pair.bench, *pair.verdicts, *sides]
-        for pair in weighed.pairs
+        [f"{pair.here.claim.number}. {pair.here.claim.title}", pair.dataset, *pair.verdicts, *sides]
+        for pair in choice_effect.pairs
         for sides in telling_findings(pair)
     ]
-    return ChoiceView(weighed.choice.title, weighing(weighed), rows)
-
-
-# Write the verdicts on the claims, from a results folder: claims.md and claims.csv.
+    return ChoiceView(choice_effect.choice.title, choice_summary(choice_effect), rows)
 
 
 @dataclass(frozen=True)
 class WrittenClaims:
-    """The claims in short, as Markdown, and the files written."""
+    """``overview``: the headlines and verdicts as Markdown."""
 
     overview: str
     files: list[Path]
 
 
 def write_claims(results: Path, out: Path, growth: Path | None = None) -> WrittenClaims:
-    """Judge the paper's claims by every run under ``results`` and write claims.md and claims.csv to ``out``.
+    """Judge the paper's claims by all runs under ``results``; write claims.md and claims.csv to ``out``.
 
     Raises:
-        ResultsError: nothing to judge by, a damaged file, ``growth`` is no file of benchmarks/scaling.py, or ``out``
-            cannot be written.
+        ResultsError: no runs, a damaged file, a ``growth`` that benchmarks/scaling.py did not write, or an ``out``
+            that cannot be written.
     """
     found = survey_claims(group(read_results(results), read_all_timings(results)), growth)
     try:

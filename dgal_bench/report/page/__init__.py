@@ -57,7 +57,7 @@ class GroupView:
     slug: str
     profile: str
     algorithm_version: int
-    looks: Mapping[str, Style]
+    styles: Mapping[str, Style]
     n_runs: int
     n_finished: int
     protocol: Sequence[str]
@@ -75,7 +75,7 @@ def group_view(group: Group) -> GroupView:
     trouble = unfinished_lines(group)
     rows = summarise(group)
     said = [line for line in cautions(group) if line and line not in trouble]
-    logs = [*group.logs, *group.references, *group.unbegun]
+    logs = [*group.logs, *group.references, *group.unstarted]
     return GroupView(
         group.name,
         group.dataset,
@@ -103,7 +103,7 @@ _MORE = (comparison_table, budget_table, target_table, ledger_table, machine_tab
 def origins(group: Group) -> list[Origin]:
     """Of every strategy with a run, finished or not, and of full supervision."""
     sets = {**group.runs}
-    for log in [*group.references, *group.unbegun]:
+    for log in [*group.references, *group.unstarted]:
         sets[log.path.parent.name] = [*sets.get(log.path.parent.name, []), log]
     return [Origin(name, logs[0].header["config"], [_run(log) for log in logs]) for name, logs in sets.items()]
 
@@ -158,17 +158,17 @@ class Section:
     @property
     def chips(self) -> list[tuple[str, str, Markup]]:
         """Of every strategy its name, its short name and its look."""
-        return [(name, short_name(name), swatch(one)) for name, one in self.view.looks.items()]
+        return [(name, short_name(name), swatch(one)) for name, one in self.view.styles.items()]
 
 
-def swatch(look: Style) -> Markup:
+def swatch(style: Style) -> Markup:
     """A legend's handle."""
-    dash = _STROKES[DASHES.index(look.linestyle)] if look.linestyle in DASHES else ""
-    colour = f"var(--{variable(look.color)})"
+    dash = _STROKES[DASHES.index(style.linestyle)] if style.linestyle in DASHES else ""
+    colour = f"var(--{variable(style.color)})"
     line = (
-        f'<path d="M1 7h30" stroke="{colour}" stroke-width="{look.linewidth}" stroke-dasharray="{dash}" fill="none"/>'
+        f'<path d="M1 7h30" stroke="{colour}" stroke-width="{style.linewidth}" stroke-dasharray="{dash}" fill="none"/>'
     )
-    shape = f'<g fill="{colour}">{_SHAPES.get(look.marker, "")}</g>'
+    shape = f'<g fill="{colour}">{_SHAPES.get(style.marker, "")}</g>'
     return Markup(f'<svg class="swatch" viewBox="0 0 32 14" aria-hidden="true">{line}{shape}</svg>')  # noqa: S704
 
 

@@ -14,8 +14,8 @@ from dgal_bench.report.plots.style import (
     Canvas,
     canvas,
     count_axis,
+    element_id,
     log_axis,
-    of_strategy,
     percent_axis,
     short_name,
     styles,
@@ -42,7 +42,7 @@ def _rows(
     longest = max(map(len, shown), default=1)
     size = 10 if longest < 20 else 8.5
     made = canvas(
-        f"{title}: {group.told}", handles, note, height=0.8 + _ROW * max(4, len(names)), panels=panels,
+        f"{title}: {group.dataset_label}", handles, note, height=0.8 + _ROW * max(4, len(names)), panels=panels,
         left=0.35 + 0.0082 * size * longest, gap=0.3, own_key=True,
     )  # fmt: skip
     for axes in made.axes:
@@ -54,14 +54,14 @@ def _rows(
     return made
 
 
-def _dot(axes: Axes, strategy: str, y: float, one: Estimate, look: Mapping[str, object], scale: float = 1.0) -> None:
+def _dot(axes: Axes, strategy: str, y: float, one: Estimate, style: Mapping[str, object], scale: float = 1.0) -> None:
     """A mean with its interval, where there is one."""
     ends = [] if one.high == inf else [one.low * scale, one.high * scale]
     if ends:
-        axes.plot(ends, [y, y], color=look["color"], linewidth=2, alpha=0.45, gid=of_strategy(strategy, "interval"))
+        axes.plot(ends, [y, y], color=style["color"], linewidth=2, alpha=0.45, gid=element_id(strategy, "interval"))
     axes.plot(
-        [one.mean * scale], [y], linestyle="", color=look["color"], marker=look["marker"] or "o", markersize=6,
-        gid=of_strategy(strategy, "mean"),
+        [one.mean * scale], [y], linestyle="", color=style["color"], marker=style["marker"] or "o", markersize=6,
+        gid=element_id(strategy, "mean"),
     )  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def query_time(group: Group) -> Canvas:
         mean = row.query_seconds.mean
         bars.barh([y], [mean - low], left=low, height=0.62, color=own[row.strategy].color, alpha=0.85).patches[
             0
-        ].set_gid(of_strategy(row.strategy, "bar"))
+        ].set_gid(element_id(row.strategy, "bar"))
         if row.query_seconds.high < inf:
             bars.plot([max(row.query_seconds.low, low), row.query_seconds.high], [y, y], color=FAINT, linewidth=1.2)
         _stack(phases, y, split[row.strategy])
@@ -110,19 +110,19 @@ def pareto_front(group: Group) -> Canvas:
     points = {name: (row.query_seconds.mean, row.area.mean) for name, row in rows.items()}
     front = pareto(points)
     told = f"on the front: {', '.join(map(short_name, front))}"
-    made = canvas(f"Pareto front: {group.told}", legend(group), seeds_note(group, told, sources_note(group)))
+    made = canvas(f"Pareto front: {group.dataset_label}", legend(group), seeds_note(group, told, sources_note(group)))
     (axes,) = made.axes
     stairs = [points[name] for name in front]
     axes.step([x for x, _ in stairs], [y for _, y in stairs], where="post", color=FAINT, linewidth=1, gid="line:front")
-    for name, look in styles(group).items():
+    for name, style in styles(group).items():
         row, (x, y) = rows[name], points[name]
         if row.area.high < inf:
-            axes.plot([x, x], [row.area.low, row.area.high], color=look.color, alpha=0.4, gid=of_strategy(name, "area"))
+            axes.plot([x, x], [row.area.low, row.area.high], color=style.color, alpha=0.4, gid=element_id(name, "area"))
             ends = [row.query_seconds.low if row.query_seconds.low > 0 else x / 5, row.query_seconds.high]
-            axes.plot(ends, [y, y], color=look.color, alpha=0.4, gid=of_strategy(name, "seconds"))
+            axes.plot(ends, [y, y], color=style.color, alpha=0.4, gid=element_id(name, "seconds"))
         axes.plot(
-            [x], [y], linestyle="", color=look.color, marker=look.marker or "D", markersize=9 if name in front else 6.5,
-            gid=of_strategy(name, "mean"),
+            [x], [y], linestyle="", color=style.color, marker=style.marker or "D",
+            markersize=9 if name in front else 6.5, gid=element_id(name, "mean"),
         )  # fmt: skip
     axes.set_xlabel("mean seconds of one query (log)")
     axes.set_ylabel("area under the curve")
@@ -173,7 +173,7 @@ def labels_to_target(group: Group) -> Canvas:
                 axes.plot(
                     [one.labels], [y], linestyle="", marker=marker, markersize=6.5, color=own[name].color,
                     markerfacecolor=own[name].color if one.n_reached == one.n else "none",
-                    gid=of_strategy(name, "target"),
+                    gid=element_id(name, "target"),
                 )  # fmt: skip
     axes.set_xlabel("labels")
     axes.set_xlim(left=0)

@@ -15,8 +15,8 @@ from dgal_bench.report.plots.style import (
     Style,
     canvas,
     count_axis,
+    element_id,
     log_axis,
-    of_strategy,
     percent_axis,
     styles,
 )
@@ -27,7 +27,7 @@ MARKER = 4.0
 SECONDS = "seconds of all queries so far (log)"
 _DOTS = (0, (1, 2))
 
-Of = Callable[[str], Sequence[float]]
+PerStrategy = Callable[[str], Sequence[float]]
 
 
 def legend(group: Group) -> dict[str, Mapping[str, Any]]:
@@ -79,20 +79,22 @@ def labels(group: Group, strategy: str) -> list[float]:
 
 
 def line(axes: Axes, strategy: str, own: Style, x: Sequence[float], y: Sequence[float]) -> None:
-    axes.plot(x, y, markersize=MARKER, label=own.name, gid=of_strategy(strategy, "line"), **own.line)
+    axes.plot(x, y, markersize=MARKER, label=own.name, gid=element_id(strategy, "line"), **own.line)
 
 
 def _band(axes: Axes, strategy: str, own: Style, x: Sequence[float], estimates: Sequence[Estimate]) -> None:
     if estimates and estimates[0].n > 1:
         low, high = [one.low for one in estimates], [one.high for one in estimates]
         axes.fill_between(
-            x, low, high, color=own.color, alpha=0.08, linewidth=0, gid=of_strategy(strategy, "band")
+            x, low, high, color=own.color, alpha=0.08, linewidth=0, gid=element_id(strategy, "band")
         )  # fmt: skip
 
 
-def _accuracy(group: Group, title: str, xlabel: str, x_of: Of, first_row: int, note: str, extremes: bool) -> Canvas:
+def _accuracy(
+    group: Group, title: str, xlabel: str, x_of: PerStrategy, first_row: int, note: str, extremes: bool
+) -> Canvas:
     """Accuracy over whatever ``x_of`` a strategy is, from its row ``first_row`` on."""
-    made = canvas(f"{title}: {group.told}", legend(group), seeds_note(group, note))
+    made = canvas(f"{title}: {group.dataset_label}", legend(group), seeds_note(group, note))
     (axes,) = made.axes
     means: list[float] = []
     for strategy, own in styles(group).items():
@@ -151,7 +153,7 @@ def _log_x(made: Canvas, values: Sequence[float]) -> None:
 def seconds_spent(group: Group) -> Canvas:
     """What each strategy has cost after so many queries, its set-up included: who is cheaper from when on."""
     made = canvas(
-        f"Set-up and queries, seconds so far: {group.told}", legend(group), means_note(group, sums_note(group))
+        f"Set-up and queries, seconds so far: {group.dataset_label}", legend(group), means_note(group, sums_note(group))
     )
     (axes,) = made.axes
     every: list[float] = []

@@ -40,9 +40,9 @@ def unreadable_projections(group: Group) -> list[str]:
         for log in group.finished(strategy).values()
     }
     found = []
-    for folder, latents in sorted(wanted):
+    for folder, sha256 in sorted(wanted):
         try:
-            read_projection(folder, latents)
+            read_projection(folder, sha256)
         except ResultsError as error:
             found.append(f"No map of the latents: {error}")
     return found
@@ -64,7 +64,7 @@ for one in _DOTS:
 SHADES = LinearSegmentedColormap.from_list("penalty", ["#FFFFFF00", "#D55E00"])
 
 
-def picks_on_latents(group: Group) -> Canvas | None:
+def picks_on_map(group: Group) -> Canvas | None:
     """Figs. 3 and 4 of the paper for every strategy: picks of the first and the last third of the queries.
 
     Of the first seed of each. None where set-up has left no projection of these latents beside the results.
@@ -76,14 +76,14 @@ def picks_on_latents(group: Group) -> Canvas | None:
         return None
     rows = ceil(len(shown) / _COLUMNS)
     made = canvas(
-        f"Where batches lie among the latents: {group.told}",
+        f"Where batches lie among the latents: {group.dataset_label}",
         dict(zip(("first third of the queries", "last third"), _DOTS, strict=True)),
         f"one panel a strategy, its first seed; colours are classes; of many picks every n-th, at most {_SHOWN} of a "
         "third; the projection keeps neighbourhoods, not distances",
         height=0.14 + rows * _ROW / _COLUMN * _WIDE / _COLUMNS, left=0.12, below=0.06, own_key=True,
     )  # fmt: skip
     (axes,) = made.axes
-    pictures = {latents: density(one) for latents, one in known.items() if one is not None}
+    pictures = {sha256: density(one) for sha256, one in known.items() if one is not None}
     batches: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for place, (name, (log, projection)) in enumerate(shown.items()):
         row, column = divmod(place, _COLUMNS)
@@ -120,12 +120,12 @@ def _first_projection(
 ) -> tuple[RunLog, Projection] | None:
     """Each file is read once: ``known`` is what has been found so far, by latents."""
     for _, log in sorted(group.finished(strategy).items()):
-        latents = str(log.header["fingerprint"].get("latents"))
-        if latents not in known:
+        sha256 = str(log.header["fingerprint"].get("latents"))
+        if sha256 not in known:
             with suppress(ResultsError):  # cautions say what is wrong with it
-                known[latents] = None
-                known[latents] = read_projection(log.path.parent.parent, latents)
-        if (found := known[latents]) is not None:
+                known[sha256] = None
+                known[sha256] = read_projection(log.path.parent.parent, sha256)
+        if (found := known[sha256]) is not None:
             return log, found
     return None
 
@@ -137,9 +137,9 @@ def _positions(records: Sequence[RoundRecord]) -> list[int]:
 def density(projection: Projection) -> np.ndarray:
     """A picture (n, n, 4): a run's hue is that of its commonest class, the more opaque the more points it has."""
     n = int(np.clip(1.2 * np.sqrt(len(projection.labels)), 24, 100))
-    runs = ((projection.positions + 1) / 2 * (n - 1)).round().astype(int)
+    squares = ((projection.positions + 1) / 2 * (n - 1)).round().astype(int)
     counts = np.zeros((len(_HUES), n * n))
-    np.add.at(counts, (projection.labels % len(_HUES), runs[:, 1] * n + runs[:, 0]), 1.0)
+    np.add.at(counts, (projection.labels % len(_HUES), squares[:, 1] * n + squares[:, 0]), 1.0)
     hues = np.array([[int(hue[i : i + 2], 16) / 255 for i in (1, 3, 5)] for hue in _HUES])
     total = counts.sum(axis=0)
     share = np.minimum(total / np.percentile(total[total > 0], 90), 1.0)
@@ -157,13 +157,13 @@ def penalty_matrix(penalties: Penalties) -> Canvas:
     below = max(0.58, 0.16 + 0.075 * longest)  # inches that slanted names need
     made = canvas(title, {}, penalty_note(penalties), height=0.1 + side * (n + 1) + below, left=1.55, below=below)
     (axes,) = made.axes
-    beaten = [np.nan if share is None else share for share in penalties.beaten]
-    runs = np.vstack([penalties.matrix, beaten])
-    axes.imshow(runs, cmap=SHADES, vmin=0, vmax=max(1e-9, float(np.nanmax(runs))), aspect="auto")
+    beaten = [np.nan if share is None else share for share in penalties.beaten_share]
+    squares = np.vstack([penalties.matrix, beaten])
+    axes.imshow(squares, cmap=SHADES, vmin=0, vmax=max(1e-9, float(np.nanmax(squares))), aspect="auto")
     size = 9 if n <= 12 else 6.5
-    for i, j in np.ndindex(*runs.shape):
-        if i != j and not np.isnan(runs[i, j]):
-            axes.text(j, i, f"{runs[i, j]:.1f}".replace("0.0", "0"), ha="center", va="center", fontsize=size)
+    for i, j in np.ndindex(*squares.shape):
+        if i != j and not np.isnan(squares[i, j]):
+            axes.text(j, i, f"{squares[i, j]:.1f}".replace("0.0", "0"), ha="center", va="center", fontsize=size)
     axes.set_yticks(range(n + 1), [*names, "beaten, share"], fontsize=max(size, 7.5))
     axes.set_xticks(range(n), names, fontsize=max(size, 7.5), rotation=60, ha="right", rotation_mode="anchor")
     axes.axhline(n - 0.5, color=FAINT, linewidth=1)
@@ -173,7 +173,7 @@ def penalty_matrix(penalties: Penalties) -> Canvas:
 
 
 def penalty_note(penalties: Penalties) -> str:
-    n = int(penalties.compared.max(initial=0))
+    n = int(penalties.n_compared.max(initial=0))
     return (
         "row beats column: the share of evaluations at which the paired 95 % interval is above 0, summed over up to "
         f"{n} data sets (one run on two kinds of machine counts twice); below, the share of its evaluations that a "

@@ -19,7 +19,7 @@ def _pair(
 ) -> Canvas:  # fmt: skip
     """Two panels of means over seeds, one value a row; a strategy of which a run does not tell is left out."""
     made = canvas(
-        f"{title}: {group.told}",
+        f"{title}: {group.dataset_label}",
         legend(group),
         means_note(group, note),
         panels=(1.0, 1.0),
@@ -113,7 +113,7 @@ def propagation(group: Group) -> Canvas | None:
     if not any(rows.values()):
         return None
     made = canvas(
-        f"What the graph knows: {group.told}", legend(group),
+        f"What the graph knows: {group.dataset_label}", legend(group),
         means_note(group, "at the rounds where rows have both; labels propagated by the diffusion's T steps"),
         panels=(1.0, 1.0), height=3.4, headings=("network, test accuracy", "graph alone, test accuracy"),
     )  # fmt: skip

@@ -107,7 +107,7 @@ def styles(group: Group) -> dict[str, Style]:
     found: dict[str, Style] = {}
     kin: Counter[tuple[str, str]] = Counter()
     shown = Counter(short_name(strategy) for strategy in group.strategies)
-    for strategy in order(group):
+    for strategy in legend_order(group):
         own = style_of(group.runs[strategy][0])
         turn, kin[own.color, own.marker] = kin[own.color, own.marker], kin[own.color, own.marker] + 1
         dashes = [own.linestyle, *(dash for dash in DASHES if dash != own.linestyle)]
@@ -121,7 +121,7 @@ def styles(group: Group) -> dict[str, Style]:
     return found
 
 
-def order(group: Group) -> list[str]:
+def legend_order(group: Group) -> list[str]:
     """Random first, then by what the network is shown, then by name."""
     kinds = ["everything", *[kind for kind in RESTRICTION_COLOURS if kind != "everything"]]
 
@@ -214,7 +214,7 @@ def canvas(
     for one, heading in zip(axes, headings, strict=False):
         one.set_title(heading, loc="left", fontsize=10)
     if legend:
-        _below(figure, legend, columns, (foot + 0.12) / total).set_gid(KEY if own_key else LEGEND)
+        _legend_below(figure, legend, columns, (foot + 0.12) / total).set_gid(KEY if own_key else LEGEND)
     if notes:
         figure.text(0.12 / WIDTH, 0.06 / total, "\n".join(notes), fontsize=8, color=FAINT, gid=NOTE, va="bottom")
     return Canvas(figure, axes, _TITLE_ROW, foot + 0.05 if own_key else bottom, note)
@@ -233,7 +233,7 @@ def _side_by_side(
     return axes
 
 
-def _below(figure: Figure, legend: Mapping[str, Mapping[str, Any]], columns: int, y: float) -> Legend:
+def _legend_below(figure: Figure, legend: Mapping[str, Mapping[str, Any]], columns: int, y: float) -> Legend:
     """A legend whose lower edge is at ``y`` of the figure."""
     handles = [Line2D([], [], label=name, **keywords) for name, keywords in legend.items()]
     return figure.legend(
@@ -257,12 +257,12 @@ def log_axis(axis: Axis, values: Iterable[float], dense: float = 2.2) -> None:
     box = axis.axes.get_position()
     inches = box.width * WIDTH if axis is axis.axes.xaxis else 8.0  # a label is wide, and not high
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < dense else (1.0,), numticks=int(2 * inches)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: plain_number(value)))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
 
 
-def plain(value: float) -> str:
+def plain_number(value: float) -> str:
     """``0.001``, ``20``, ``5,000``, ``2M``."""
     if value >= 1e6:
         return f"{value / 1e6:g}M"
@@ -278,6 +278,6 @@ def percent_axis(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
 
 
-def of_strategy(strategy: str, part: str) -> str:
+def element_id(strategy: str, part: str) -> str:
     """The id of what is drawn of a strategy."""
     return f"strategy:{strategy}:{part}"
