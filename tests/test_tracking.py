@@ -316,6 +316,17 @@ def test_a_mirror_is_nice_before_it_imports_anything_large():
     assert finish([sys.executable, "-c", code]).stdout == "set()\n"
 
 
+@pytest.mark.parametrize("module", ["wandb", "dashboard"])
+def test_crash_reports_are_off_before_wandb_is_imported(module):
+    """wandb reads the variable when it is imported."""
+    code = (
+        "import os, sys; variable, values = 'WANDB_ERROR_REPORTING', []; os.environ.pop(variable, None); "
+        "sys.addaudithook(lambda event, args: event == 'import' and args[0] == 'wandb' "
+        f"and values.append(os.environ.get(variable))); import dgal_bench.results.{module}; print(values[0])"
+    )
+    assert finish([sys.executable, "-c", code]).stdout == "false\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -633,7 +644,7 @@ def test_online_rows_come_once_and_a_push_completes_what_a_killed_one_left(tmp_p
         for _ in range(2):
             other = push(tmp_path, **server.environment)
             (warning,) = warnings_of(other)
-            assert "digits/margin/seed-0: W&B has rows of an earlier making of this cell" in warning
+            assert "digits/margin/seed-0: W&B has rows of an earlier execution of this run" in warning
             assert f"0 pushed, {n_runs - 1} already there, 1 refused; online" in other.stdout
             assert other.returncode == 1
         assert "UpsertBucket" not in server.asked

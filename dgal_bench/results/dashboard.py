@@ -1,7 +1,7 @@
-"""The W&B workspace: query time against accuracy first, then what a query costs, the graph, training.
+"""The W&B workspace: query time against accuracy, the costs of a query, the graph, training; as files or on the server.
 
-A section has no filter of its own in W&B, only a saved view has: so there is a view of everything, and one for each
-data set of a results folder.
+In W&B only a saved view has a filter, a section has none: so there is a view of everything, and one for each data set
+of a results folder.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # before the import: crash reports go over the network
 import wandb
 from wandb_workspaces import expr, workspaces
 from wandb_workspaces.reports.v2 import interface as panels
@@ -33,7 +34,7 @@ from dgal_bench.results.tracking import SERVER, has_key
 from dgal_bench.results.wandb import run_names
 
 GROUPS = 100
-"""Drawn in a panel; W&B's own limit of 10 is below the twelve strategies of the paper."""
+"""Maximum in a panel; W&B's default of 10 is below the twelve strategies of the paper."""
 
 TITLES = {"labels": "labels", "query_seconds": "query seconds, cumulative", "round": "round"}
 
@@ -48,39 +49,39 @@ class ViewScope:
     algorithm_version: int | None = None
 
     @property
-    def words(self) -> list[str]:
+    def labels(self) -> list[str]:
         version = None if self.algorithm_version is None else f"algorithm-{self.algorithm_version}"
-        return [word for word in (self.suite, self.dataset, self.profile, version) if word is not None]
+        return [label for label in (self.suite, self.dataset, self.profile, version) if label is not None]
 
 
 def view_scopes(logs: Iterable[RunLog]) -> list[ViewScope]:
-    """Those of a results folder, in its order."""
-    known = (run_names(log) for log in logs)
-    each = dict.fromkeys(ViewScope(one.suite, one.dataset, one.profile, one.algorithm_version) for one in known)
-    several = Counter((one.suite, one.dataset) for one in each)
-    return [one if several[one.suite, one.dataset] > 1 else ViewScope(one.suite, one.dataset) for one in each]
+    """The scopes of a results folder, in its order."""
+    names = map(run_names, logs)
+    scopes = dict.fromkeys(ViewScope(run.suite, run.dataset, run.profile, run.algorithm_version) for run in names)
+    counts = Counter((scope.suite, scope.dataset) for scope in scopes)
+    return [s if counts[s.suite, s.dataset] > 1 else ViewScope(s.suite, s.dataset) for s in scopes]
 
 
-def views(project: str, entity: str, found: Sequence[ViewScope] = ()) -> list[workspaces.Workspace]:
-    """The view of everything, then one for each shelf. The same ids every time: a view pushed again is replaced."""
-    return [_view(project, entity, shelf) for shelf in (None, *found)]
+def views(project: str, entity: str, scopes: Sequence[ViewScope] = ()) -> list[workspaces.Workspace]:
+    """The view of everything, then one for each scope. Ids are constant: a view pushed again is replaced."""
+    return [_view(project, entity, scope) for scope in (None, *scopes)]
 
 
-def _view(project: str, entity: str, shelf: ViewScope | None) -> workspaces.Workspace:
-    name = f"dgal-bench: {', '.join(shelf.words)}" if shelf else "dgal-bench"
+def _view(project: str, entity: str, scope: ViewScope | None) -> workspaces.Workspace:
+    name = f"dgal-bench: {', '.join(scope.labels)}" if scope else "dgal-bench"
     view = workspaces.Workspace(
         entity=entity,
         project=project,
         name=name,
-        sections=sections(by_strategy=shelf is not None),
+        sections=sections(by_strategy=scope is not None),
         settings=workspaces.WorkspaceSettings(x_axis="round", max_runs=GROUPS),
-        runset_settings=_runs(shelf),
+        runset_settings=_runs(scope),
     )
     view._internal_name = f"nw-{_id(entity, project, name)}-v"
     view._internal_runset_id = _id(name)
     for section in view.sections:
-        drawn: list[Any] = section.panels  # of many types, most of which have no title
-        for panel in drawn:
+        section_panels: list[Any] = section.panels  # of many types, most of which declare no title
+        for panel in section_panels:
             panel._id = _id(name, section.name, panel.title)
     return view
 
@@ -89,30 +90,30 @@ def _id(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:11]
 
 
-def _runs(shelf: ViewScope | None) -> workspaces.RunsetSettings:
-    """A group is a strategy on a suite's data set, by one version of the algorithms; what is in it are its seeds."""
+def _runs(scope: ViewScope | None) -> workspaces.RunsetSettings:
+    """A group is a strategy on a suite's data set, of one algorithm version; its members are the seeds."""
     keys = ("suite", "dataset_name", "strategy_name", "algorithm_version")
     columns = ("config:suite", "config:seed", *(f"summary:{name}" for name in ("final_accuracy", "area")))
     costs = ("summary:mean_query_seconds", "summary:mean_points_scored")
     return workspaces.RunsetSettings(
-        filters=_of(shelf) if shelf else "",
+        filters=_filter(scope) if scope else "",
         groupby=[expr.Config(key) for key in keys],
         order=[expr.Ordering(expr.Summary("mean_query_seconds"), ascending=True)],
         pinned_columns=["run:displayName", *columns, *costs],
     )
 
 
-def _of(shelf: ViewScope) -> str:
-    """As text, which W&B parses as Python: its own filter objects leave a quote in a name as it is."""
-    said: dict[str, str | int | None] = {"suite": shelf.suite, "dataset_name": shelf.dataset}
-    said |= {"profile": shelf.profile, "algorithm_version": shelf.algorithm_version}
-    return " and ".join(f"Config({key!r}) == {value!r}" for key, value in said.items() if value is not None)
+def _filter(scope: ViewScope) -> str:
+    """As text, which W&B parses as Python: its own filter objects do not escape a quote in a name."""
+    values: dict[str, str | int | None] = {"suite": scope.suite, "dataset_name": scope.dataset}
+    values |= {"profile": scope.profile, "algorithm_version": scope.algorithm_version}
+    return " and ".join(f"Config({key!r}) == {value!r}" for key, value in values.items() if value is not None)
 
 
 def sections(by_strategy: bool) -> list[workspaces.Section]:
     """Every section is open and three panels wide.
 
-    ``by_strategy``: with bars, which know no other group: of several data sets they would be a mean.
+    ``by_strategy``: with bars. They group by strategy alone: over several data sets they would show a mean.
     """
     contents = {
         "Query time against accuracy": _accuracy(by_strategy),
@@ -121,8 +122,8 @@ def sections(by_strategy: bool) -> list[workspaces.Section]:
         "Training": [_line("train/seconds", "Training seconds"), _line("train/loss", "Training loss")],
     }
     return [
-        workspaces.Section(name=name, panels=drawn, is_open=True, layout_settings=_layout(len(drawn)))
-        for name, drawn in contents.items()
+        workspaces.Section(name=name, panels=plots, is_open=True, layout_settings=_layout(len(plots)))
+        for name, plots in contents.items()
     ]
 
 
@@ -177,46 +178,41 @@ def _bars(metric: str, title: str) -> panels.BarPlot:
     )  # fmt: skip
 
 
-# The views of the dashboard as files, or saved on W&B's server by a process that can be ended.
-
-
-os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # crash reports would go out over the network
-
 ANSWER_SECONDS = 10
-"""For a server to answer at all."""
+"""Time limit for the server's first answer."""
 
 SAVE_SECONDS = 60
-"""For all views; wandb's own process would wait for ever on a server that falls silent."""
+"""Time limit for all views: wandb's own process would wait for ever for a server that stops answering."""
 
 
 class NotSavedError(UserError):
-    """The server is silent, or refuses."""
+    """The server does not answer, or refuses."""
 
     exit_code = 1
 
 
-def write_workspaces(file: Path, project: str, entity: str, found: Sequence[ViewScope]) -> list[Path]:
-    """The model of each view as JSON: ``spec.json`` is of everything, ``spec-SUITE-DATASET.json`` of a shelf.
+def write_workspaces(file: Path, project: str, entity: str, scopes: Sequence[ViewScope]) -> list[Path]:
+    """Each view as JSON: ``spec.json`` shows everything, ``spec-SUITE-DATASET.json`` a scope.
 
     Raises:
         ResultsError: a file cannot be written.
     """
-    beside = [file.with_stem(f"{file.stem}-{'-'.join(one.words).replace('/', '-')}") for one in found]
+    files = [file, *(file.with_stem(f"{file.stem}-{'-'.join(s.labels).replace('/', '-')}") for s in scopes)]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        for path, view in zip((file, *beside), views(project, entity, found), strict=True):
+        for path, view in zip(files, views(project, entity, scopes), strict=True):
             path.write_text(_json(view), encoding="utf-8")
     except OSError as error:
         raise ResultsError(f"{file} cannot be written: {error.strerror}: name another --dry-run FILE") from error
-    return [file, *beside]
+    return files
 
 
 def _json(view: Workspace) -> str:
     return json.dumps(view._to_model().model_dump(by_alias=True, exclude_none=True), indent=2) + "\n"
 
 
-def push_workspaces(project: str, entity: str, found: Sequence[ViewScope]) -> list[str]:
-    """Save the views on the server, in place of those of an earlier push; returns their addresses.
+def push_workspaces(project: str, entity: str, scopes: Sequence[ViewScope]) -> list[str]:
+    """Save the views on the server, replacing those of an earlier push; returns their addresses.
 
     Raises:
         ConfigError: no entity or no key.
@@ -224,26 +220,26 @@ def push_workspaces(project: str, entity: str, found: Sequence[ViewScope]) -> li
     """
     server = os.environ.get("WANDB_BASE_URL") or SERVER
     if not entity:
-        raise ConfigError("--push needs whose project it is: set wandb.entity=NAME or $WANDB_ENTITY")
+        raise ConfigError("--push needs the owner of the project: set wandb.entity=NAME or $WANDB_ENTITY")
     if not has_key():
         raise ConfigError(f"--push needs a key for {server}: run 'wandb login', or set WANDB_API_KEY")
     _check_answers(server)
-    asked = {"project": project, "entity": entity, "shelves": [astuple(one) for one in found]}
-    with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+", errors="replace") as trouble:
+    request = {"project": project, "entity": entity, "scopes": [astuple(scope) for scope in scopes]}
+    with tempfile.TemporaryFile("w+") as addresses, tempfile.TemporaryFile("w+", errors="replace") as errors:
         try:
-            code = _wait_for_end(json.dumps(asked), told, trouble)
+            code = _wait_for_end(json.dumps(request), addresses, errors)
         except subprocess.TimeoutExpired as error:
             raise NotSavedError(f"{server} does not answer within {SAVE_SECONDS} s: try again") from error
-        for file in (told, trouble):
+        for file in (addresses, errors):
             file.seek(0)
         if code:
-            last = (trouble.read().split("\n")[-1] or f"exit code {code}")[:300]
+            last = (errors.read().split("\n")[-1] or f"exit code {code}")[:300]
             raise NotSavedError(f"{server} has not saved it ({last}): see WANDB_API_KEY and WANDB_BASE_URL")
-        return told.read().split()
+        return addresses.read().split()
 
 
 def _check_answers(server: str) -> None:
-    """Whatever it says; through the user's proxy if there is one."""
+    """Any HTTP answer will do; through the user's proxy if there is one."""
     try:
         urlopen(server, timeout=ANSWER_SECONDS).close()  # noqa: S310 - the user's own address
     except HTTPError:
@@ -255,11 +251,11 @@ def _check_answers(server: str) -> None:
         ) from error
 
 
-def _wait_for_end(asked: str, told: Any, trouble: Any) -> int:
-    """The exit code of a process that saves. It and wandb's own beside it are gone when this returns."""
+def _wait_for_end(request: str, stdout: Any, stderr: Any) -> int:
+    """The exit code of a process that saves the views. It and its child, wandb's own process, have ended then."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "dgal_bench.results.dashboard", asked],
-        stdin=subprocess.DEVNULL, stdout=told, stderr=trouble, start_new_session=True,
+        [sys.executable, "-m", "dgal_bench.results.dashboard", request],
+        stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True,
     )  # fmt: skip
     try:
         return child.wait(SAVE_SECONDS)
@@ -269,11 +265,11 @@ def _wait_for_end(asked: str, told: Any, trouble: Any) -> int:
         child.wait()
 
 
-def save_workspaces(asked: str) -> int:
-    """In the process that saves: addresses to stdout, trouble as the last line of stderr."""
-    request = json.loads(asked)
+def save_workspaces(request: str) -> int:
+    """In the process that saves: addresses to stdout, an error as the last line of stderr."""
+    options = json.loads(request)
     try:
-        for view in views(request["project"], request["entity"], [ViewScope(*one) for one in request["shelves"]]):
+        for view in views(options["project"], options["entity"], [ViewScope(*scope) for scope in options["scopes"]]):
             view._internal_id = _id_on_server(view)
             view.save()
             sys.stdout.write(f"{view.url}\n")
@@ -286,12 +282,12 @@ def save_workspaces(asked: str) -> int:
 def _id_on_server(view: Workspace) -> str:
     try:
         return View.from_name(view.entity, view.project, view._internal_name).id
-    except ValueError:  # how it says that there is none
+    except ValueError:  # raised if there is none
         return ""
 
 
 if __name__ == "__main__":
-    ending = save_workspaces(sys.argv[1])
+    exit_code = save_workspaces(sys.argv[1])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(ending)  # wandb's handlers at exit wait for a process of theirs that may wait for the server
+    os._exit(exit_code)  # wandb's handlers at exit wait for its own process, which may wait for the server

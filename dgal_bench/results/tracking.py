@@ -1,4 +1,4 @@
-"""The mirror as the driver of a sweep sees it: a process that watches the files, and that no sweep waits long for."""
+"""Options of W&B, and the process beside a sweep that mirrors its files. Needs neither wandb nor torch."""
 
 import json
 import netrc
@@ -21,31 +21,16 @@ from tqdm import tqdm
 
 from dgal_bench.core.errors import ConfigError, choose
 
-
-def key_place(host: str) -> str | None:
-    """Where a key is, looked for as wandb does but without its import."""
-    if os.environ.get("WANDB_API_KEY"):
-        return "WANDB_API_KEY"
-    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
-    with suppress(OSError, netrc.NetrcParseError):
-        entry = netrc.netrc(file).authenticators(host)
-        return str(file) if entry and entry[2] else None
-    return None
-
-
-# How W&B is told, and where: nothing that a result depends on. Needs neither wandb nor torch.
-
-
 WANDB = ("wandb.mode", "wandb.project", "wandb.entity", "wandb.images")
 """Keys of tracking=wandb, and of the verb push."""
 
 MODES = ("auto", "online", "offline")
 
 SERVER = "https://api.wandb.ai"
-"""Where nobody says another."""
+"""The default."""
 
-# What $WANDB_MODE may say for auto; wandb itself still knows the two old words.
-_SAID = {"online": "online", "offline": "offline", "run": "online", "dryrun": "offline"}
+# Values of $WANDB_MODE, for auto; wandb itself still accepts the two old words.
+_MODES = {"online": "online", "offline": "offline", "run": "online", "dryrun": "offline"}
 
 
 @dataclass(frozen=True)
@@ -64,16 +49,16 @@ class Tracking:
         return asdict(self)
 
     @classmethod
-    def restored(cls, values: Mapping[str, Any]) -> "Tracking":
+    def from_plain(cls, values: Mapping[str, Any]) -> "Tracking":
         return cls(**{**values, "images": tuple(values["images"])})
 
 
 def decide_mode(tracking: Tracking, offline: bool) -> Tracking:
-    """With ``auto`` decided: as $WANDB_MODE says, else online where there is a key.
+    """Replaces ``auto`` by $WANDB_MODE, else by online if there is a key.
 
     Raises:
-        ConfigError: no such mode, or one that contradicts ``offline``, never to touch the network; or what wandb
-            itself would refuse, offline too.
+        ConfigError: the mode is unknown or contradicts ``offline`` (never use the network), or wandb itself would
+            refuse the server or the key, offline too.
     """
     choose(dict.fromkeys(MODES), tracking.mode, "wandb.mode")
     _check_server()
@@ -85,16 +70,16 @@ def decide_mode(tracking: Tracking, offline: bool) -> Tracking:
         )
     if tracking.mode != "auto":
         return tracking
-    said = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-    if said not in _SAID:
-        raise ConfigError(f"WANDB_MODE={said}: set wandb.mode=online or wandb.mode=offline, or track nothing")
-    return replace(tracking, mode="offline" if offline else _SAID[said])
+    mode = os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+    if mode not in _MODES:
+        raise ConfigError(f"WANDB_MODE={mode}: set wandb.mode=online or wandb.mode=offline, or track nothing")
+    return replace(tracking, mode="offline" if offline else _MODES[mode])
 
 
 def check_project(project: str) -> None:
     """Raises ConfigError for a name that W&B would refuse."""
-    if found := set(project) & set("/\\#?%:"):
-        raise ConfigError(f"wandb.project={project}: W&B takes no {''.join(sorted(found))} in a name: use another one")
+    if wrong := set(project) & set("/\\#?%:"):
+        raise ConfigError(f"wandb.project={project}: W&B takes no {''.join(sorted(wrong))} in a name: use another one")
     if len(project) > 128:
         raise ConfigError(f"wandb.project= is a name of {len(project)} characters: W&B takes at most 128")
 
@@ -110,27 +95,39 @@ def _check_server() -> None:
 
 
 def has_key() -> bool:
-    """For the server of $WANDB_BASE_URL; who has an identity token needs none."""
+    """Whether there is a key for the server of $WANDB_BASE_URL, or an identity token, which replaces it."""
     if os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     return key_place(urlsplit(os.environ.get("WANDB_BASE_URL") or SERVER).netloc) is not None
 
 
+def key_place(host: str) -> str | None:
+    """The variable or file that holds a key, searched as wandb does but without importing it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return "WANDB_API_KEY"
+    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    with suppress(OSError, netrc.NetrcParseError):
+        entry = netrc.netrc(file).authenticators(host)
+        return str(file) if entry and entry[2] else None
+    return None
+
+
 def runs_folder(results: Path) -> Path:
-    """Where the runs of a results folder lie: ``RESULTS/wandb``, or where $WANDB_DIR says."""
+    """The folder of a results folder's offline runs: ``RESULTS/wandb``, or ``$WANDB_DIR/wandb``."""
     return Path(os.environ.get("WANDB_DIR") or results).absolute() / "wandb"
 
 
 PATIENCE = 30.0
-"""Seconds for what is left to be told when a sweep is over; a sweep that is stopped has less."""
+"""Seconds for the last rows when a sweep is over."""
 
 STOPPED_PATIENCE = 1.0
+"""The same for a sweep that was interrupted."""
 
-QUIET = 2.0
-"""Seconds after which whoever watches is told what he waits for."""
+MESSAGE_AFTER = 2.0
+"""Seconds of waiting after which the terminal says why."""
 
-LISTENED = 1.0
-"""Seconds for the last warnings of a mirror that is over."""
+LAST_WARNINGS = 1.0
+"""Seconds for the last warnings of a mirror process that has ended."""
 
 INCOMPLETE = "W&B has not taken everything: 'dgal-bench push {results}' completes it"
 
@@ -139,7 +136,7 @@ INCOMPLETE = "W&B has not taken everything: 'dgal-bench push {results}' complete
 def mirror_sweep(
     tracking: Tracking | None, results: Path, paths: Sequence[Path], warn: Callable[[str], None]
 ) -> Iterator[None]:
-    """Mirror the files at ``paths`` while in here; whatever becomes of that, the sweep is as it would be without."""
+    """Mirror the files at ``paths`` during the block. No failure of the mirror changes the sweep."""
     if tracking is None or not paths:
         yield
         return
@@ -156,7 +153,7 @@ def mirror_sweep(
 
 
 class _MirrorProcess:
-    """The process, in a session of its own: Ctrl-C is not for it, and killed it takes its children along."""
+    """The process, in a session of its own: Ctrl-C does not reach it, and ``_kill`` ends its children too."""
 
     def __init__(self, tracking: Tracking, results: Path, paths: Sequence[Path], warn: Callable[[str], None]) -> None:
         self._warn = warn
@@ -175,23 +172,23 @@ class _MirrorProcess:
                 self._warn(line.rstrip("\n"))
 
     def close(self, patience: float) -> None:
-        """Say that the sweep is over, and wait so long for the mirror to be; stopped meanwhile, it waits no more."""
+        """End the mirror process: wait ``patience`` seconds for it, then kill it; an interrupt kills it at once."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         code = None
         try:
-            code = self._ended(patience)
+            code = self._wait_for_end(patience)
         finally:  # a second Ctrl-C included
             if code is None:
                 code = self._kill()
-            self._listener.join(LISTENED)
+            self._listener.join(LAST_WARNINGS)
             if code != 0:
                 self._warn(self._incomplete + self._exit_message())
             self._stderr.close()
 
-    def _ended(self, patience: float) -> int:
+    def _wait_for_end(self, patience: float) -> int:
         start = monotonic()
-        if not self._over(min(QUIET, patience)) and patience > QUIET:
+        if not self._over(min(MESSAGE_AFTER, patience)) and patience > MESSAGE_AFTER:
             tqdm.write(f"W&B: waiting up to {patience:.0f} s for the last rows to be taken", file=sys.stderr)
         return self._process.returncode if self._over(start + patience - monotonic()) else self._kill()
 
@@ -211,10 +208,10 @@ class _MirrorProcess:
         return f" ({last[:200]})" if last else ""
 
 
-def _start_process(told: dict[str, object], stderr: IO[str]) -> "subprocess.Popen[str]":
-    """The list may be longer than a pipe holds, and nobody waits for its reader: it is in a file without a name."""
+def _start_process(request: dict[str, object], stderr: IO[str]) -> "subprocess.Popen[str]":
+    """The request is in a file without a name: it may be longer than a pipe holds, and writing must not wait."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
-        json.dump(told, file)
+        json.dump(request, file)
         file.flush()
         file.seek(0)
         return subprocess.Popen(

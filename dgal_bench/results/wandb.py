@@ -1,4 +1,4 @@
-"""Runs of W&B brought up to their results files, online or as folders on disk."""
+"""Mirrors results files to W&B runs, online or as folders on disk, in a sweep (``RunMirror``) or later (``push``)."""
 
 import fcntl
 import hashlib
@@ -11,6 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# Before the import: wandb sends crash reports over the network, offline too, and greets at each login.
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+os.environ.setdefault("WANDB_SILENT", "true")
 
 import wandb
 from tqdm import tqdm
@@ -26,11 +30,10 @@ if TYPE_CHECKING:
     from dgal_bench.data.image_data import ImageData
 
 
-# What W&B is told of a run: its names, its rows, its summary. Pure functions of a results file.
-
+# The content of a W&B run: names, rows, summary. Pure functions of a results file.
 
 MIRROR_VERSION = 1
-"""Raised with any change of what W&B is told: runs of another version are made again where that can be done."""
+"""Raised with any change of the content: runs of another version are written again where that is possible."""
 
 AXES = ("labels", "query_seconds", "round")
 
@@ -39,15 +42,15 @@ DEFINITIONS = (
     ("accuracy/by_query_seconds", "query_seconds"),
     *((f"{family}/*", "round") for family in ("query", "train", "test", "graph", "propagated", "extra", "machine")),
 )
-"""Metrics and the axis that each is drawn against. One metric has one, so that accuracy is there twice."""
+"""Metrics and their axes. W&B takes one axis for a metric, so accuracy is there twice."""
 
 EXIT_CODES = {"done": 0, "skipped": 0, "failed": 1, "partial": 255}
-"""255: how wandb itself ends an interrupted run."""
+"""255: as wandb itself ends an interrupted run."""
 
 
 @dataclass(frozen=True)
 class RunNames:
-    """Where a run is filed: by ``id`` it is found again, the rest is for people."""
+    """Identity and labels of a W&B run: ``id`` is how it is found again, the others are for display."""
 
     id: str
     suite: str
@@ -79,35 +82,35 @@ def suite_of(log: RunLog) -> str:
 
 
 def run_names(log: RunLog) -> RunNames:
-    """The same whenever and from wherever a run is mirrored; another configuration or other data is another run."""
+    """Independent of time and machine; another configuration or other data gives another id."""
     header = log.header
     dataset, strategy, _ = header["cell"].rsplit("/", 2)
-    suite, said = suite_of(log), header["fingerprint"]
-    version = said["algorithm_version"]
-    content = [suite, header["cell"], said["config"], said.get("data"), version, header.get("initial")]
+    suite, fingerprint = suite_of(log), header["fingerprint"]
+    version = fingerprint["algorithm_version"]
+    content = [suite, header["cell"], fingerprint["config"], fingerprint.get("data"), version, header.get("initial")]
     return RunNames(
         _sha256(content)[:20], suite, dataset, strategy, int(header["config"]["seed"]), header["profile"], version
     )
 
 
 def run_config(log: RunLog) -> dict[str, Any]:
-    """The resolved configuration, and beside it what runs are grouped and filtered by."""
-    header, known = log.header, run_names(log)
-    about = ("cell", "fingerprint", "provenance", "network", "data")
+    """The resolved configuration, and the keys by which runs are grouped and filtered."""
+    header, names = log.header, run_names(log)
+    sections = ("cell", "fingerprint", "provenance", "network", "data")
     return {
         **header["config"],
-        "suite": known.suite,
-        "dataset_name": known.dataset,
-        "strategy_name": known.strategy,
-        "profile": known.profile,
-        "algorithm_version": known.algorithm_version,
-        **{name: header[name] for name in about if name in header},
+        "suite": names.suite,
+        "dataset_name": names.dataset,
+        "strategy_name": names.strategy,
+        "profile": names.profile,
+        "algorithm_version": names.algorithm_version,
+        **{name: header[name] for name in sections if name in header},
     }
 
 
 def logged_rows(log: RunLog) -> list[dict[str, Any]]:
-    """What is logged of each round, at the step of its number; what a row lacks is left out."""
-    spent = cumulative_query_seconds(log.records)[: len(log.records)]  # 0 s before a first row that is not there yet
+    """What is logged of each round, at the step of its number, without the fields that a row lacks."""
+    spent = cumulative_query_seconds(log.records)[: len(log.records)]  # without records it still has one value
     return [
         {
             "round": record.round,
@@ -145,42 +148,42 @@ def _facts(record: RoundRecord) -> dict[str, Any]:
 
 
 def run_summary(log: RunLog) -> dict[str, Any]:
-    """What a table of runs shows; of a run of one row there is no area, of one without a query no mean."""
+    """The values in a table of runs. The area and the means need two rows."""
     n_rows = len(log.records)
     digests = {"digest": mirror_digest(log), "rows_digest": rows_digest(log, n_rows)}
-    told: dict[str, Any] = {"status": log.status, "rows": n_rows, **digests, **_setup(log)}
+    summary: dict[str, Any] = {"status": log.status, "rows": n_rows, **digests, **_setup(log)}
     if log.records:
-        told["final_accuracy"] = log.records[-1].accuracy
+        summary["final_accuracy"] = log.records[-1].accuracy
     if len(log.records) > 1:
-        told["area"] = area_under_curve(log.records)
-        told["mean_query_seconds"] = mean_query_seconds(log.records)
-        told["mean_points_scored"] = mean_scored(log.records)
+        summary["area"] = area_under_curve(log.records)
+        summary["mean_query_seconds"] = mean_query_seconds(log.records)
+        summary["mean_points_scored"] = mean_scored(log.records)
     if log.status == "failed" and log.failure:
-        told["error"] = log.failure["error"]
-    return told
+        summary["error"] = log.failure["error"]
+    return summary
 
 
 def _setup(log: RunLog) -> dict[str, Any]:
-    """What came before the first round: seconds, and the diagnostics of the graph."""
+    """Seconds of each part of the set-up, and the diagnostics of the graph."""
     setup = log.header.get("setup", {})
-    told = {f"setup/{part}_seconds": made["seconds"] for part, made in setup.items() if made and "seconds" in made}
+    seconds = {f"setup/{name}_seconds": part["seconds"] for name, part in setup.items() if part and "seconds" in part}
     plain = {k: v for k, v in (setup.get("graph") or {}).items() if isinstance(v, bool | int | float | str)}
-    return told | {f"graph/{name}": value for name, value in plain.items() if not name.endswith("seconds")}
+    return seconds | {f"graph/{name}": value for name, value in plain.items() if not name.endswith("seconds")}
 
 
 def mirror_digest(log: RunLog) -> str:
-    """Equal where W&B would be told the same."""
+    """Equal where the W&B run would have the same content."""
     failure = log.failure["error"] if log.failure else None
     return _sha256([MIRROR_VERSION, log.lines[0], _lines_of(log, len(log.records)), log.status, failure])[:20]
 
 
 def rows_digest(log: RunLog, n_rows: int) -> str:
-    """Of the first rows: a run made again has the same name and other seconds."""
+    """Of the first rows: a run executed again has the same id and other seconds."""
     return _sha256(_lines_of(log, n_rows))[:20]
 
 
 def _lines_of(log: RunLog, n_rows: int) -> list[Mapping[str, Any]]:
-    """As they stand in the file: a later version of the package reads more fields into them, each with its default."""
+    """As in the file: later versions of the package read more fields, with their defaults."""
     return [line for line in log.lines if line["kind"] == "round"][:n_rows]
 
 
@@ -188,14 +191,13 @@ def _sha256(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-# Picked images of a few rounds as tables: they need the data set, the results file has only positions.
-
+# Images of picked points as tables, for a few rounds. They need the data set: a results file has positions alone.
 
 COLUMNS: list[str | int] = ["position", "image", "class"]
 
 
-class PickImages:
-    """The pictures that were asked for; where they cannot be had ``warn`` is told once, and there are none."""
+class PickedImages:
+    """Tables of the rounds in ``wandb.images``. Without the data set there are none, and one call of ``warn``."""
 
     def __init__(self, tracking: Tracking, warn: Callable[[str], None]) -> None:
         self._tracking = tracking
@@ -203,17 +205,15 @@ class PickImages:
         self._loaded: dict[str, ImageData | None] = {}  # by the sha256 in the fingerprint
 
     def table(self, log: RunLog, record: RoundRecord) -> dict[str, Any]:
-        """``picked``: a table of the batch of a round that was asked for, else nothing."""
+        """``picked``: a table of the round's batch; empty for a round that is not in ``wandb.images``."""
         if record.round not in self._tracking.images or not record.indices:
             return {}
         images = self._images(log)
         if images is None:
             return {}
-        import wandb
-
         rows = zip(record.indices, record.classes or [], strict=True)
-        shown = [[position, wandb.Image(_pixels(images, position)), label] for position, label in rows]
-        return {"picked": wandb.Table(columns=COLUMNS, data=shown)}
+        table = [[position, wandb.Image(_pixels(images, position)), label] for position, label in rows]
+        return {"picked": wandb.Table(columns=COLUMNS, data=table)}
 
     def _images(self, log: RunLog) -> "ImageData | None":
         content = str(log.header["fingerprint"].get("data"))
@@ -226,17 +226,17 @@ class PickImages:
         from dgal_bench.data.datasets import load
         from dgal_bench.data.image_data import DatasetRequest
 
-        where = Path(self._tracking.data), Path(self._tracking.cache)
+        folders = Path(self._tracking.data), Path(self._tracking.cache)
         try:
-            found = load(DatasetRequest(dataset_config(log.header["config"]), *where, lambda *_: None))
-            if found.sha256 != content:
+            data = load(DatasetRequest(dataset_config(log.header["config"]), *folders, lambda *_: None))
+            if data.sha256 != content:
                 raise DataError("the data set there is another one")
-            if found.images.dtype.itemsize > 1:
+            if data.images.dtype.itemsize > 1:
                 raise DataError("feature vectors are no images")
         except UserError as error:
             self._warn(f"W&B gets no picked images of {log.header['cell'].rsplit('/', 2)[0]}: {error}")
             return None
-        return found
+        return data
 
 
 def _pixels(data: "ImageData", position: int) -> Any:
@@ -245,36 +245,36 @@ def _pixels(data: "ImageData", position: int) -> Any:
     return channels_last.byte().squeeze(-1).numpy()
 
 
-# What W&B's server has of a run: asked before anything there is changed. Imported by runs.py, which sets wandb up.
+# The state of a run on the server, read before anything there is changed.
 
 
 @dataclass(frozen=True)
 class ServerRun:
-    """A run as its summary on the server has it."""
+    """A run as in its summary on the server."""
 
     state: str
     n_rows: int
     rows_digest: str | None
     digest: str | None
-    pictured: bool
+    has_images: bool
 
-    def whole(self, log: RunLog) -> bool:
-        """Whether it has all that the file says, and has ended where the run has."""
+    def is_complete(self, log: RunLog) -> bool:
+        """Whether it has the content of the file, and is finished if the run is."""
         ended = self.state == "finished" or log.status not in ("done", "skipped")
         return ended and self.digest == mirror_digest(log)
 
-    def earlier(self, log: RunLog) -> bool:
-        """Whether its rows are of another making of the run: deleted and run again, or of another results folder."""
+    def is_of_other_rows(self, log: RunLog) -> bool:
+        """Whether its rows are of another execution of the run: before a deletion, or in another results folder."""
         return self.n_rows > 0 and self.rows_digest != rows_digest(log, self.n_rows)
 
-    def lacks_pictures(self, log: RunLog, images: tuple[int, ...]) -> bool:
-        """Whether pictures are asked for in rows that it has without any."""
+    def lacks_images(self, log: RunLog, images: tuple[int, ...]) -> bool:
+        """Whether it has rows of the rounds in ``images``, without images."""
         rounds = {record.round for record in log.records[: self.n_rows] if record.indices}
-        return not self.pictured and bool(rounds & set(images))
+        return not self.has_images and bool(rounds & set(images))
 
 
 class ServerReader:
-    """wandb's reader of one project, made with the first question: it logs in."""
+    """Reads runs of one project. The first call of ``about`` logs in."""
 
     def __init__(self, tracking: Tracking, seconds: int) -> None:
         self._tracking = tracking
@@ -287,26 +287,24 @@ class ServerReader:
         if self._api is None:
             self._api = wandb.Api(timeout=self._seconds)
         try:
-            found = self._api.run("/".join(part for part in parts if part))
+            run = self._api.run("/".join(part for part in parts if part))
         except wandb.errors.CommError as error:
-            if isinstance(error.exc, ValueError):  # how wandb says that there is no such run
+            if isinstance(error.exc, ValueError):  # wandb's answer for a run that does not exist
                 return None
             raise
-        told = found.summary
-        digests = told.get("rows_digest"), told.get("digest")
-        return ServerRun(found.state, int(told.get("rows") or 0), *digests, pictured=told.get("picked") is not None)
+        summary = run.summary
+        digests, has_images = (summary.get("rows_digest"), summary.get("digest")), summary.get("picked") is not None
+        return ServerRun(run.state, int(summary.get("rows") or 0), *digests, has_images)
 
 
-# The folders of offline runs: wandb cannot go on with one, so that one which is not whole is written anew. A whole
-# one has a marker, written last; one that is being written is locked. Whoever mirrors a run leaves a whole one as it
-# is, and removes what others have left behind.
-
+# Folders of offline runs. wandb cannot continue one, so an incomplete folder is replaced by a new one. A complete
+# folder has a marker, written last, and is not changed; a folder is locked while a process writes to it.
 
 MARKER = "dgal-bench.json"
 
 
 class FolderLock:
-    """A lock on the folder of a run until ``release`` or the end of the process."""
+    """Locks the folder of a run until ``release`` or the end of the process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
@@ -319,7 +317,7 @@ class FolderLock:
 
 
 class RunFolders:
-    """The folders of runs, a folder of them for each results folder. ``images``: rounds whose picks are to be shown."""
+    """The folders of offline runs, in one folder for each results folder. ``images``: rounds whose picks are shown."""
 
     def __init__(self, images: Sequence[int]) -> None:
         self._images = images
@@ -328,31 +326,31 @@ class RunFolders:
         return runs_folder(results_root_of(log))
 
     def prepare(self, log: RunLog) -> None:
-        """Make sure that runs can be written there: wandb itself would take a temporary folder instead.
+        """Check that the folder is writable: wandb itself would use a temporary folder instead.
 
         Raises:
-            ResultsError: they cannot.
+            ResultsError: it is not.
         """
         folder = self.of(log)
         ensure_writable(folder, str(folder), "set WANDB_DIR=DIR")
-        os.environ.setdefault("WANDB_DATA_DIR", str(folder))  # else pictures wait in the home for their upload
+        os.environ.setdefault("WANDB_DATA_DIR", str(folder))  # else images for upload are stored in the home folder
 
     def has(self, log: RunLog) -> bool:
-        """Whether there is a whole one with all that the file says, and the pictures asked for."""
+        """Whether there is a complete one with the content of the file and the images of the rounds."""
         rounds = set(self._images) & {record.round for record in log.records if record.indices}
         markers, digest = [_marker(folder) for folder in self._all(log)], mirror_digest(log)
         return any(marker.get("digest") == digest and rounds <= set(marker["images"]) for marker in markers)
 
     def mark(self, log: RunLog, folder: Path) -> None:
-        """Mark a folder as whole."""
+        """Mark a folder as complete."""
         marker = {"cell": log.header["cell"], "digest": mirror_digest(log), "images": list(self._images)}
         (folder / MARKER).write_text(json.dumps(marker) + "\n", encoding="utf-8")
 
     def clear(self, log: RunLog, lock: FolderLock) -> None:
-        """Remove the other folders of a run that nobody writes to: 'wandb sync' would send them over this one."""
+        """Remove a run's other folders, unless locked: 'wandb sync' would replace this one's content with theirs."""
         for folder in self._all(log):
-            if folder != lock.folder and not _lock_folder(folder):
-                shutil.rmtree(folder, ignore_errors=True)  # another process may be at the same
+            if folder != lock.folder and not _is_locked(folder):
+                shutil.rmtree(folder, ignore_errors=True)  # another process may remove it too
         lock.release()
 
     def _all(self, log: RunLog) -> list[Path]:
@@ -365,7 +363,7 @@ def results_root_of(log: RunLog) -> Path:
     return parents[min(3, len(parents) - 1)]
 
 
-def _lock_folder(folder: Path) -> bool:
+def _is_locked(folder: Path) -> bool:
     try:
         file = os.open(folder, os.O_RDONLY)
     except FileNotFoundError:
@@ -383,48 +381,44 @@ def _lock_folder(folder: Path) -> bool:
 
 def _marker(folder: Path) -> Mapping[str, Any]:
     with suppress(OSError, ValueError):
-        found: dict[str, Any] = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-        return found
+        marker: dict[str, Any] = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        return marker
     return {}
 
 
-# Before the import: its crash reports go out over the network, offline too, and it greets whoever logs in.
-os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-os.environ.setdefault("WANDB_SILENT", "true")
-
 INIT_SECONDS = 10
-"""For a server to answer; wandb's own 90 are longer than many a sweep."""
+"""Time limit for an answer of the server; wandb's own 90 s are longer than many sweeps."""
 
 FINISH_SECONDS = 60
-"""For a run's last rows to be taken, where nobody waits for anything else."""
+"""Time limit for sending a run's last rows, in ``push``."""
 
 FOREIGN = ("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_DISABLED")
-"""Variables of the one run that 'wandb agent' or a script has in mind: with them every run would become that run."""
+"""Variables that 'wandb agent' or a script sets for one run: with them every run would become that one."""
 
-TROUBLE = (wandb.Error, OSError)
-"""What a server that is gone, or that does not know the key, ends in; wandb's timeouts are OSErrors."""
+CONNECTION_ERRORS = (wandb.Error, OSError)
+"""Raised for a server that does not answer or refuses the key; wandb's timeouts are OSErrors."""
 
 
 class UnreachableError(UserError):
-    """W&B does not answer, or does not know the key."""
+    """W&B does not answer, or refuses the key."""
 
     exit_code = 1
 
 
 def wandb_settings(finish_seconds: float = FINISH_SECONDS) -> wandb.Settings:
-    """Nothing but what the results file says: no console, code, git or system metrics; and every wait is bounded."""
-    wanted: dict[str, Any] = {
+    """Send only the content of the results file (no console, code, git or system metrics); every wait is bounded."""
+    values: dict[str, Any] = {
         "silent": True, "console": "off", "save_code": False, "disable_code": True, "disable_git": True,
         "program": "dgal-bench", "x_save_requirements": False, "x_disable_stats": True, "x_disable_machine_info": True,
         "init_timeout": INIT_SECONDS, "finish_timeout": finish_seconds, "finish_timeout_raises": True,
-        "x_transaction_log_flush_interval": 1,  # else a kill takes the rows of the last 15 s with it
+        "x_transaction_log_flush_interval": 1,  # else a kill loses the rows of the last 15 s
     }  # fmt: skip
-    return wandb.Settings(**{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields})
+    return wandb.Settings(**{name: value for name, value in values.items() if name in wandb.Settings.model_fields})
 
 
 @dataclass(eq=False)
 class OpenRun:
-    """A run that is being written: the lock on its folder, and how many rows it has been told."""
+    """A W&B run that is being written, with the lock on its folder; ``n_rows`` are logged."""
 
     run: Any
     lock: FolderLock
@@ -432,10 +426,10 @@ class OpenRun:
 
 
 class RunMirror:
-    """The runs of one process.
+    """Writes the W&B runs of one process.
 
-    ``warn`` is told once if W&B cannot be reached, and from then on everything is kept offline; where ``strict``, it
-    is an UnreachableError. A server that takes a run's last rows in more than ``finish_seconds`` counts as such.
+    If W&B cannot be reached, ``warn`` is called once and all later runs are offline; with ``strict`` it is an
+    UnreachableError. A server that needs over ``finish_seconds`` for a run's last rows counts as unreachable.
     """
 
     def __init__(
@@ -445,34 +439,34 @@ class RunMirror:
         strict: bool = False,
         finish_seconds: float = FINISH_SECONDS,
     ) -> None:
-        os.environ["WANDB_MODE"] = tracking.mode  # decided; an empty one, which is none, wandb would refuse
+        os.environ["WANDB_MODE"] = tracking.mode  # wandb refuses an empty one
         for name in FOREIGN:
             os.environ.pop(name, None)
         self.tracking = tracking
         self._strict = strict
         self._warn = warn
-        self._pictures = PickImages(tracking, warn)
+        self._images = PickedImages(tracking, warn)
         self._folders = RunFolders(tracking.images)
         self._finish_seconds = finish_seconds
-        self._asking = ServerReader(tracking, INIT_SECONDS)
-        self._open: dict[str, OpenRun | None] = {}  # None: of another making there, and so left alone
-        self._unpictured = False
+        self._server = ServerReader(tracking, INIT_SECONDS)
+        self._open: dict[str, OpenRun | None] = {}  # None: the server has other rows, do not write
+        self._warned_of_images = False
 
     @property
     def online(self) -> bool:
         return self.tracking.mode == "online"
 
     def has(self, log: RunLog) -> bool:
-        """Whether the run is there already, with all that the file says.
+        """Whether W&B has the run already, with the content of the file.
 
         Raises:
             UnreachableError: see ``strict``.
         """
         if self.online:
             try:
-                served = self._served(log)
-                return served is not None and served.whole(log)
-            except TROUBLE as error:
+                on_server = self._on_server(log)
+                return on_server is not None and on_server.is_complete(log)
+            except CONNECTION_ERRORS as error:
                 self._go_offline(log, error)
         return self._folders.has(log)
 
@@ -480,85 +474,85 @@ class RunMirror:
         return run_names(log).id in self._open
 
     def update(self, log: RunLog) -> bool:
-        """Log the rows that the run's run lacks, and what is known of it by now.
+        """Log the rows that the W&B run lacks, and the summary.
 
-        False where W&B has rows of another making of the run: they cannot be replaced, and the run is left as it is.
+        False where W&B has rows of another execution of the run: they cannot be replaced, and nothing is logged.
         """
         run_id = run_names(log).id
         if run_id not in self._open:
-            self._open[run_id] = self._opened(log)
-        opened = self._open[run_id]
-        if opened is None:
+            self._open[run_id] = self._open_run(log)
+        writing = self._open[run_id]
+        if writing is None:
             return False
-        for row, record in list(zip(logged_rows(log), log.records, strict=True))[opened.n_rows :]:
-            # A run that goes on online has its first rows already: W&B drops what comes again, by its step.
-            opened.run.log(row | self._pictures.table(log, record), step=record.round, commit=True)
-        opened.n_rows = max(opened.n_rows, len(log.records))
-        opened.run.summary.update(run_summary(log))
+        for row, record in list(zip(logged_rows(log), log.records, strict=True))[writing.n_rows :]:
+            # A continued online run has its first rows already: W&B drops steps that it has.
+            writing.run.log(row | self._images.table(log, record), step=record.round, commit=True)
+        writing.n_rows = max(writing.n_rows, len(log.records))
+        writing.run.summary.update(run_summary(log))
         return True
 
     def finish(self, log: RunLog) -> None:
-        """End the run of a run as the run has ended; other folders of it go.
+        """End the W&B run with the exit code of the run's status, and remove other folders of it.
 
-        One that the server does not take to its end is written anew, offline.
+        If the server does not take it to the end, it is written again, offline.
         """
-        ended = self._open.pop(run_names(log).id)
-        if ended is None:
+        writing = self._open.pop(run_names(log).id)
+        if writing is None:
             return
         try:
-            ended.run.finish(exit_code=EXIT_CODES[log.status])
-        except TROUBLE as error:
+            writing.run.finish(exit_code=EXIT_CODES[log.status])
+        except CONNECTION_ERRORS as error:
             if not self.online:
                 raise
-            ended.lock.release()
+            writing.lock.release()
             self._go_offline(log, error)
             self.update(log)
             self.finish(log)
             return
         if not self.online:
-            self._folders.mark(log, ended.lock.folder)
-        self._folders.clear(log, ended.lock)
+            self._folders.mark(log, writing.lock.folder)
+        self._folders.clear(log, writing.lock)
 
-    def _opened(self, log: RunLog) -> OpenRun | None:
+    def _open_run(self, log: RunLog) -> OpenRun | None:
         self._folders.prepare(log)
         if self.online:
             try:
-                return self._resumed(log)
-            except TROUBLE as error:
+                return self._resume(log)
+            except CONNECTION_ERRORS as error:
                 self._go_offline(log, error)
-        return self._begun(log)
+        return self._start(log)
 
-    def _resumed(self, log: RunLog) -> OpenRun | None:
-        """What the server has of the run, if anything, is gone on with; asked first: opening alone would change it."""
-        served = self._served(log)
-        if served is None or not served.earlier(log):
-            return self._begun(log)
+    def _resume(self, log: RunLog) -> OpenRun | None:
+        """Continue the run on the server, if any. Its rows are checked first: opening alone would change it."""
+        on_server = self._on_server(log)
+        if on_server is None or not on_server.is_of_other_rows(log):
+            return self._start(log)
         self._warn(
-            f"{log.header['cell']}: W&B has rows of an earlier making of this run, which it cannot replace: "
+            f"{log.header['cell']}: W&B has rows of an earlier execution of this run and cannot replace them: "
             "use another wandb.project=NAME"
         )
         return None
 
-    def _begun(self, log: RunLog) -> OpenRun:
+    def _start(self, log: RunLog) -> OpenRun:
         run = self._init(log)
         return OpenRun(run, FolderLock(Path(run.settings.sync_dir)))
 
-    def _served(self, log: RunLog) -> ServerRun | None:
-        served = self._asking.about(log)
-        if served and not self._unpictured and served.lacks_pictures(log, self.tracking.images):
-            self._unpictured = True
+    def _on_server(self, log: RunLog) -> ServerRun | None:
+        on_server = self._server.about(log)
+        if on_server and not self._warned_of_images and on_server.lacks_images(log, self.tracking.images):
+            self._warned_of_images = True
             self._warn(
                 f"{log.header['cell']}: W&B has these rows without images and cannot replace them: "
                 "leave out wandb.images, or use another wandb.project=NAME"
             )
-        return served
+        return on_server
 
     def _go_offline(self, log: RunLog, error: Exception) -> None:
-        """wandb forgets the runs of a process only with all of them: those still open are written anew as well."""
+        """wandb can only drop all runs of a process at once: those still open are written again, offline."""
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        for opened in self._open.values():
-            if opened is not None:
-                opened.lock.release()
+        for writing in self._open.values():
+            if writing is not None:
+                writing.lock.release()
         self._open.clear()
         wandb.teardown()
         if self._strict:
@@ -567,9 +561,9 @@ class RunMirror:
         self._warn(f"W&B cannot be reached ({reason}): runs are kept offline, in {self._folders.of(log)}")
 
     def _init(self, log: RunLog) -> Any:
-        known = run_names(log)
+        names = run_names(log)
         run = wandb.init(
-            id=known.id, name=known.name, group=known.group, tags=known.tags, job_type=known.suite,
+            id=names.id, name=names.name, group=names.group, tags=names.tags, job_type=names.suite,
             project=self.tracking.project, entity=self.tracking.entity, config=run_config(log),
             dir=self._folders.of(log).parent, mode="online" if self.online else "offline",
             resume="allow" if self.online else None, reinit="create_new", settings=wandb_settings(self._finish_seconds),
@@ -581,16 +575,16 @@ class RunMirror:
         return run
 
 
-# Whole runs made from result files: after a crash, or from a machine that had no network.
+# Complete runs from results files: after a crash, or from a machine without a network.
 
 
 @dataclass
 class PushResult:
-    """What became of the runs of a results folder."""
+    """Counts of a results folder's runs, by outcome."""
 
     mode: str
     pushed: int = 0
-    there: int = 0
+    present: int = 0
     refused: int = 0
     not_begun: list[str] = field(default_factory=list)
     at_work: list[str] = field(default_factory=list)
@@ -598,14 +592,14 @@ class PushResult:
 
     @property
     def exit_code(self) -> int:
-        """1 where W&B keeps rows of an earlier making in place of the file's."""
+        """1 where W&B keeps rows of an earlier execution."""
         return 1 if self.refused else 0
 
     @property
     def text(self) -> str:
-        n_runs = self.pushed + self.there + self.refused
+        n_runs = self.pushed + self.present + self.refused
         where = "online" if self.mode == "online" else f"offline, in {', '.join(map(str, sorted(self.folders)))}"
-        counts = f"{n_runs} run{'s' * (n_runs != 1)}: {self.pushed} pushed, {self.there} already there"
+        counts = f"{n_runs} run{'s' * (n_runs != 1)}: {self.pushed} pushed, {self.present} already there"
         counts += f", {self.refused} refused" if self.refused else ""
         lines = [f"{counts}; {where}"]
         if self.mode == "offline" and self.folders:
@@ -623,10 +617,10 @@ def _some(names: list[str]) -> str:
 
 
 def push(results: Path, tracking: Tracking, strict: bool, warn: Callable[[str], None]) -> PushResult:
-    """Bring the runs of all runs up to their files; a run that is there with all of it is not touched.
+    """Write the W&B runs of a results folder; those with the content of their files are not touched.
 
     Raises:
-        ResultsError: no results there, or one of them is damaged.
+        ResultsError: there are no results, or a file is damaged.
         UnreachableError: W&B cannot be reached, and ``strict``.
     """
     logs = read_results(results)
@@ -637,12 +631,12 @@ def push(results: Path, tracking: Tracking, strict: bool, warn: Callable[[str], 
         elif live_holder(log.path) is not None:
             outcome.at_work.append(log.header["cell"])
         elif mirror.has(log):
-            outcome.there += 1
+            outcome.present += 1
         else:
-            taken = mirror.update(log)
+            written = mirror.update(log)
             mirror.finish(log)
-            outcome.pushed += taken
-            outcome.refused += not taken
+            outcome.pushed += written
+            outcome.refused += not written
         if log.begun:
             outcome.folders.add(runs_folder(results_root_of(log)))
     outcome.mode = mirror.tracking.mode
@@ -651,5 +645,5 @@ def push(results: Path, tracking: Tracking, strict: bool, warn: Callable[[str], 
 
 def _with_progress(logs: list[RunLog]) -> Iterable[RunLog]:
     """A bar on a terminal, nothing elsewhere."""
-    shown: Iterable[RunLog] = tqdm(logs, desc="push", unit="run", file=sys.stderr, leave=False, disable=None)
-    return shown
+    bar: Iterable[RunLog] = tqdm(logs, desc="push", unit="run", file=sys.stderr, leave=False, disable=None)
+    return bar

@@ -1,7 +1,7 @@
-"""The process beside a sweep that mirrors its files: ``python -m dgal_bench.tracking.follow FD``.
+"""The process beside a sweep that mirrors its files to W&B: ``python -m dgal_bench.results.wandb_follow FD``.
 
-FD is a file of one JSON object (see driver.py). stdin says nothing but that it ends: then the sweep is over, however
-it ended. A line on stdout is a warning for whoever watches the sweep.
+FD is a file of one JSON object (``tracking._start_process`` writes it). The end of stdin says that the sweep is over,
+for any reason. A line on stdout is a warning for the sweep's terminal.
 """
 
 import json
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 
 NICENESS = 10
-"""Beside timed queries. Not more: beside a busy sweep wandb's own process would miss its time limits."""
+"""Not to disturb timed queries. More would make wandb's own process miss its time limits beside a busy sweep."""
 
 FINISH_SECONDS = 20.0
-"""For a run's last rows; the driver waits 30 s in all, and there must be time to write them offline."""
+"""For a run's last rows; the sweep waits 30 s in all, which leaves time to write them offline."""
 
 POLL_SECONDS = 2.0
 
 LAST_SECONDS = 60
-"""After the sweep is over: nobody may be left to end a process that hangs."""
+"""After the sweep: then an alarm ends this process, in case it hangs and the sweep was killed."""
 
 
 class FileMirror:
-    """Looks at files that may not be there yet, and brings their runs up to them."""
+    """Watches files, which may not exist yet, and updates their W&B runs."""
 
     def __init__(self, paths: Sequence[Path], mirror: "RunMirror", warn: Callable[[str], None]) -> None:
         self._paths = list(paths)
@@ -46,7 +46,7 @@ class FileMirror:
         self._logs: dict[Path, RunLog] = {}
 
     def look(self) -> None:
-        """Tell what is new; all of it again once W&B is found to be gone, which leaves the runs of now unfinished."""
+        """Mirror new rows. If W&B becomes unreachable, mirror all rows of unfinished W&B runs again, offline."""
         online = self._mirror.online
         for path in list(self._paths):
             self._look_at(path)
@@ -55,7 +55,7 @@ class FileMirror:
             self.look()
 
     def close(self) -> None:
-        """Finish the runs of runs that have not come to an end; as in ``look`` if W&B is found to be gone."""
+        """Finish the W&B runs that are still open; as in ``look`` if W&B becomes unreachable."""
         online = self._mirror.online
         for path, log in self._logs.items():
             if self._mirror.is_open(log):
@@ -76,10 +76,10 @@ class FileMirror:
             self._warn(f"W&B: {error}")
             return
         if log is not None and log.begun:
-            self._tell(path, log)
-        self._sizes[path] = size  # of before the read: what came meanwhile is seen next time
+            self._update(path, log)
+        self._sizes[path] = size  # from before the read: later rows are seen next time
 
-    def _tell(self, path: Path, log: RunLog) -> None:
+    def _update(self, path: Path, log: RunLog) -> None:
         self._logs[path] = log
         if not (self._mirror.online or self._mirror.is_open(log)) and self._mirror.has(log):
             return
@@ -100,12 +100,12 @@ def _size(path: Path) -> int:
 
 
 def _over(seconds: float) -> bool:
-    """Whether stdin has ended; waits so long for it."""
+    """Whether stdin has ended; waits up to ``seconds`` for it."""
     return bool(select.select([sys.stdin], [], [], seconds)[0])
 
 
-def _say(warning: str) -> None:
-    """Nobody listens any more where the sweep was killed."""
+def _warn(warning: str) -> None:
+    """Without effect if the sweep was killed: the pipe is closed."""
     try:
         sys.stdout.write(warning + "\n")
         sys.stdout.flush()
@@ -116,12 +116,12 @@ def _say(warning: str) -> None:
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICENESS)
-    from dgal_bench.results.wandb import RunMirror  # not above: torch and wandb take seconds, which are to be nice
+    from dgal_bench.results.wandb import RunMirror  # not at the top: imports take seconds and must be nice
 
     with open(int(sys.argv[1]), encoding="utf-8") as file:
-        told = json.load(file)
-    mirror = RunMirror(Tracking.restored(told["tracking"]), _say, finish_seconds=FINISH_SECONDS)
-    follower = FileMirror([Path(path) for path in told["paths"]], mirror, _say)
+        request = json.load(file)
+    mirror = RunMirror(Tracking.from_plain(request["tracking"]), _warn, finish_seconds=FINISH_SECONDS)
+    follower = FileMirror([Path(path) for path in request["paths"]], mirror, _warn)
     try:
         while not _over(POLL_SECONDS):
             follower.look()
@@ -129,7 +129,7 @@ def main() -> int:
         follower.look()
         follower.close()
     except UserError as error:
-        _say(f"W&B: {error}")
+        _warn(f"W&B: {error}")
         return 1
     return 0
 
