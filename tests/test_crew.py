@@ -21,14 +21,14 @@ SCRIPT = """
     from pathlib import Path
     import numpy as np
     import ray
-    from dgal_bench.engines.ray_transfer import spread
-    from dgal_bench.graph import blocks
+    from dgal_bench.engines.ray_blocks import run_blocks
+    from dgal_bench.graph import block_search
     from tests.test_blocks import K, points, quiet
 
     root, deaths, out = map(Path, sys.argv[1:4])
     driver, deadline, own = os.getpid(), time.monotonic() + 200, set()
 
-    class Asked(blocks.BlockSearch):
+    class Asked(block_search.BlockSearch):
         def __call__(self, block):
             if os.getpid() == driver:
                 own.add(block)
@@ -43,10 +43,10 @@ SCRIPT = """
             return answer
 
     others = deaths.with_name("answered-" + deaths.name)
-    blocks.BlockSearch = Asked
+    block_search.BlockSearch = Asked
     logging.basicConfig(format="%(name)s: %(message)s")
     ray.init(address=sys.argv[4], log_to_driver=False, logging_level="ERROR")
-    neighbors, facts = blocks.search_in_blocks(points(), K, 0.9, root, quiet, spread)
+    neighbors, facts = block_search.search_in_blocks(points(), K, 0.9, root, quiet, run_blocks)
     assert len(own) < facts["blocks"]  # the rest is from the other node
     np.savez(out, ids=neighbors.ids.numpy(), distances=neighbors.distances.numpy())
     while list(out.with_name("other").glob("work-*")) and time.monotonic() < deadline:

@@ -16,7 +16,7 @@ from dgal_bench.engines import ENGINES as ENGINES_TO_ASK_FOR
 from dgal_bench.engines import queue as run_queue_room
 from dgal_bench.engines.base import SynchronizedListener
 from dgal_bench.engines.process import WorkerProcess, worker_environment
-from dgal_bench.engines.queue import MAX_DEATHS, MAX_UNBEGUN, RunQueue, record_failure
+from dgal_bench.engines.queue import MAX_DEATHS, MAX_START_FAILURES, RunQueue, record_failure
 from dgal_bench.engines.setup import set_up
 from dgal_bench.engines.sweep import PlannedRun, plan_runs, read_logs, runs_to_do
 from dgal_bench.engines.worker import final_event
@@ -116,7 +116,7 @@ HELD = {"event": "held", "error": "held", "exit_code": 2, "stop": False}
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(run_queue_room, "_LOOK_AGAIN_SECONDS", 0.0)
-    monkeypatch.setattr(run_queue_room, "_BEGIN_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(run_queue_room, "_START_AGAIN_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -194,11 +194,11 @@ def test_a_node_that_cannot_begin_runs_ends_the_sweep_and_fails_none(tmp_path, d
     jobs = jobs_of(tmp_path, "random", "dgmg", "margin", "rsmg")
     run_queue = RunQueue(jobs, SynchronizedListener(diary))
     run_queue.take()  # on another node, for an hour
-    for _ in range(MAX_UNBEGUN):
+    for _ in range(MAX_START_FAILURES):
         assert not run_queue.over
         run_queue.on_event(run_queue.take(), unbegun())
     assert (run_queue.over, run_queue.failed) == (True, [])
-    assert str(run_queue.fatal) == "3 tries in a row could not begin their runs: digits is missing (on node7)"
+    assert str(run_queue.fatal) == "3 attempts in a row could not start a run: digits is missing (on node7)"
     assert run_queue.fatal.exit_code == 3
     assert not list(tmp_path.rglob("*.jsonl"))
 
@@ -209,13 +209,13 @@ def test_one_run_that_cannot_begin_there_ends_nothing_while_others_run(tmp_path,
     first, second = jobs_of(tmp_path, "random", "dgmg")
     run_queue = RunQueue([first, second], SynchronizedListener(diary))
     assert run_queue.take() is first
-    for _ in range(2 * MAX_UNBEGUN):
+    for _ in range(2 * MAX_START_FAILURES):
         run_queue.on_event(run_queue.take(), unbegun())
         for _ in range(rows):
             run_queue.on_event(first, ROUND)
     assert diary.of("warn") == [(f"{second.name}: digits is missing (on node7); it is tried again",)]
     run_queue.on_event(first, DONE)
-    for _ in range(MAX_UNBEGUN if rows else 1):
+    for _ in range(MAX_START_FAILURES if rows else 1):
         assert run_queue.fatal is None
         assert run_queue.take() is second
         run_queue.on_event(second, unbegun())

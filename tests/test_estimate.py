@@ -81,8 +81,8 @@ def test_another_seed_takes_the_mean_of_its_own_configuration_and_set_up_once(tm
     past = past_of(tmp_path, (one, three_rows(1.0)), (other, three_rows(4.0)))
     found = reckon(tmp_path, todo, past)
     # 60 s of training, 4.5 of tests and extra, two queries of 1 or 4 s: 66.5 or 72.5
-    assert [guess.seconds for guess in found.known] == pytest.approx([69.5, 69.5])
-    assert all(guess.like for guess in found.known)
+    assert [guess.seconds for guess in found.known_guesses] == pytest.approx([69.5, 69.5])
+    assert all(guess.same_configuration for guess in found.known_guesses)
     assert found.seconds == pytest.approx(7.5 + 2 * 69.5)
     assert reckon(tmp_path, todo, past, n_lanes=2).seconds == pytest.approx(7.5 + 69.5)
 
@@ -94,23 +94,23 @@ def test_a_rehearsal_counts_and_where_files_lie_does_not(tmp_path):
     elsewhere = replace(job.config, dataset=replace(job.config.dataset, path="/here"))
     moved = replace(job.config, dataset=replace(job.config.dataset, path="/there"))
     found = reckon(tmp_path, [PlannedRun(moved, job.path)], past_of(tmp_path, (PlannedRun(elsewhere, job.path), rows)))
-    assert found.known[0].like
-    assert found.known[0].seconds == pytest.approx(166.5)
+    assert found.known_guesses[0].same_configuration
+    assert found.known_guesses[0].seconds == pytest.approx(166.5)
 
 
 def test_a_partial_run_needs_its_remaining_rounds_only(tmp_path):
     one, todo = runs(tmp_path, "margin", seeds=("0", "1"))
     past = past_of(tmp_path, (one, three_rows(1.0)))
     forge(todo, three_rows(50.0)[:2])
-    assert reckon(tmp_path, [todo], past).known[0].seconds == pytest.approx(31.5)  # the last row of the other
+    assert reckon(tmp_path, [todo], past).known_guesses[0].seconds == pytest.approx(31.5)  # the last row of the other
 
 
 def test_unfinished_rows_are_scaled_and_only_where_there_are_no_finished_ones(tmp_path):
     one, other, todo = runs(tmp_path, "margin", seeds=("0", "1", "2"))
     partial = (one, three_rows(1.0)[:2])
-    (guess,) = reckon(tmp_path, [todo], past_of(tmp_path / "a", partial)).known
+    (guess,) = reckon(tmp_path, [todo], past_of(tmp_path / "a", partial)).known_guesses
     assert guess.seconds == pytest.approx((30 + 3 + 2) / 2 * 3)
-    (guess,) = reckon(tmp_path, [todo], past_of(tmp_path / "b", partial, (other, three_rows(4.0)))).known
+    (guess,) = reckon(tmp_path, [todo], past_of(tmp_path / "b", partial, (other, three_rows(4.0)))).known_guesses
     assert guess.seconds == pytest.approx(72.5)
 
 
@@ -118,20 +118,21 @@ def test_other_rounds_take_means_per_evaluation_and_the_strategys_own_queries(tm
     margin, random = runs(tmp_path, "margin", "random")
     todo = runs(tmp_path, "margin", "random", "lc", rounds=["5"])
     past = past_of(tmp_path, (margin, three_rows(4.0)), (random, three_rows(1.0)))
-    guesses = reckon(tmp_path, todo, past).known
+    guesses = reckon(tmp_path, todo, past).known_guesses
     per_evaluation = 20 + 1.5
     assert [guess.seconds for guess in guesses] == pytest.approx(
         [6 * per_evaluation + 5 * 4, 6 * per_evaluation + 5 * 1, 6 * per_evaluation]
     )
-    assert [guess.like for guess in guesses] == [False] * 3
+    assert [guess.same_configuration for guess in guesses] == [False] * 3
     assert [guess.with_queries for guess in guesses] == [True, True, False]
 
 
 def test_rows_of_before_a_setting_was_there_are_like_theirs_only_roughly(tmp_path):
     one, todo = runs(tmp_path, "margin", seeds=("0", "1"))
-    (guess,) = reckon(tmp_path, [todo], past_of(tmp_path, (one, three_rows(1.0), {"forget": ("trainer",)}))).known
+    past = past_of(tmp_path, (one, three_rows(1.0), {"forget": ("trainer",)}))
+    (guess,) = reckon(tmp_path, [todo], past).known_guesses
     assert guess.seconds == pytest.approx(66.5)
-    assert not guess.like
+    assert not guess.same_configuration
 
 
 @pytest.mark.parametrize("other", ["net.feature_dim", "initial_size", "training.max_epochs", "batch_size"])
@@ -139,7 +140,7 @@ def test_another_training_says_nothing(tmp_path, other):
     (one,) = runs(tmp_path, "margin", **{other: ["7"]})
     todo = runs(tmp_path, "margin")
     found = reckon(tmp_path, todo, past_of(tmp_path, (one, three_rows(1.0))))
-    assert (found.known, found.seconds) == ([], None)
+    assert (found.known_guesses, found.seconds) == ([], None)
     assert found.guesses == {todo[0]: None}
     assert "how long is not known" in estimate_lines(todo, {todo[0].path: None}, found)[-1]
 
@@ -147,12 +148,12 @@ def test_another_training_says_nothing(tmp_path, other):
 def test_full_supervision_is_no_measure_of_a_strategy_nor_the_other_way_round(tmp_path):
     margin, full = runs(tmp_path, "margin", full_supervision=True)
     past = past_of(tmp_path, (margin, three_rows(1.0)))
-    assert reckon(tmp_path, [full], past).known == []
+    assert reckon(tmp_path, [full], past).known_guesses == []
     past = past_of(tmp_path / "full", (full, [row(0, 500.0)], {"set_up": None}))
-    assert reckon(tmp_path, [margin], past).known == []
-    (guess,) = reckon(tmp_path, [full], past).known
-    assert (guess.like, guess.seconds) == (True, 501.5)
-    assert not reckon(tmp_path, [full], past).set_ups  # it needs no graph
+    assert reckon(tmp_path, [margin], past).known_guesses == []
+    (guess,) = reckon(tmp_path, [full], past).known_guesses
+    assert (guess.same_configuration, guess.seconds) == (True, 501.5)
+    assert not reckon(tmp_path, [full], past).setups  # it needs no graph
 
 
 def test_rows_of_the_same_kind_of_device_come_first_and_others_are_named(tmp_path):
@@ -160,11 +161,12 @@ def test_rows_of_the_same_kind_of_device_come_first_and_others_are_named(tmp_pat
     slow, fast = (on_cpu, three_rows(1.0)), (on_gpu, three_rows(1.0, (1.0, 2.0, 3.0)), {"device": GPU})
     both = past_of(tmp_path / "both", slow, fast)
     with_gpus, without = (reckon(tmp_path, [todo], both, n_gpus=n) for n in (1, 0))
-    assert (with_gpus.known[0].seconds, with_gpus.rows_of, with_gpus.foreign) == (pytest.approx(12.5), [GPU], False)
-    assert (without.known[0].seconds, without.rows_of, without.foreign) == (pytest.approx(66.5), ["Abacus, cpu"], False)
+    for found, seconds, machine in ((with_gpus, 12.5, GPU), (without, 66.5, "Abacus, cpu")):
+        assert found.known_guesses[0].seconds == pytest.approx(seconds)
+        assert (found.machines, found.other_device) == ([machine], False)
     foreign = reckon(tmp_path, [todo], past_of(tmp_path / "cpu", slow), n_gpus=8)
-    assert foreign.foreign
-    assert not foreign.known[0].like
+    assert foreign.other_device
+    assert not foreign.known_guesses[0].same_configuration
     told = estimate_lines([todo], {todo.path: None}, foreign)
     assert told[0] == "1 run: 0 done, 1 to run, 1 side by side (8 GPUs)"
     assert told[1] == "about 1:14 for 1 of 1 run, by rows of Abacus, cpu, not of the GPUs asked for"
@@ -175,7 +177,7 @@ def test_a_set_up_that_was_never_timed_is_counted(tmp_path):
     todo = runs(tmp_path, "margin", seeds=("1", "2"))
     todo += runs(tmp_path, "margin+graph.graph_k=5")  # a graph of its own
     found = reckon(tmp_path, todo, past_of(tmp_path, (one, three_rows(1.0))))
-    assert sorted(found.set_ups.values(), key=str) == [7.5, None]
+    assert sorted(found.setups.values(), key=str) == [7.5, None]
     assert estimate_lines(todo, read_logs(todo, settings(tmp_path)), found)[-1] == (
         "  2 set-ups: 1 about 8 s of it, less what the cache has already; 1 not known"
     )
@@ -186,7 +188,7 @@ def test_a_shared_ledger_counts_once_in_the_mean_of_set_ups(tmp_path):
     todo = runs(tmp_path, "margin", seeds=("9",))
     other = {"set_up": (1.0, 0.5)}
     past = past_of(tmp_path, (jobs[0], three_rows(1.0)), (jobs[1], three_rows(1.0)), (jobs[2], three_rows(1.0), other))
-    assert reckon(tmp_path, todo, past).set_up_seconds == pytest.approx((7.5 + 1.5) / 2)
+    assert reckon(tmp_path, todo, past).setup_seconds == pytest.approx((7.5 + 1.5) / 2)
 
 
 def test_the_lines_count_runs_by_data_set_and_what_is_known_of_them(tmp_path):
@@ -283,6 +285,6 @@ def test_the_reference_rows_reckon_a_suite_of_which_no_data_are_here(tmp_path):
     logs = dict.fromkeys((job.path for job in jobs), None)
     found = estimate_time(jobs, logs, read_results(Path(__file__).parent.parent / "results" / "reference"), 8, 8)
     assert [guess is not None for guess in found.guesses.values()] == [True] * 4 + [False] * 4
-    assert found.foreign
-    assert found.seconds > found.set_up_seconds > 0
-    assert found.rows_of == ["Intel(R) Xeon(R) Processor, cpu"]
+    assert found.other_device
+    assert found.seconds > found.setup_seconds > 0
+    assert found.machines == ["Intel(R) Xeon(R) Processor, cpu"]

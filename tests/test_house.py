@@ -98,8 +98,10 @@ def modules_after(code):
         ),
         # imports take a worker ten seconds, and the command line must not pay them twice
         ("import dgal_bench.cli.main, dgal_bench.engines, dgal_bench.engines.progress", {"lightning", "wandb"}),
+        # an uninstalled Ray is an error in one line, and its variables are set before it is imported
+        ("import dgal_bench.engines.ray", {"lightning", "ray"}),
     ],
-    ids=["the door", "status", "the parent of a sweep"],
+    ids=["the door", "status", "the parent of a sweep", "the driver of Ray"],
 )
 def test_what_is_not_needed_is_not_imported(code, without, monkeypatch):
     monkeypatch.chdir(PACKAGE.parent)

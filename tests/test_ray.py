@@ -87,7 +87,7 @@ def test_without_ray_one_line_says_how_to_install_it(monkeypatch):
 def test_a_wrong_address_is_one_line_at_once(address):
     began = time.monotonic()
     with pytest.raises(
-        ConfigError, match=rf"^ray\.address={address}: (nobody answers there|use auto, or HOST:PORT).*$"
+        ConfigError, match=rf"^ray\.address={address}: (no answer|use auto, or HOST:PORT).*$"
     ):
         connect(address, 1, 0)
     assert time.monotonic() - began < 5
@@ -167,7 +167,7 @@ def test_what_no_machine_of_a_cluster_has_is_one_line(tmp_path, monkeypatch, nod
 )
 def test_a_cluster_is_judged_by_its_own_gpus(tmp_path, monkeypatch, here, changes):
     engine = engine_on(Cluster(HEAD, BIG), monkeypatch, tmp_path, here=here, **changes)
-    assert engine._capacity.needs(engine_job(engine))["num_gpus"] == 2
+    assert engine._capacity.task_options(engine_job(engine))["num_gpus"] == 2
 
 
 def engine_job(engine):
@@ -179,24 +179,24 @@ def test_runs_of_a_cluster_whose_gpus_have_gone_wait_for_others(tmp_path, monkey
     cluster = Cluster(HEAD, BIG)
     engine = engine_on(cluster, monkeypatch, tmp_path)
     cluster.there = [HEAD]
-    assert engine._capacity.needs(engine_job(engine))["num_gpus"] == 1
+    assert engine._capacity.task_options(engine_job(engine))["num_gpus"] == 1
     assert engine._capacity.runs() == 2
-    assert engine._tell._listener.of("warn") == [("no machine of this Ray has a GPU any more: runs wait for one",)]
+    assert engine._notify._listener.of("warn") == [("no machine of this Ray has a GPU any more: runs wait for one",)]
 
 
 def test_a_cluster_that_has_found_a_gpu_later_goes_on_without(tmp_path, monkeypatch):
     cluster = Cluster(HEAD)
     engine = engine_on(cluster, monkeypatch, tmp_path)
     cluster.there = [HEAD, BIG]
-    assert engine._capacity.needs(engine_job(engine))["num_gpus"] == 0
+    assert engine._capacity.task_options(engine_job(engine))["num_gpus"] == 0
 
 
 def test_a_set_up_asks_for_the_gpus_that_it_uses(tmp_path, monkeypatch):
     engine = engine_on(Cluster(HEAD, BIG), monkeypatch, tmp_path, gpus_per_cell=0.5)
     (two,) = plan_runs(axes(trainer__devices=["2"]), engine._settings)
-    assert engine._capacity.needs(engine_job(engine), "setup")["num_gpus"] == engine._settings.gpus_per_cell
-    assert engine._capacity.needs(two, "setup")["num_gpus"] == 2
-    assert engine._capacity.needs(engine_job(engine))["num_gpus"] == 0.5
+    assert engine._capacity.task_options(engine_job(engine), "setup")["num_gpus"] == engine._settings.gpus_per_cell
+    assert engine._capacity.task_options(two, "setup")["num_gpus"] == 2
+    assert engine._capacity.task_options(engine_job(engine))["num_gpus"] == 0.5
 
 
 @pytest.mark.parametrize(("address", "here", "own"), [("auto", [], True), (None, ["0", "1"], True), (None, [], False)])
@@ -345,7 +345,7 @@ def test_a_cluster_that_nobody_has_started_is_one_line(tmp_path, cache_root):
     began = time.monotonic()
     done = finish(command(tmp_path, cache_root, "strategy=random", "engine=ray", "ray.address=127.0.0.1:1"))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("dgal-bench: ray.address=127.0.0.1:1: nobody answers there")
+    assert done.stderr.startswith("dgal-bench: ray.address=127.0.0.1:1: no answer")
     assert done.stderr.count("\n") == 1
     assert time.monotonic() - began < 20
 

@@ -190,7 +190,7 @@ def test_the_pool_of_a_round_is_what_was_known_in_it(experiment, made):
 def test_a_replay_of_a_folder_writes_a_file_beside_each_run(experiment, results):
     before = {path: path.read_bytes() for path in results.rglob("seed-*.jsonl")}
     outcome, heard = replayed(experiment, wanted(results))
-    assert outcome.trouble == []
+    assert outcome.problems == []
     for strategy in ("margin", "dgmg"):
         timings = read_timings(timings_path(run_of(results, strategy)))
         assert timings.rounds == [0, 2, 3]
@@ -244,7 +244,7 @@ def test_a_changed_pick_is_found_and_said_in_one_line(experiment, results):
     without(results, "dgmg")
     tampered(run_of(results, "margin"), 2)
     outcome, heard = replayed(experiment, wanted(results))
-    (line,) = outcome.trouble
+    (line,) = outcome.problems
     assert line in heard.lines
     assert line.startswith("digits/margin/seed-0 picks others than its rows say in round 2")
     timings = read_timings(timings_path(run_of(results, "margin")))
@@ -262,7 +262,7 @@ def test_a_run_made_from_something_else_is_refused_and_the_others_go_on(experime
     header["fingerprint"][name] = 7 if name == "algorithm_version" else "somethingelse"
     path.write_text(json.dumps(header) + "\n" + rest)
     outcome, _ = replayed(experiment, wanted(results))
-    (line,) = outcome.trouble
+    (line,) = outcome.problems
     assert line.startswith("digits/margin/seed-0 is not replayed: ")
     assert f"made from something else ({name} " in line
     assert [timings.header["cell"] for timings in outcome.timings] == ["digits/dgmg/seed-0"]
@@ -272,7 +272,7 @@ def test_a_configuration_of_another_version_is_refused_in_one_line(experiment, r
     path = run_of(results, "margin")
     path.write_text(path.read_text().replace('"graph_k"', '"neighbours"'))
     outcome, heard = replayed(experiment, wanted(results))
-    (line,) = outcome.trouble
+    (line,) = outcome.problems
     assert line.startswith("digits/margin/seed-0 is not replayed: its configuration is another version's (")
     assert "\n" not in line
     assert line in heard.lines
@@ -331,7 +331,7 @@ def test_all_strategies_are_timed_on_the_state_of_one_run(experiment, results, m
     run_in_process(experiment, run_of(results, "rsmg"), example_config("rsmg", f"rounds={ROUNDS}", "batch_size=4"))
     asked = wanted(results, common="digits/dgmg/seed-0")
     outcome, heard = replayed(experiment, asked)
-    assert outcome.trouble == []
+    assert outcome.problems == []
     assert "digits/rsmg has another configuration or content: left out" in heard.lines
     timings = read_timings(results / "suite" / "digits" / COMMON)
     assert timings.header["common"] == timings.header["cell"] == "digits/dgmg/seed-0"
@@ -385,11 +385,11 @@ def test_queries_of_a_replay_begin_with_the_same_memory_each_time(experiment, ma
 
     searched = []
 
-    def neighbors_of(points, *rest, search=seals.neighbors_of):
+    def neighbor_mask(points, *rest, search=seals.neighbor_mask):
         searched.append(len(points))
         return search(points, *rest)
 
-    monkeypatch.setattr(seals, "neighbors_of", neighbors_of)
+    monkeypatch.setattr(seals, "neighbor_mask", neighbor_mask)
     config = example_config("vae_seals", f"rounds={ROUNDS}")
     asked = ReplayRequest(read_run(run_of(made, "vae_seals")), {"vae_seals": config.strategy}, [3], repeats=3)
     replay_run(asked, config, experiment, lambda round_, accuracy: None)

@@ -140,7 +140,7 @@ def test_a_stop_that_comes_while_jobs_are_submitted_is_heard_when_they_are_known
 
 def test_a_queue_that_is_not_to_be_asked_says_that_nobody_has_gone(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not SlurmQueue().is_without("7", since=-math.inf)
+    assert not SlurmQueue().has_left("7", submitted=-math.inf)
 
 
 def test_without_submitit_one_line_says_how_to_install_it(tmp_path, monkeypatch):

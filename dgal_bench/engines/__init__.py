@@ -1,4 +1,4 @@
-"""Engines only schedule runs: the results folder is the only truth, and to resume is to look at it again."""
+"""Executes the runs of a sweep on an engine. The results folder is the only state: to resume is to read it again."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,26 +10,26 @@ from dgal_bench.engines.setup import compare_files, set_up
 from dgal_bench.engines.sweep import PlannedRun, SweepSettings
 from dgal_bench.results.rows import RunLog
 
-Make = Callable[[Sequence[PlannedRun], SweepSettings, SynchronizedListener], Engine]
+EngineFactory = Callable[[Sequence[PlannedRun], SweepSettings, SynchronizedListener], Engine]
 
 
-def _ray(jobs: Sequence[PlannedRun], settings: SweepSettings, tell: SynchronizedListener) -> Engine:
+def _ray(jobs: Sequence[PlannedRun], settings: SweepSettings, notify: SynchronizedListener) -> Engine:
     from dgal_bench.engines.ray import RayEngine
 
-    return RayEngine(jobs, settings, tell)
+    return RayEngine(jobs, settings, notify)
 
 
-def _slurm(jobs: Sequence[PlannedRun], settings: SweepSettings, tell: SynchronizedListener) -> Engine:
+def _slurm(jobs: Sequence[PlannedRun], settings: SweepSettings, notify: SynchronizedListener) -> Engine:
     from dgal_bench.engines.slurm import SlurmEngine
 
-    return SlurmEngine(jobs, settings, tell)
+    return SlurmEngine(jobs, settings, notify)
 
 
-ENGINES: Mapping[str, Make] = {"local": local.LocalEngine, "ray": _ray, "slurm": _slurm}
+ENGINES: Mapping[str, EngineFactory] = {"local": local.LocalEngine, "ray": _ray, "slurm": _slurm}
 
 
-def side_by_side(jobs: Sequence[PlannedRun], settings: SweepSettings) -> tuple[int, int]:
-    """How many runs would run at once, and on how many GPUs, as far as that can be told without an engine."""
+def lanes_and_gpus(jobs: Sequence[PlannedRun], settings: SweepSettings) -> tuple[int, int]:
+    """How many runs would execute at once, and on how many GPUs, estimated without starting an engine."""
     n_gpus = len(visible_gpus()) if settings.gpus is None else settings.gpus
     if settings.engine == "slurm":
         from dgal_bench.engines.slurm import parallel_runs
@@ -41,23 +41,23 @@ def side_by_side(jobs: Sequence[PlannedRun], settings: SweepSettings) -> tuple[i
 def execute(
     jobs: Sequence[PlannedRun], settings: SweepSettings, listener: Listener, finished: Mapping[PlannedRun, RunLog]
 ) -> list[PlannedRun]:
-    """Set every data set up, then run the runs; a failed one is recorded and the others go on.
+    """Set up every data set, then execute the runs; a failed run is recorded and the others go on.
 
-    ``finished``: runs that rest on a user's own files, of which only a set-up knows whether they are still the same.
+    ``finished``: runs on a user's own files, which are checked for changes.
 
     Returns:
         The runs that failed.
 
     Raises:
-        UserError: data missing, a wrong setting, nothing that could be set up, a run that asks more of the data than
-            there is, a results folder that takes no more rows, or one run after the other that cannot begin.
+        UserError: data is missing, a setting is wrong, every setup failed, a run needs more points than the data
+            has, the results folder cannot be written, or several runs in a row could not start.
     """
-    tell = SynchronizedListener(listener)
-    run_queue = RunQueue(jobs, tell)  # now: other runners may end some of them while the set-up goes on
-    engine = ENGINES[settings.engine](jobs or list(finished)[:1], settings, tell)
+    notify = SynchronizedListener(listener)
+    run_queue = RunQueue(jobs, notify)  # before the setup: other commands may finish runs during it
+    engine = ENGINES[settings.engine](jobs or list(finished)[:1], settings, notify)
     try:
-        compare_files(finished, engine, tell)
-        broken = set_up(jobs, engine, tell)
+        compare_files(finished, engine, notify)
+        broken = set_up(jobs, engine, notify)
         run_queue.drop(broken)
         if not run_queue.over:
             engine.run(run_queue)

@@ -1,4 +1,4 @@
-"""What an engine is, who is told of a sweep, and a job as workers read it."""
+"""The interfaces of engines and listeners, and the message of a job to a worker."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 Event = Mapping[str, Any]
-"""What a worker says, ``event`` first: progress, warning and round while at work, process.ENDINGS when it is over."""
+"""A worker's message, ``event`` first: progress, warning, round; the last of a job is one of process.FINAL_EVENTS."""
 
 
 class Listener(Protocol):
-    """Who is told how a sweep goes: called from several threads, one call at a time."""
+    """Receives the events of a sweep: from several threads, one call at a time."""
 
     def setting_up(self, name: str, what: str, done: int, of: int) -> None: ...
     def begun(self, job: PlannedRun) -> None: ...
@@ -29,37 +29,37 @@ class Listener(Protocol):
 
 
 class SynchronizedListener:
-    """Tells a listener from several threads, one call at a time; the same warning of many workers is told once."""
+    """Makes a listener thread-safe, and passes on the same warning of many workers once."""
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
-        self._telling = threading.Lock()
-        self._warned: set[str] = set()
+        self._lock = threading.Lock()
+        self._warnings: set[str] = set()
 
-    def __call__(self, what: str, *facts: Any) -> None:
-        with self._telling:
-            if what == "warn":
-                if facts[0] in self._warned:
+    def __call__(self, event: str, *facts: Any) -> None:
+        with self._lock:
+            if event == "warn":
+                if facts[0] in self._warnings:
                     return
-                self._warned.add(facts[0])
-            getattr(self._listener, what)(*facts)
+                self._warnings.add(facts[0])
+            getattr(self._listener, event)(*facts)
 
 
 class Engine(Protocol):
-    """Schedules; what runs is ``worker.handle``, and what has run is in the results folder, whatever becomes of it."""
+    """Schedules jobs, which ``worker.handle`` executes; the results folder keeps every row, even if the engine dies."""
 
     def ask(self, kind: str, job: PlannedRun) -> Iterator[Event]:
-        """The events of a ``setup``, or of a look at the ``content`` of a user's files, the last an ending."""
+        """The events of a ``setup`` job, or of a ``content`` job (hashes of a user's files), up to the final one."""
 
     def run(self, run_queue: "RunQueue") -> None:
-        """Run the runs of the run queue until it is over."""
+        """Execute the runs of the queue until it is over."""
 
     def close(self) -> None:
-        """End whatever is running, within a second or two; more than once does no harm."""
+        """End all jobs within a second or two; may be called again."""
 
 
 def job_message(kind: str, job: PlannedRun, settings: SweepSettings) -> dict[str, Any]:
-    """A job as a worker reads it, wherever that is, and in whatever folder it starts."""
+    """A job as a worker reads it; paths are absolute, since a worker may start in another folder."""
     return {
         "job": kind,
         "algorithm_version": ALGORITHM_VERSION,

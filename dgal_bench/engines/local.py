@@ -19,10 +19,10 @@ _LOOK_AGAIN_SECONDS = 0.2
 
 
 def count_lanes(jobs: Sequence[PlannedRun], settings: SweepSettings, gpus_here: int) -> int:
-    """How many runs run side by side: ``jobs`` where it is given; else as GPUs have room for, or cores have threads.
+    """How many runs execute side by side: ``jobs`` if given, else as many as fit on the GPUs or the cores.
 
     Raises:
-        ConfigError: a run asks for more GPUs than there are to use.
+        ConfigError: a run needs more GPUs than there are to use.
     """
     n_gpus, share = settings.gpus if settings.gpus is not None else gpus_here, settings.gpus_per_cell
     if 0 < n_gpus < share:
@@ -35,36 +35,36 @@ def count_lanes(jobs: Sequence[PlannedRun], settings: SweepSettings, gpus_here: 
 
 
 def check_gpus(settings: SweepSettings, here: Sequence[str]) -> None:
-    """Raises ConfigError: more of them are asked for than this machine has."""
+    """Raises ConfigError if ``gpus=`` is more than this machine has."""
     if settings.gpus is not None and settings.gpus > len(here):
         raise ConfigError(f"gpus={settings.gpus}, but this machine has {len(here)}: leave it out, or add --dry-run")
 
 
 def assign_gpus(gpus: Sequence[str], settings: SweepSettings, n_lanes: int, at_least: int = 1) -> list[str | None]:
-    """What each lane sees of the GPUs, in turn; "" is none of those that are there, None leaves it as it is."""
+    """CUDA_VISIBLE_DEVICES of each lane, in turn; "" hides all GPUs, None leaves the variable as it is."""
     each = max(math.ceil(settings.gpus_per_cell), min(at_least, len(gpus)))
-    hands: list[str | None] = [",".join(gpus[i : i + each]) for i in range(0, len(gpus) - each + 1, each)]
-    return list(itertools.islice(itertools.cycle(hands or ["" if settings.gpus == 0 else None]), n_lanes))
+    groups: list[str | None] = [",".join(gpus[i : i + each]) for i in range(0, len(gpus) - each + 1, each)]
+    return list(itertools.islice(itertools.cycle(groups or ["" if settings.gpus == 0 else None]), n_lanes))
 
 
 class LocalEngine:
-    """All workers start at once, since their imports take 10 s; the first of them does the set-up.
+    """All workers start at once, since their imports take 10 s; the first one executes the setup.
 
     Raises:
-        ConfigError: more GPUs are asked for than this machine has.
+        ConfigError: ``gpus=`` is more than this machine has.
     """
 
-    def __init__(self, jobs: Sequence[PlannedRun], settings: SweepSettings, tell: SynchronizedListener) -> None:
+    def __init__(self, jobs: Sequence[PlannedRun], settings: SweepSettings, notify: SynchronizedListener) -> None:
         gpus = visible_gpus()
         check_gpus(settings, gpus)
-        self._settings, self._tell = settings, tell
+        self._settings, self._notify = settings, notify
         n_lanes = min(count_lanes(jobs, settings, len(gpus)), len(jobs))
         self._usable = gpus if settings.gpus is None else gpus[: settings.gpus]
         self._gpus = assign_gpus(self._usable, settings, n_lanes)
         self._workers = [WorkerProcess(worker_environment(jobs[0].config, gpu)) for gpu in self._gpus]
-        self._at: list[PlannedRun | None] = [None] * n_lanes
-        self._over = threading.Event()
-        self._changing = threading.Lock()
+        self._current: list[PlannedRun | None] = [None] * n_lanes
+        self._closing = threading.Event()
+        self._closing_lock = threading.Lock()
 
     def ask(self, kind: str, job: PlannedRun) -> Iterator[Event]:
         (gpus,) = assign_gpus(self._usable, self._settings, 1, at_least=job.config.trainer.devices)
@@ -78,34 +78,34 @@ class LocalEngine:
         pool = ThreadPoolExecutor(n_lanes)
         pending = {pool.submit(self._work, run_queue, lane) for lane in range(n_lanes)}
         while pending and run_queue.fatal is None:
-            over, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)  # so that Ctrl-C gets through
-            for future in over:
+            finished, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)  # so that Ctrl-C gets through
+            for future in finished:
                 future.result()
 
     def _work(self, run_queue: RunQueue, lane: int) -> None:
-        """Take runs one after the other until none is left."""
-        while not (run_queue.over or self._over.is_set()):
+        """Execute runs one after the other until the queue is over."""
+        while not (run_queue.over or self._closing.is_set()):
             job = run_queue.take()
             if job is None:
                 time.sleep(_LOOK_AGAIN_SECONDS)
                 continue
-            with self._changing:  # no worker begins once all are being ended
-                if self._over.is_set():
+            with self._closing_lock:  # no worker may start once close() ends them all
+                if self._closing.is_set():
                     return
                 worker = self._workers[lane].fit_for(worker_environment(job.config, self._gpus[lane]))
-                self._workers[lane], self._at[lane] = worker, job
+                self._workers[lane], self._current[lane] = worker, job
             for event in worker.run(job_message("run", job, self._settings)):
-                if self._over.is_set():
+                if self._closing.is_set():
                     return
                 if event.get("died"):
                     release_lease(job.path, worker.pid)
                 run_queue.on_event(job, event)
-            self._at[lane] = None
+            self._current[lane] = None
 
     def close(self) -> None:
-        with self._changing:
-            self._over.set()
-        for worker, job in zip(self._workers, self._at, strict=True):
+        with self._closing_lock:
+            self._closing.set()
+        for worker, job in zip(self._workers, self._current, strict=True):
             worker.close()
             if job is not None:
                 release_lease(job.path, worker.pid)

@@ -1,4 +1,4 @@
-"""A worker process as its parent sees it: an environment, jobs in, events out."""
+"""A worker process, seen from its parent: an environment, jobs in, events out."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from dgal_bench.config.schema import RunConfig
 from dgal_bench.core.system import thread_environment
 
 FINAL_EVENTS = ("ready", "done", "held", "skipped", "failed")
-"""The last events of a job."""
+"""The last event of a job is one of these."""
 
 
 class WorkerProcess:
@@ -23,7 +23,7 @@ class WorkerProcess:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = environment
-        self._read = False
+        self._reading = False
         self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - lives as long as the worker
         self._process = subprocess.Popen(
             [sys.executable, "-m", "dgal_bench.engines.worker"],
@@ -38,18 +38,18 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def fit_for(self, wanted: Mapping[str, str]) -> "WorkerProcess":
-        """This worker, or a new one in its place where it has died or its environment is another."""
-        if self._process.poll() is None and self.environment == wanted:
+    def fit_for(self, environment: Mapping[str, str]) -> "WorkerProcess":
+        """This worker if it is alive and has that environment, else a new one in its place."""
+        if self._process.poll() is None and self.environment == environment:
             return self
         self.close()
-        return WorkerProcess(wanted)
+        return WorkerProcess(environment)
 
     def run(self, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """Send a job; yield its events up to and with the last, one of ENDINGS."""
+        """Send a job; yield its events, the last being one of FINAL_EVENTS."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._read = True
+        self._reading = True
         try:
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
@@ -59,7 +59,7 @@ class WorkerProcess:
                 event = json.loads(line)
                 yield event
                 if event["event"] in FINAL_EVENTS:
-                    self._read = False
+                    self._reading = False
                     return
         except BrokenPipeError:
             pass
@@ -73,28 +73,28 @@ class WorkerProcess:
         return f"the worker process was {how}" + (f": {last}" if last else "")
 
     def close(self) -> None:
-        """End the process, whatever it is doing; more than once does no harm."""
+        """Kill the process; may be called again."""
         self._process.kill()
         self._process.wait()
         self._stderr.close()
         with suppress(OSError):
             self._process.stdin.close()  # type: ignore[union-attr]
-        if not self._read:  # whoever reads finds the end by himself
+        if not self._reading:  # a thread in run() finds the end itself
             self._process.stdout.close()  # type: ignore[union-attr]
 
 
 def worker_environment(config: RunConfig, gpu: str | None = None) -> dict[str, str]:
-    """Threads, and what else must be set before torch is imported; the workspace is cuBLAS's condition for equal bits.
+    """Variables to set before torch is imported; cuBLAS gives equal bits only with that workspace.
 
-    ``gpu``: the one to see, None: as they are.
+    ``gpu``: CUDA_VISIBLE_DEVICES; None leaves the variable as it is.
     """
-    seen = "" if config.device == "cpu" else gpu
-    shown = {} if seen is None else {"CUDA_VISIBLE_DEVICES": seen}
-    return {**thread_environment(config.threads), "CUBLAS_WORKSPACE_CONFIG": ":4096:8", **shown}
+    visible = "" if config.device == "cpu" else gpu
+    devices = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    return {**thread_environment(config.threads), "CUBLAS_WORKSPACE_CONFIG": ":4096:8", **devices}
 
 
 def visible_gpus() -> list[str]:
-    """Their names for CUDA_VISIBLE_DEVICES, without a CUDA context."""
+    """Names of the GPUs for CUDA_VISIBLE_DEVICES, without a CUDA context."""
     n_gpus = torch.cuda.device_count()
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return told.split(",")[:n_gpus] if told else [str(index) for index in range(n_gpus)]
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return names.split(",")[:n_gpus] if names else [str(index) for index in range(n_gpus)]

@@ -1,4 +1,4 @@
-"""How long work goes on: a bar with an ETA on a terminal, plain lines elsewhere."""
+"""Shows progress and time left on stderr: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ def duration(seconds: float) -> str:
 
 
 def new_progress(to_do: Mapping[PlannedRun, int]) -> "LineProgress | BarProgress":
-    """A Listener on stderr for these runs, each with the number of evaluations it still lacks."""
+    """A Listener on stderr; ``to_do``: the evaluations that each run still lacks."""
     stream = sys.stderr
     return BarProgress(to_do, stream) if stream.isatty() else LineProgress(to_do, stream)
 
 
 class LineProgress:
-    """One line per finished run, and some while a representation is made."""
+    """One line per finished run, and some lines during a setup."""
 
     def __init__(self, to_do: Mapping[PlannedRun, int], stream: TextIO) -> None:
         self._to_do = dict(to_do)
@@ -34,9 +34,9 @@ class LineProgress:
         self._finished = self._evaluated = 0
         self._stream = stream
         self._start = perf_counter()
-        self._begun = False
+        self._timing = False  # whether ``_start`` is the first run's
         self._accuracy: dict[str, float] = {}
-        self._step = "", "", 0, self._start  # of the set-up: whose, what, how much was done when it began, and when
+        self._step = "", "", 0, self._start  # data set, what, how much was done at the start, start
 
     def setting_up(self, name: str, what: str, done: int, of: int) -> None:
         if (name, what) != self._step[:2] or done < self._step[2]:
@@ -45,13 +45,13 @@ class LineProgress:
             self._say(f"[set-up] {name}: {what}" + (f" {done}/{of}{self._step_left(done, of)}" if of > 1 else ""))
 
     def _step_left(self, done: int, of: int) -> str:
-        """Reckoned from what the step began with: some of it may have been done by an earlier command."""
+        """Time left, from the speed of this command: an earlier one may have done a part of the step."""
         _, _, first, start = self._step
         left = (perf_counter() - start) / (done - first) * (of - done) if done > first else 0
         return f", about {duration(left)} left" if left >= 1 else ""
 
     def drawing(self, done: int, of: int) -> None:
-        """Groups of a report, of ``of``."""
+        """``done`` of ``of`` groups of a report are drawn."""
         if done == 0:
             self._start = perf_counter()
         elif of > 1:
@@ -59,9 +59,9 @@ class LineProgress:
             self._say(f"[report] {done} of {of} drawn" + (f", about {duration(left)} left" if left else ""))
 
     def begun(self, job: PlannedRun) -> None:
-        if not self._begun:
-            self._start = perf_counter()  # time left is reckoned from the first run on, without the set-up
-        self._begun = True
+        if not self._timing:
+            self._start = perf_counter()  # the setup does not count for the time left
+        self._timing = True
 
     def round(self, job: PlannedRun, accuracy: float) -> None:
         self._evaluated += 1
@@ -69,17 +69,17 @@ class LineProgress:
         self._accuracy[job.name] = accuracy
 
     def done(self, job: PlannedRun, seconds: float) -> None:
-        self._over(job)
-        # no round at all: another command has finished the run meanwhile
+        self._finish(job)
+        # without a round: another command has finished the run
         what = f"{self._accuracy[job.name]:.1%}" if job.name in self._accuracy else "done already"
         self._say(f"{self._place()} {job.name}: {what} in {duration(seconds)}{self._eta()}")
 
     def skipped(self, job: PlannedRun, why: str) -> None:
-        self._over(job)
+        self._finish(job)
         self._say(f"{self._place()} {job.name}: skipped: {why}{self._eta()}")
 
     def failed(self, job: PlannedRun, error: str) -> None:
-        self._over(job)
+        self._finish(job)
         self._say(f"{self._place()} {job.name}: FAILED: {error}{self._eta()}")
 
     def warn(self, text: str) -> None:
@@ -88,7 +88,7 @@ class LineProgress:
     def close(self) -> None:
         pass
 
-    def _over(self, job: PlannedRun) -> None:
+    def _finish(self, job: PlannedRun) -> None:
         self._finished += 1
         self._to_do[job] = 0
 
@@ -107,10 +107,10 @@ class LineProgress:
 
 
 class BarProgress:
-    """tqdm over evaluations; a bar of its own while a representation is made."""
+    """A tqdm bar of evaluations; another one during a setup."""
 
     def __init__(self, to_do: Mapping[PlannedRun, int], stream: TextIO) -> None:
-        tqdm.monitor_interval = 0  # its thread would be in the way of processes to be copied, and sees to no bar here
+        tqdm.monitor_interval = 0  # its thread would be in the way of forks, and updates no bar here
         self._stream = stream
         self._to_do = dict(to_do)
         self._rounds = sum(to_do.values())
@@ -118,11 +118,11 @@ class BarProgress:
         self._what = ""
 
     def _show(self, what: str, total: int, unit: str, done: int = 0) -> tqdm:
-        """``done``: how much was, before anything was shown of it."""
+        """The bar ``what``; ``done``: how much was done before it is shown."""
         if self._bar is None or self._what != what:
             self.close()
-            look = {"dynamic_ncols": True, "leave": False, "mininterval": 0}
-            self._bar = tqdm(total=total, unit=unit, file=self._stream, desc=what, initial=done, **look)
+            style = {"dynamic_ncols": True, "leave": False, "mininterval": 0}
+            self._bar = tqdm(total=total, unit=unit, file=self._stream, desc=what, initial=done, **style)
             self._what = what
         return self._bar
 
@@ -147,7 +147,7 @@ class BarProgress:
         self._runs().update()
 
     def done(self, job: PlannedRun, seconds: float) -> None:
-        """Evaluations that another command has made meanwhile are no longer to do."""
+        """Counts the evaluations that another command has done as well."""
         self._runs().update(self._to_do.pop(job, 0))
 
     def skipped(self, job: PlannedRun, why: str) -> None:

@@ -1,4 +1,4 @@
-"""The Ray engine: runs as tasks on this machine or a cluster, whose rows stream to the driver, the only writer."""
+"""The Ray engine: runs are tasks on this machine or a cluster; their rows stream to the driver, the only writer."""
 
 import math
 import os
@@ -22,55 +22,58 @@ from dgal_bench.engines.ray_transfer import EntryStore
 from dgal_bench.engines.sweep import PlannedRun, SweepSettings
 from dgal_bench.results.writer import FileWriter, UnwritableError
 
-# What a Ray has to give: how many runs fit, and what each of them asks for.
-
-
 _COUNT_AGAIN_SECONDS = 5.0
-_OVERSUBSCRIPTION = 2  # of a cluster: it is never idle, and grows where it can
+_OVERSUBSCRIPTION = 2  # runs submitted beyond what fits: a cluster is never idle, and grows if it can
 
 
 class Capacity:
-    """Whether runs run on GPUs is found once: when the last GPU of a cluster goes they wait for another."""
+    """How many runs fit on this Ray, and the resources of each.
+
+    Whether runs use GPUs is decided once: if the last GPU of a cluster goes, they wait for another.
+    """
 
     def __init__(
-        self, ray: ModuleType, jobs: Sequence[PlannedRun], settings: SweepSettings, tell: SynchronizedListener
+        self, ray: ModuleType, jobs: Sequence[PlannedRun], settings: SweepSettings, notify: SynchronizedListener
     ) -> None:
-        self._ray, self._settings, self._tell = ray, settings, tell
+        self._ray, self._settings, self._notify = ray, settings, notify
         self._threads = max(job.config.threads for job in jobs)
         self._devices = max(job.config.trainer.devices for job in jobs)
-        self._counted, self._has = -math.inf, dict[str, float]()
+        self._counted_at, self._totals = -math.inf, dict[str, float]()
         self._gpus = settings.gpus != 0 and self._most("GPU") > 0 and any(job.config.device != "cpu" for job in jobs)
 
-    def lacking(self) -> str:
-        """What is asked of one machine and no machine has, for which Ray would wait; "" where all can be had."""
+    def shortage(self) -> str:
+        """What a run needs and no machine has, for which Ray would wait for ever; "" if every run fits."""
         if self._settings.gpus and not self._most("GPU"):
             return f"gpus={self._settings.gpus}, but no machine of this Ray has a GPU: leave it out"
-        asked = [("threads", "CPU", float(self._threads))]
+        requests = [("threads", "CPU", float(self._threads))]
         if self._gpus:
-            asked += [("gpus_per_cell", "GPU", self._settings.gpus_per_cell), ("trainer.devices", "GPU", self._devices)]
-        for key, name, wanted in asked:
-            if 0 < (most := self._most(name)) < wanted:
-                return f"{key}={wanted:g}, but no machine of this Ray has more than {most:g} {name}s"
+            requests += [
+                ("gpus_per_cell", "GPU", self._settings.gpus_per_cell),
+                ("trainer.devices", "GPU", self._devices),
+            ]
+        for key, name, amount in requests:
+            if 0 < (most := self._most(name)) < amount:
+                return f"{key}={amount:g}, but no machine of this Ray has more than {most:g} {name}s"
         return ""
 
     def runs(self) -> int:
-        """How many may be under way on a cluster: as many as fit now, and some that wait there."""
-        has = self._resources()
-        fit = int(has.get("CPU", 0)) // self._threads
+        """How many runs to submit to a cluster: as many as fit now, and some that wait there."""
+        totals = self._resources()
+        fit = int(totals.get("CPU", 0)) // self._threads
         if self._gpus:
-            n_gpus = min(has.get("GPU", 0), self._settings.gpus or math.inf)
+            n_gpus = min(totals.get("GPU", 0), self._settings.gpus or math.inf)
             if not n_gpus:
-                self._tell("warn", "no machine of this Ray has a GPU any more: runs wait for one")
+                self._notify("warn", "no machine of this Ray has a GPU any more: runs wait for one")
             fit = min(fit, int(n_gpus / self._settings.gpus_per_cell + 1e-9))
         return max(1, fit) if self._settings.gpus else fit + _OVERSUBSCRIPTION
 
     def on_gpu(self, job: PlannedRun) -> bool:
         return self._gpus and job.config.device != "cpu"
 
-    def needs(self, job: PlannedRun, kind: str = "run") -> dict[str, Any]:
-        """Of a task: its share of the machine, more of it in a ``setup``, and the environment of its process.
+    def task_options(self, job: PlannedRun, kind: str = "run") -> dict[str, Any]:
+        """Options of a task: its cores and GPUs (more in a ``setup``), and the environment of its process.
 
-        Processes without a GPU go on to the next run of the same environment, imports and data in memory.
+        A process without a GPU goes on with the next run of the same environment, keeping imports and data.
         """
         on_gpu, n_gpus = self.on_gpu(job), self._settings.gpus_per_cell
         if kind == "setup" and job.config.trainer.devices > 1:
@@ -82,36 +85,33 @@ class Capacity:
         }
 
     def _resources(self) -> Mapping[str, float]:
-        """What the cluster has altogether; it may grow and shrink."""
-        if time.monotonic() - self._counted > _COUNT_AGAIN_SECONDS:
-            self._counted, self._has = time.monotonic(), self._ray.cluster_resources()
-        return self._has
+        """Total resources of the cluster, which may grow and shrink."""
+        if time.monotonic() - self._counted_at > _COUNT_AGAIN_SECONDS:
+            self._counted_at, self._totals = time.monotonic(), self._ray.cluster_resources()
+        return self._totals
 
     def _most(self, name: str) -> float:
-        """Of a resource, on one machine."""
+        """The most of a resource on one machine."""
         return max((node["Resources"].get(name, 0) for node in self._ray.nodes() if node["Alive"]), default=0)
-
-
-# Ray, started on this machine or found on a cluster, without its noise.
 
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # half a screen for every worker that dies: we say it in a line
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # half a screen for every dead worker; the run queue reports it in a line
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what a task of no GPU sees is ours to say
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # worker_environment sets what a task without a GPU sees
 }
-_STORE_BYTES = 128 * 1024**2  # of a Ray of our own, through which only events pass
+_STORE_BYTES = 128 * 1024**2  # of a Ray on this machine: only events pass through it
 _ANSWER_SECONDS = 3.0
 
 
 def connect(address: str | None, n_cpus: int, n_gpus: int | None) -> ModuleType:
-    """The module ``ray``, connected: to the cluster at ``address``, or to one of its own with so much to give.
+    """The module ``ray``, connected to the cluster at ``address``, or to a new one on this machine of that size.
 
-    ``n_gpus``: None: those that Ray finds.
+    ``n_gpus``: None for those that Ray finds.
 
     Raises:
-        ConfigError: Ray is not installed, or no cluster of this Ray answers there.
+        ConfigError: Ray is not installed, or no cluster of this version answers at the address.
     """
     os.environ |= _QUIET  # read when ray is first imported
     try:
@@ -125,51 +125,51 @@ def connect(address: str | None, n_cpus: int, n_gpus: int | None) -> ModuleType:
     }
     own: dict[str, Any] = {"num_cpus": n_cpus, "num_gpus": n_gpus, "object_store_memory": _STORE_BYTES}
     if address:
-        _check(address)
+        _check_address(address)
         own.clear()
     main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address or "local", **quiet, **own)
     except (SystemExit, ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         ray.shutdown()
         if main and isinstance(error, SystemExit) and not address:
-            signal.signal(signal.SIGTERM, before)
-            signal.raise_signal(signal.SIGTERM)  # it came while Ray's handler stood in for the command's
-        said = "it is no Ray" if isinstance(error, SystemExit) else " ".join(str(error).split()) or "no answer"
-        raise ConfigError(f"ray.address={address}: {said}" if address else f"Ray does not start: {said}") from error
+            signal.signal(signal.SIGTERM, handler)
+            signal.raise_signal(signal.SIGTERM)  # it came while Ray's handler replaced the command's
+        reason = "it is no Ray" if isinstance(error, SystemExit) else " ".join(str(error).split()) or "no answer"
+        raise ConfigError(f"ray.address={address}: {reason}" if address else f"Ray does not start: {reason}") from error
     except BaseException:
         ray.shutdown()
         raise
     finally:
         if main:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, handler)
     return ray
 
 
-def _check(address: str) -> None:
-    """Whether anybody listens: Ray itself tries for a minute and a half, and ends the process."""
+def _check_address(address: str) -> None:
+    """Raises ConfigError if no server answers: Ray itself tries for 90 s, and then ends the process."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
-        raise ConfigError(f"ray.address={address}: use auto, or HOST:PORT as ray start --head has said it")
+        raise ConfigError(f"ray.address={address}: use auto, or HOST:PORT as ray start --head prints it")
     try:
         socket.create_connection((host, int(port)), _ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"ray.address={address}: nobody answers there ({error}): is ray start --head run?") from error
+        raise ConfigError(f"ray.address={address}: no answer ({error}): start it with ray start --head") from error
 
 
 def explain_error(error: Exception, ray: ModuleType) -> dict[str, Any]:
-    """What an error of Ray's means for a job: whether its worker has died, and in one line of what."""
-    known = ray.exceptions
-    if isinstance(error, known.RayTaskError):
+    """What an error of Ray means for a job: the error in one line, and whether its worker has died."""
+    exceptions = ray.exceptions
+    if isinstance(error, exceptions.RayTaskError):
         return {"error": f"the task did not start: {innermost_error(error.cause or error)}"}
-    if isinstance(error, known.RuntimeEnvSetupError | known.TaskUnschedulableError):
+    if isinstance(error, exceptions.RuntimeEnvSetupError | exceptions.TaskUnschedulableError):
         return {"error": " ".join(str(error).split())}
     causes = {
-        known.OutOfMemoryError: "was ended by Ray, for its machine ran out of memory: lower jobs=",
-        known.NodeDiedError: "died with its node",
+        exceptions.OutOfMemoryError: "was ended by Ray because its machine ran out of memory: lower jobs=",
+        exceptions.NodeDiedError: "died with its node",
     }
     how = next((text for kind, text in causes.items() if isinstance(error, kind)), "was killed or has crashed")
     return {"error": f"the worker process {how}", "died": True}
@@ -179,65 +179,65 @@ _LOOK_AGAIN_SECONDS = 0.2
 
 
 def _work(*arguments: Any) -> Iterator[Event]:
-    from dgal_bench.engines.ray_task import run_task  # lightning and more, which the driver does without
+    from dgal_bench.engines.ray_task import run_task  # imports lightning, which the driver does not need
 
     yield from run_task(*arguments)
 
 
 def _import_worker() -> None:
-    import dgal_bench.engines.ray_task  # noqa: F401 - ten seconds that the first run of a process need not wait
+    import dgal_bench.engines.ray_task  # noqa: F401 - takes 10 s, which the first run of a process need not wait
 
 
 @dataclass(eq=False)
 class RayRun:
-    """A run under way: its file, held by the driver, what that held before, and the stream of events."""
+    """A submitted run: its file, which the driver has locked, the content before this attempt, and the events."""
 
     job: PlannedRun
     writer: FileWriter
-    held: ExitStack
-    before: bytes
+    lock: ExitStack
+    content: bytes
     events: Any
-    sent: int = 0
-    """How often its node had to be sent what the set-up made."""
+    transfers: int = 0
+    """How often cache entries were sent to its node."""
 
 
 class RayEngine:
-    """Tasks that Ray does not retry: what is tried again, and how often, the run queue decides, as elsewhere.
+    """Tasks without Ray's retries: the run queue decides about another attempt.
 
-    Every attempt has a stream of its own, so that nobody listens to what is left of an earlier one.
+    Every attempt has its own stream, so that events of an earlier one are never read.
 
     Raises:
-        ConfigError: no Ray, or more is asked of it than it has.
+        ConfigError: Ray is missing, or a run needs more than any machine has.
     """
 
-    def __init__(self, jobs: Sequence[PlannedRun], settings: SweepSettings, tell: SynchronizedListener) -> None:
+    def __init__(self, jobs: Sequence[PlannedRun], settings: SweepSettings, notify: SynchronizedListener) -> None:
         share, here = settings.gpus_per_cell, visible_gpus()
         if share > 1 and share != int(share):
             raise ConfigError(f"gpus_per_cell={share:g}: Ray gives a part of one GPU, or whole ones")
         if settings.gpus and settings.gpus < share:
             raise ConfigError(f"gpus={settings.gpus} is less than the gpus_per_cell={share:g} of one run")
         own = not settings.ray_address
-        if own and here:  # without any they are logical ones
+        if own and here:  # on a machine without GPUs, gpus= are logical ones
             check_gpus(settings, here)
-        self._settings, self._tell = settings, tell
-        self._flights: list[RayRun] = []
-        # How many run side by side; on a cluster without jobs= that is not known, and changes.
+        self._settings, self._notify = settings, notify
+        self._submitted: list[RayRun] = []
+        # Runs side by side; 0 on a cluster without jobs=, where Capacity.runs says it.
         self._lanes = min(count_lanes(jobs, settings, len(here)), len(jobs)) if own else settings.jobs or 0
         n_cpus = self._lanes * max(job.config.threads for job in jobs)
         self._ray = connect(settings.ray_address, n_cpus, settings.gpus)
-        # Once, for what is new to Ray costs each task a lease. A process that has CUDA open does not see another GPU,
-        # which the next run may be given: where GPUs are real, each of their tasks has a process of its own.
+        # Made once: each new remote function costs a lease per task. A process that has opened CUDA does not see the
+        # other GPU that the next run may get: where GPUs are real, each of their tasks has its own process.
         self._task = self._gpu_task = self._ray.remote(_work)
         if here or not own:
             self._gpu_task = self._ray.remote(max_calls=1)(_work)
-        self._cargo = EntryStore(self._ray, settings.cache.absolute())
-        self._capacity = Capacity(self._ray, jobs, settings, tell)
-        if lacking := self._capacity.lacking():
+        self._entries = EntryStore(self._ray, settings.cache.absolute())
+        self._capacity = Capacity(self._ray, jobs, settings, notify)
+        if shortage := self._capacity.shortage():
             self.close()
-            raise ConfigError(lacking)
+            raise ConfigError(shortage)
         if own and not self._capacity.on_gpu(jobs[0]):
-            warm = self._ray.remote(_import_worker).options(max_retries=0, **self._capacity.needs(jobs[0]))
-            for _ in range(self._lanes - 1):  # the other one does the set-up
+            warm = self._ray.remote(_import_worker).options(max_retries=0, **self._capacity.task_options(jobs[0]))
+            for _ in range(self._lanes - 1):  # the remaining one executes the setup
                 warm.remote()
 
     def ask(self, kind: str, job: PlannedRun) -> Iterator[Event]:
@@ -247,7 +247,7 @@ class RayEngine:
                 continue  # so that Ctrl-C gets through
             event = self._next(events)
             if event["event"] == "ready" and kind == "setup":
-                self._cargo.note(job, event)
+                self._entries.add(job, event)
             yield event
             if event["event"] in FINAL_EVENTS:
                 return
@@ -256,95 +256,94 @@ class RayEngine:
         try:
             while not run_queue.over:
                 room = self._lanes or self._capacity.runs()
-                while len(self._flights) < room and (job := run_queue.take()) is not None:
+                while len(self._submitted) < room and (job := run_queue.take()) is not None:
                     self._launch(run_queue, job)
                 self._listen(run_queue)
         finally:
-            for flight in self._flights:
-                flight.held.close()
+            for attempt in self._submitted:
+                attempt.lock.close()
 
     def close(self) -> None:
-        for flight in self._flights:
-            self._ray.cancel(flight.events, force=True)
-        self._flights.clear()
+        for attempt in self._submitted:
+            self._ray.cancel(attempt.events, force=True)
+        self._submitted.clear()
         self._ray.shutdown()
 
-    def _start(self, kind: str, job: PlannedRun, before: bytes = b"") -> Any:
-        """A job as a task; the stream of its events."""
-        needs = self._capacity.needs(job, kind)
-        task = self._gpu_task if needs["num_gpus"] else self._task
-        task = task.options(name=job.name, num_returns="streaming", max_retries=0, **needs)
-        places = {
-            "folder": os.getcwd(),
-            "entries": self._cargo.entries(job) if kind == "run" else [],
-        }
-        return task.remote(job_message(kind, job, self._settings) | places, before, self._cargo.parcels(job))
+    def _start(self, kind: str, job: PlannedRun, content: bytes = b"") -> Any:
+        """Start a job as a task; returns the stream of its events."""
+        options = self._capacity.task_options(job, kind)
+        task = self._gpu_task if options["num_gpus"] else self._task
+        task = task.options(name=job.name, num_returns="streaming", max_retries=0, **options)
+        places = {"folder": os.getcwd(), "entries": self._entries.keys(job) if kind == "run" else []}
+        return task.remote(job_message(kind, job, self._settings) | places, content, self._entries.packed(job))
 
     def _launch(self, run_queue: RunQueue, job: PlannedRun) -> None:
-        held = ExitStack()
+        lock = ExitStack()
         try:
-            writer = held.enter_context(FileWriter(job.path))
+            writer = lock.enter_context(FileWriter(job.path))
         except ResultsError as error:
             run_queue.on_event(job, _refusal(error))
             return
-        before = job.path.read_bytes()
-        self._flights.append(RayRun(job, writer, held, before, self._start("run", job, before)))
+        content = job.path.read_bytes()
+        self._submitted.append(RayRun(job, writer, lock, content, self._start("run", job, content)))
 
     def _listen(self, run_queue: RunQueue) -> None:
-        """Take one event of each run that has any; wait a little where none has."""
-        if not self._flights:
+        """Handle one event of each run that has any; wait a little if none has."""
+        if not self._submitted:
             time.sleep(_LOOK_AGAIN_SECONDS)
             return
-        streams = [flight.events for flight in self._flights]
+        streams = [attempt.events for attempt in self._submitted]
         self._ray.wait(streams, timeout=_LOOK_AGAIN_SECONDS)
         ready, _ = self._ray.wait(streams, num_returns=len(streams), timeout=0)
-        for flight in [flight for flight in self._flights if any(flight.events is one for one in ready)]:
-            self._on_event(run_queue, flight, self._next(flight.events))
+        for attempt in [attempt for attempt in self._submitted if any(attempt.events is stream for stream in ready)]:
+            self._on_event(run_queue, attempt, self._next(attempt.events))
 
     def _next(self, events: Any) -> Event:
-        """The next event of a stream that has one, or the end of its worker."""
+        """The next event of a stream that has one, or the death of its worker."""
         try:
             event: Event = self._ray.get(next(events))
         except self._ray.exceptions.RayError as error:
             return {"event": "failed", "exit_code": 1, "stop": False, **explain_error(error, self._ray)}
         return event
 
-    def _on_event(self, run_queue: RunQueue, flight: RayRun, event: Event) -> None:
+    def _on_event(self, run_queue: RunQueue, attempt: RayRun, event: Event) -> None:
         if event["event"] == "line":
             try:
-                _write(flight.writer, event["line"])
+                _write(attempt.writer, event["line"])
             except ResultsError as error:
-                self._ray.cancel(flight.events, force=True)
-                self._land(run_queue, flight, _refusal(error))
-        elif event["event"] == "lacking":
-            self._supply(run_queue, flight, event["keys"])
+                self._ray.cancel(attempt.events, force=True)
+                self._end(run_queue, attempt, _refusal(error))
+        elif event["event"] == "missing":
+            self._send_entries(run_queue, attempt, event["keys"])
         elif event["event"] in FINAL_EVENTS:
-            self._land(run_queue, flight, event)
+            self._end(run_queue, attempt, event)
         else:
-            run_queue.on_event(flight.job, event)
+            run_queue.on_event(attempt.job, event)
 
-    def _land(self, run_queue: RunQueue, flight: RayRun, end: Event) -> None:
-        """The file is let go before the run queue hears, who may have a word to write in it."""
-        self._flights.remove(flight)
-        flight.held.close()
-        run_queue.on_event(flight.job, end)
+    def _end(self, run_queue: RunQueue, attempt: RayRun, event: Event) -> None:
+        """Release the file before the queue gets the event: it may write a failure into it."""
+        self._submitted.remove(attempt)
+        attempt.lock.close()
+        run_queue.on_event(attempt.job, event)
 
-    def _supply(self, run_queue: RunQueue, flight: RayRun, keys: Sequence[str]) -> None:
-        """Start a run again with the cache entries that its node was without; made again if they are gone."""
-        flight.sent += 1
-        if flight.sent > MAX_DEATHS:
-            lost = f"its node was sent {', '.join(keys)} {MAX_DEATHS} times, and has them not"
-            self._land(
-                run_queue, flight, {"event": "failed", "error": lost, "exit_code": 1, "stop": False, "died": True}
+    def _send_entries(self, run_queue: RunQueue, attempt: RayRun, keys: Sequence[str]) -> None:
+        """Start a run again with the cache entries that its node lacks; set up again if they are gone."""
+        attempt.transfers += 1
+        if attempt.transfers > MAX_DEATHS:
+            error = f"its node was sent {', '.join(keys)} {MAX_DEATHS} times, and still lacks them"
+            self._end(
+                run_queue, attempt, {"event": "failed", "error": error, "exit_code": 1, "stop": False, "died": True}
             )
             return
-        if not self._cargo.pack(flight.job, keys):
-            self._tell("warn", f"{flight.job.config.dataset.name}: the node that had its graph is gone; set up again")
-            *_, end = self.ask("setup", flight.job)
-            if end["event"] != "ready":
-                self._land(run_queue, flight, end)
+        if not self._entries.pack(attempt.job, keys):
+            self._notify(
+                "warn", f"{attempt.job.config.dataset.name}: the node that had its graph is gone; set up again"
+            )
+            *_, event = self.ask("setup", attempt.job)
+            if event["event"] != "ready":
+                self._end(run_queue, attempt, event)
                 return
-        flight.events = self._start("run", flight.job, flight.before)
+        attempt.events = self._start("run", attempt.job, attempt.content)
 
 
 def _write(writer: FileWriter, line: Mapping[str, Any]) -> None:
@@ -355,7 +354,7 @@ def _write(writer: FileWriter, line: Mapping[str, Any]) -> None:
 
 
 def _refusal(error: ResultsError) -> Event:
-    """Why the driver cannot take a run, or goes no further with one, as a worker would say it."""
+    """The final event of a run whose file the driver cannot lock or write."""
     kind, stop = "held" if isinstance(error, LockHeldError) else "failed", isinstance(error, UnwritableError)
-    said = " ".join(str(error).split())
-    return {"event": kind, "error": said, "exit_code": error.exit_code, "stop": stop, "refused": True}
+    text = " ".join(str(error).split())
+    return {"event": kind, "error": text, "exit_code": error.exit_code, "stop": stop, "refused": True}

@@ -1,4 +1,4 @@
-"""Which queries of a results folder a replay is to time, and which it cannot, or has timed already."""
+"""The verb ``replay``: plans which queries of finished runs to time again, executes them, shows their times."""
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from dgal_bench.strategies import resolve_parts
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    """What a command asks for. ``rounds``: None for 0, R/2 and R - 1, empty for all."""
+    """Options of the command. ``rounds``: None for 0, R/2 and R - 1, empty for all."""
 
     results: Path
     data: Path
@@ -43,7 +43,7 @@ class ReplayOptions:
 
 @dataclass(frozen=True, eq=False)
 class ReplayItem:
-    """One timings file to be: the run whose state it is, the strategies to time on it (its own first), the rounds."""
+    """A timings file to write: the run whose states are used, the strategies to time (its own first), the rounds."""
 
     log: RunLog
     config: RunConfig
@@ -58,7 +58,7 @@ class ReplayItem:
 
 @dataclass(frozen=True, eq=False)
 class ReplayPlan:
-    """What is to do, what is done already, what cannot be (in a line each), and what was not asked of."""
+    """Items to time, timings that exist already, and a line for each run that is refused or left out."""
 
     items: Sequence[ReplayItem]
     done: Sequence[Timings]
@@ -66,33 +66,34 @@ class ReplayPlan:
     left_out: Sequence[str]
 
 
-def plan_replay(wanted: ReplayOptions) -> ReplayPlan:
-    """Look at the results folder; nothing is run.
+def plan_replay(options: ReplayOptions) -> ReplayPlan:
+    """Plan from the results folder; nothing is executed.
 
     Raises:
-        ResultsError: no results, a damaged file, or no finished run as asked for.
-        ConfigError: a round that a run does not have, or no such run.
+        ResultsError: no results, a damaged file, or no matching finished run.
+        ConfigError: a run does not have the round, or there is no such run.
     """
-    found = read_results(wanted.results)
-    for log in found:
+    logs = read_results(options.results)
+    for log in logs:
         check_content_facts(log)
-    logs = [log for log in found if log.rounds and log.header["config"]["initial_size"] is not None]
-    chosen, left_out = _one_named(logs, wanted) if wanted.common else _of_one_seed(logs, wanted)
+    logs = [log for log in logs if log.rounds and log.header["config"]["initial_size"] is not None]
+    chosen, left_out = _find_common(logs, options) if options.common else _choose_seed(logs, options)
     items, done, refused = [], [], []
     for log in chosen:
-        rounds = _rounds(log, wanted.rounds)
+        rounds = _rounds(log, options.rounds)
         try:
-            item, others = _item(log, logs, rounds, wanted.common is not None)
+            item, others = _item(log, logs, rounds, options.common is not None)
         except (UserError, OmegaConfBaseException) as error:
-            reason = error if isinstance(error, UserError) else _older(error)
+            older = f"its configuration is another version's ({str(error).splitlines()[0]})"
+            reason = error if isinstance(error, UserError) else older
             refused.append(f"{run_name(log)} is not replayed: {reason}")
             continue
         left_out += others
-        made = None if wanted.again else _is_done(item, wanted.repeats)
-        if made is None:
+        timings = None if options.again else _existing_timings(item, options.repeats)
+        if timings is None:
             items.append(item)
         else:
-            done.append(made)
+            done.append(timings)
     return ReplayPlan(items, done, refused, left_out)
 
 
@@ -101,50 +102,45 @@ def run_name(log: RunLog) -> str:
     return "/".join([*log.path.resolve().parts[-3:-1], log.path.stem])
 
 
-def _older(error: Exception) -> str:
-    return f"its configuration is another version's ({str(error).splitlines()[0]})"
-
-
-def _of_one_seed(logs: Sequence[RunLog], wanted: ReplayOptions) -> tuple[list[RunLog], list[str]]:
-    """Of each data set's folder the finished runs of one seed: the one given, or that which most strategies have."""
+def _choose_seed(logs: Sequence[RunLog], options: ReplayOptions) -> tuple[list[RunLog], list[str]]:
+    """The finished runs of one seed in each data set's folder: the given seed, or the one most strategies have."""
     chosen, left_out = [], []
     for folder in dict.fromkeys(log.path.parent.parent for log in logs):
         here = [log for log in logs if log.path.parent.parent == folder]
         seeds = [log.header["config"]["seed"] for log in here if log.done]
-        seed = wanted.seed if wanted.seed is not None else max(sorted(set(seeds)), key=seeds.count, default=None)
+        seed = options.seed if options.seed is not None else max(sorted(set(seeds)), key=seeds.count, default=None)
         of_seed = [log for log in here if log.header["config"]["seed"] == seed]
         chosen += [log for log in of_seed if log.done]
         left_out += [f"{run_name(log)} is {log.status}: left out" for log in of_seed if not log.done]
         absent = {log.path.parent for log in here} - {log.path.parent for log in of_seed}
         left_out += [f"{folder.name}/{path.name} has no seed {seed}: left out" for path in sorted(absent)]
     if not chosen:
-        of = "" if wanted.seed is None else f" of seed {wanted.seed}"
-        raise ResultsError(f"{wanted.results} has no finished run{of} to replay: run 'dgal-bench bench' first")
+        of = "" if options.seed is None else f" of seed {options.seed}"
+        raise ResultsError(f"{options.results} has no finished run{of} to replay: run 'dgal-bench bench' first")
     return chosen, left_out
 
 
-def _one_named(logs: Sequence[RunLog], wanted: ReplayOptions) -> tuple[list[RunLog], list[str]]:
-    asked = tuple(Path(str(wanted.common).removesuffix(".jsonl")).parts)
-    found = [log for log in logs if log.path.resolve().with_suffix("").parts[-len(asked) :] == asked]
-    if not found:
-        names = [run_name(log) for log in logs]
-        near = did_you_mean(str(wanted.common), names)
-        raise ConfigError(f"--common {wanted.common}: {wanted.results} holds no such run{near}")
-    if len(found) > 1:
-        one = "/".join(found[0].path.resolve().with_suffix("").parts[-4:])
-        raise ConfigError(f"--common {wanted.common} is {len(found)} runs: name the suite too, as in {one}")
-    if not found[0].done:
-        raise ResultsError(f"--common {wanted.common} is {found[0].status}: only a finished run's states are known")
-    return found, []
+def _find_common(logs: Sequence[RunLog], options: ReplayOptions) -> tuple[list[RunLog], list[str]]:
+    parts = Path(str(options.common).removesuffix(".jsonl")).parts
+    matches = [log for log in logs if log.path.resolve().with_suffix("").parts[-len(parts) :] == parts]
+    if not matches:
+        near = did_you_mean(str(options.common), [run_name(log) for log in logs])
+        raise ConfigError(f"--common {options.common}: {options.results} holds no such run{near}")
+    if len(matches) > 1:
+        example = "/".join(matches[0].path.resolve().with_suffix("").parts[-4:])
+        raise ConfigError(f"--common {options.common} is {len(matches)} runs: name the suite too, as in {example}")
+    if not matches[0].done:
+        raise ResultsError(f"--common {options.common} is {matches[0].status}: only a finished run's states are known")
+    return matches, []
 
 
 def _item(log: RunLog, logs: Sequence[RunLog], rounds: Sequence[int], common: bool) -> tuple[ReplayItem, list[str]]:
-    """What is to be timed on a run's states, and who is left out.
+    """What to time on a run's states, and a line for each strategy left out.
 
     Raises:
-        ResultsError: its rows are of another algorithm.
-        ConfigError: a strategy is of a plugin that is not loaded.
-        OmegaConfBaseException: its configuration has other keys than this version's.
+        ResultsError: the rows are of another algorithm version.
+        ConfigError: the plugin of a strategy is not loaded.
+        OmegaConfBaseException: the configuration has other keys than this version.
     """
     config = from_dict(log.header["config"])
     now = {"algorithm_version": ALGORITHM_VERSION, "config": config.hash}
@@ -152,113 +148,113 @@ def _item(log: RunLog, logs: Sequence[RunLog], rounds: Sequence[int], common: bo
     if not common:
         return ReplayItem(log, config, _strategies([log]), rounds, timings_path(log.path)), []
     folder = log.path.parent.parent
-    beside = [
-        one for one in logs if one.done and one.path.parent.parent == folder and one.path.parent != log.path.parent
+    siblings = [
+        other
+        for other in logs
+        if other.done and other.path.parent.parent == folder and other.path.parent != log.path.parent
     ]
-    others = {one.path.parent: one for one in beside if _setting(one) == _setting(log)}
+    others = {other.path.parent: other for other in siblings if _common_settings(other) == _common_settings(log)}
     left_out = [
         f"{folder.name}/{path.name} has another configuration or content: left out"
-        for path in dict.fromkeys(one.path.parent for one in beside)
+        for path in dict.fromkeys(other.path.parent for other in siblings)
         if path not in others
     ]
     return ReplayItem(log, config, _strategies([log, *others.values()]), rounds, folder / COMMON), left_out
 
 
 def _strategies(logs: Sequence[RunLog]) -> dict[str, dict[str, Any]]:
-    """By label; raises ConfigError for one of a plugin that is not loaded."""
+    """By label; raises ConfigError if the plugin of one is not loaded."""
     for log in logs:
         resolve_parts(from_dict(log.header["config"]).strategy)
     return {log.path.parent.name: dict(log.header["config"]["strategy"]) for log in logs}
 
 
-def _setting(log: RunLog) -> dict[str, Any]:
-    """All but seed and strategy, and where a user's files lie."""
-    config, print_ = log.header["config"], log.header["fingerprint"]
+def _common_settings(log: RunLog) -> dict[str, Any]:
+    """All settings but seed, strategy and the paths of a user's files; the hashes of the content."""
+    config, fingerprint = log.header["config"], log.header["fingerprint"]
     common = {k: without_paths(v) if k in SECTIONS else v for k, v in config.items() if k not in ("seed", "strategy")}
-    return common | {name: print_[name] for name in ("data", "weights", "files")}
+    return common | {name: fingerprint[name] for name in ("data", "weights", "files")}
 
 
-def _rounds(log: RunLog, wanted: Sequence[int] | None) -> list[int]:
-    if wanted is None:
+def _rounds(log: RunLog, rounds: Sequence[int] | None) -> list[int]:
+    if rounds is None:
         return sorted({0, log.rounds // 2, log.rounds - 1})
-    if outside := [round_ for round_ in wanted if round_ >= log.rounds]:
+    if outside := [round_ for round_ in rounds if round_ >= log.rounds]:
         raise ConfigError(f"rounds={outside[0]}, but {run_name(log)} has queries in rounds 0 to {log.rounds - 1}")
-    return sorted(set(wanted)) or list(range(log.rounds))
+    return sorted(set(rounds)) or list(range(log.rounds))
 
 
-def _is_done(item: ReplayItem, repeats: int) -> Timings | None:
-    """The timings of these very rows, rounds and repeats, made by this revision on this machine, alone on it."""
-    made = read_timings(item.path)
-    if made is None or not is_usable(made, item.log) or not same_code_and_machine(made.header, provenance()):
+def _existing_timings(item: ReplayItem, repeats: int) -> Timings | None:
+    """Timings of the same rows, rounds and repeats, by this revision on this machine without other load; else None."""
+    timings = read_timings(item.path)
+    if timings is None or not is_usable(timings, item.log) or not same_code_and_machine(timings.header, provenance()):
         return None
-    strategies = {timing.strategy for timing in made.timings}
-    same = made.rounds == item.rounds and made.repeats == repeats and strategies == item.strategies.keys()
-    return made if same and not is_disturbed(made.timings) else None
+    strategies = {timing.strategy for timing in timings.timings}
+    same = timings.rounds == item.rounds and timings.repeats == repeats and strategies == item.strategies.keys()
+    return timings if same and not is_disturbed(timings.timings) else None
 
 
-# A replay carried out: one run after the other by a process of its own, each file written as soon as it is done.
-
-
-AskWorker = Callable[[Mapping[str, Any], RunConfig], Iterator[Event]]
-"""Sends a job to a process fit for that configuration; its events, the last an ending."""
+SendJob = Callable[[Mapping[str, Any], RunConfig], Iterator[Event]]
+"""Sends a job to a process with the environment of the configuration; yields the events up to the final one."""
 
 
 @dataclass(eq=False)
 class ReplayOutcome:
-    """The timings there are now, and what went wrong, in a line each."""
+    """All timings, old and new, and a line for each problem."""
 
     timings: list[Timings]
-    trouble: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 def execute_replay(
-    plan: ReplayPlan, wanted: ReplayOptions, listener: Listener, ask: AskWorker | None = None
+    plan: ReplayPlan, options: ReplayOptions, listener: Listener, send: SendJob | None = None
 ) -> ReplayOutcome:
-    """Time one run after the other, nothing beside; each file is written as soon as its run is done.
+    """Time one run after the other; each file is written as soon as its run is done.
 
-    ``ask``: who does the work, a process of its own if None.
+    ``send``: executes the jobs; a worker process if None.
 
     Raises:
         ResultsError: a timings file cannot be written.
-        UserError: nothing could be timed at all; the first reason why.
+        UserError: no run could be timed; the first error.
     """
     outcome = ReplayOutcome(list(plan.done), list(plan.refused))
     for line in [*plan.left_out, *plan.refused]:
         listener.warn(line)
-    first: UserError | None = None
-    with ReplayWorker() as asker:
+    first_error: UserError | None = None
+    with ReplayWorker() as worker:
         for item in sorted(plan.items, key=lambda item: item.job.setup_key):  # one data set in memory at a time
-            event = _replay_item(item, wanted, listener, ask or asker)
+            event = _replay_item(item, options, listener, send or worker)
             if event["event"] != "done":
                 listener.failed(item.job, event["error"])
-                outcome.trouble.append(f"{run_name(item.log)} is not replayed: {event['error']}")
-                if first is None:
-                    first = UserError(event["error"])
-                    first.exit_code = event["exit_code"]
+                outcome.problems.append(f"{run_name(item.log)} is not replayed: {event['error']}")
+                if first_error is None:
+                    first_error = UserError(event["error"])
+                    first_error.exit_code = event["exit_code"]
                 continue
             write_timings(item.path, event["header"], [Timing(**line) for line in event["timings"]])
             listener.done(item.job, event["seconds"])
-            made = read_timings(item.path)
-            assert made is not None
-            outcome.timings.append(made)
-            if unequal := [timing.round for timing in made.own if not timing.picks_equal]:
-                line = _unequal_picks(made, unequal)
+            timings = read_timings(item.path)
+            assert timings is not None
+            outcome.timings.append(timings)
+            if unequal := [timing.round for timing in timings.own if not timing.picks_equal]:
+                line = _unequal_picks(timings, unequal)
                 listener.warn(line)
-                outcome.trouble.append(line)
-    if first is not None and not outcome.timings:
-        raise first
+                outcome.problems.append(line)
+    if first_error is not None and not outcome.timings:
+        raise first_error
     return outcome
 
 
-def _unequal_picks(made: Timings, rounds: Sequence[int]) -> str:
-    where = "; ".join(made.header["changed"][:3]) or "its rows were changed"
+def _unequal_picks(timings: Timings, rounds: Sequence[int]) -> str:
+    header = timings.header
+    where = "; ".join(header["changed"][:3]) or "its rows were changed"
     which = ", ".join(map(str, rounds))
-    return f"{made.header['cell']} picks others than its rows say in round {which} ({where}): no report uses its times"
+    return f"{header['cell']} picks others than its rows say in round {which} ({where}): no report uses its times"
 
 
-def _replay_item(item: ReplayItem, wanted: ReplayOptions, listener: Listener, ask: AskWorker) -> Event:
+def _replay_item(item: ReplayItem, options: ReplayOptions, listener: Listener, send: SendJob) -> Event:
     event: Event = {}
-    for event in ask(_message(item, wanted), item.config):
+    for event in send(_message(item, options), item.config):
         if event["event"] == "begun":
             listener.begun(item.job)
         elif event["event"] == "progress":
@@ -270,7 +266,7 @@ def _replay_item(item: ReplayItem, wanted: ReplayOptions, listener: Listener, as
     return event
 
 
-def _message(item: ReplayItem, wanted: ReplayOptions) -> dict[str, Any]:
+def _message(item: ReplayItem, options: ReplayOptions) -> dict[str, Any]:
     """A job as a worker reads it."""
     return {
         "job": "replay",
@@ -278,25 +274,25 @@ def _message(item: ReplayItem, wanted: ReplayOptions) -> dict[str, Any]:
         "config": to_dict(item.config),
         "path": str(item.log.path),
         "setup_key": item.job.setup_key,
-        "data": str(wanted.data),
-        "cache": str(wanted.cache),
-        "offline": wanted.offline,
-        "plugins": list(wanted.plugins),
+        "data": str(options.data),
+        "cache": str(options.cache),
+        "offline": options.offline,
+        "plugins": list(options.plugins),
         "strategies": item.strategies,
         "rounds": list(item.rounds),
-        "repeats": wanted.repeats,
+        "repeats": options.repeats,
     }
 
 
 class ReplayWorker:
-    """One worker at a time, of the environment that a configuration asks for: thread counts and device."""
+    """One worker process at a time, with the environment of a configuration: thread counts and device."""
 
     def __init__(self) -> None:
         self._worker: WorkerProcess | None = None
 
     def __call__(self, job: Mapping[str, Any], config: RunConfig) -> Iterator[Event]:
-        wanted = worker_environment(config)
-        self._worker = self._worker.fit_for(wanted) if self._worker else WorkerProcess(wanted)
+        environment = worker_environment(config)
+        self._worker = self._worker.fit_for(environment) if self._worker else WorkerProcess(environment)
         yield from self._worker.run(job)
 
     def __enter__(self) -> "ReplayWorker":
@@ -308,39 +304,39 @@ class ReplayWorker:
 
 
 def outcome_text(outcome: ReplayOutcome, plan: ReplayPlan) -> str:
-    """What a command says at its end: the times, which of them were there already, and where they are."""
+    """The last output of the command: the times, how many are older, and where the files are."""
     lines = [replay_table(outcome), ""]
-    if any(is_disturbed(made.timings) for made in outcome.timings):
+    if any(is_disturbed(timings.timings) for timings in outcome.timings):
         lines.append(LEGEND)
     if plan.done:
         lines.append(f"{len(plan.done)} of {len(outcome.timings)} were timed already: --again times them anew.")
-    files = ", ".join(dict.fromkeys(made.path.name for made in outcome.timings))
+    files = ", ".join(dict.fromkeys(timings.path.name for timings in outcome.timings))
     return "\n".join([*lines, f"In {files} beside the rows; dgal-bench report uses and names them."]).strip()
 
 
 def replay_table(outcome: ReplayOutcome) -> str:
     """Milliseconds of each run's query, by round; one table for each set of rounds."""
     by_rounds: dict[tuple[int, ...], list[tuple[str, list[Timing]]]] = {}
-    for made in outcome.timings:
-        for strategy in dict.fromkeys(timing.strategy for timing in made.timings):
-            run = made.header["cell"]
-            label = f"{strategy} on {run}" if made.header["common"] else run
-            timings = [timing for timing in made.timings if timing.strategy == strategy]
-            by_rounds.setdefault(tuple(made.rounds), []).append((label, timings))
+    for file in outcome.timings:
+        run = file.header["cell"]
+        for strategy in dict.fromkeys(timing.strategy for timing in file.timings):
+            label = f"{strategy} on {run}" if file.header["common"] else run
+            timings = [timing for timing in file.timings if timing.strategy == strategy]
+            by_rounds.setdefault(tuple(file.rounds), []).append((label, timings))
     lines: list[str] = []
     for rounds, rows in by_rounds.items():
-        head = ["query ms", *(f"round {one}" for one in rounds), "mean", "picks"]
+        head = ["query ms", *(f"round {round_}" for round_ in rounds), "mean", "picks"]
         means = [1000 * statistics.fmean(timing.median_seconds for timing in timings) for _, timings in rows]
-        told = mark_values([f"{mean:.2f}" for mean in means], [is_disturbed(timings) for _, timings in rows])
-        runs = [
+        marked = mark_values([f"{mean:.2f}" for mean in means], [is_disturbed(timings) for _, timings in rows])
+        table = [
             [label, *(f"{1000 * timing.median_seconds:.2f}" for timing in timings), mean, _picks(timings)]
-            for (label, timings), mean in zip(rows, told, strict=True)
+            for (label, timings), mean in zip(rows, marked, strict=True)
         ]
-        lines += ["", *align_table(head, runs)]
+        lines += ["", *align_table(head, table)]
     return "\n".join(lines).strip()
 
 
 def _picks(timings: Sequence[Timing]) -> str:
-    """Whether they are the rows', where there are rows to compare with."""
-    known = [timing.picks_equal for timing in timings if timing.picks_equal is not None]
-    return ("equal" if all(known) else "others") if known else ""
+    """Whether the picks are those of the rows; empty where no rows can be compared."""
+    compared = [timing.picks_equal for timing in timings if timing.picks_equal is not None]
+    return ("equal" if all(compared) else "others") if compared else ""

@@ -1,4 +1,4 @@
-"""A run's queries once more: its networks re-created from its rows, and the query alone timed."""
+"""Executes a replay: trains the networks of a run again from its rows, and times the queries alone."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +23,7 @@ from dgal_bench.results.rows import RunLog, Timing, picks, state_digest
 
 @dataclass(frozen=True, eq=False)
 class ReplayRequest:
-    """What is asked for: at which rounds of a run, how often, and by which strategies (by label, its own first)."""
+    """A finished run, the strategies to time on its states (by label, its own first), rounds and repeats."""
 
     log: RunLog
     strategies: Mapping[str, StrategyConfig]
@@ -40,25 +40,25 @@ class ReplayRequest:
 
 
 def replay_run(
-    asked: ReplayRequest, config: RunConfig, experiment: Experiment, on_round: Callable[[int, float], None]
+    request: ReplayRequest, config: RunConfig, experiment: Experiment, on_round: Callable[[int, float], None]
 ) -> tuple[dict[str, Any], list[Timing]]:
-    """The header and the lines of a timings file; ``on_round`` is told the round and its network's accuracy.
+    """The header and the lines of a timings file; ``on_round`` gets each round and its network's accuracy.
 
     Raises:
-        ResultsError: the run was made from something else (data, latents, graph, code).
+        ResultsError: the run has other data, features, graph or code.
         UserError: a strategy cannot be built, or broke its contract.
     """
     with on_threads(config.threads), register_worker():
-        header = _header(asked, Run.of(config, experiment))
-        runs = {label: Run.of(replace(config, strategy=one), experiment) for label, one in asked.strategies.items()}
+        header = _header(request, Run.of(config, experiment))
+        runs = {label: Run.of(replace(config, strategy=part), experiment) for label, part in request.strategies.items()}
         timings = []
-        for round_ in asked.rounds:
-            beside, pool = LoadMonitor(), pool_at(asked.log, experiment, round_)
-            model = train(runs[asked.label], pool, round_, Stopwatch(experiment.device))
+        for round_ in request.rounds:
+            monitor, pool = LoadMonitor(), pool_at(request.log, experiment, round_)
+            model = train(runs[request.label], pool, round_, Stopwatch(experiment.device))
             for label, run in runs.items():
-                expected = asked.log.records[round_].indices if label == asked.label else None
-                timings.append(time_query(run, pool, round_, model, asked.repeats, label, expected, beside))
-                beside = LoadMonitor()
+                expected = request.log.records[round_].indices if label == request.label else None
+                timings.append(time_query(run, pool, round_, model, request.repeats, label, expected, monitor))
+                monitor = LoadMonitor()
             on_round(round_, model.accuracy)
     return header, timings
 
@@ -66,69 +66,69 @@ def replay_run(
 def run_replay_job(
     job: Mapping[str, Any], config: RunConfig, experiment: Experiment, emit: Callable[..., None]
 ) -> None:
-    """A worker's job of kind ``replay``: tells that it begins, of each round, and at the end what belongs into a file.
+    """Execute a job ``replay``: emits begun, each round, and at the end the content of the timings file.
 
     Raises:
-        ResultsError: the run's file is not as it was; else see ``play``.
+        ResultsError: the run is not finished; else see ``replay_run``.
     """
-    began, log = perf_counter(), read_run(Path(job["path"]))
+    start, log = perf_counter(), read_run(Path(job["path"]))
     if log is None or not log.done:
         raise ResultsError(f"{job['path']} is not finished (any more): there is nothing to compare with")
     emit("begun")
-    strategies = {label: StrategyConfig(**one) for label, one in job["strategies"].items()}
-    asked = ReplayRequest(log, strategies, job["rounds"], job["repeats"])
+    strategies = {label: StrategyConfig(**settings) for label, settings in job["strategies"].items()}
+    request = ReplayRequest(log, strategies, job["rounds"], job["repeats"])
     header, timings = replay_run(
-        asked, config, experiment, lambda round_, accuracy: emit("round", round=round_, accuracy=accuracy)
+        request, config, experiment, lambda round_, accuracy: emit("round", round=round_, accuracy=accuracy)
     )
-    emit("done", seconds=perf_counter() - began, header=header, timings=[asdict(timing) for timing in timings])
+    emit("done", seconds=perf_counter() - start, header=header, timings=[asdict(timing) for timing in timings])
 
 
-def _header(asked: ReplayRequest, run: Run) -> dict[str, Any]:
-    name = f"{run.experiment.data.name}/{asked.label}/{asked.log.path.stem}"
+def _header(request: ReplayRequest, run: Run) -> dict[str, Any]:
+    name = f"{run.experiment.data.name}/{request.label}/{request.log.path.stem}"
     now = run.header(name)
     return {
         "cell": name,
-        "common": name if asked.common else None,
-        "picks": state_digest(asked.log),
-        "rounds": list(asked.rounds),
-        "repeats": asked.repeats,
+        "common": name if request.common else None,
+        "picks": state_digest(request.log),
+        "rounds": list(request.rounds),
+        "repeats": request.repeats,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "changed": check_resumable(asked.log, now, anyway=True),
+        "changed": check_resumable(request.log, now, anyway=True),
         "fingerprint": now["fingerprint"],
         "provenance": now["provenance"],
     }
 
 
 def pool_at(log: RunLog, experiment: Experiment, round_: int) -> Pool:
-    """What a run knew in a round: its first labels and the picks of the rounds before."""
+    """The pool of a run in a round: its initial labels and the picks of earlier rounds."""
     labeled = torch.tensor(log.header["initial"] + picks(log.records[:round_]), dtype=torch.int64)
     return Pool(experiment.data.size, experiment.data.n_classes, labeled, experiment.data.labels[labeled])
 
 
 def time_query(
     run: Run, pool: Pool, round_: int, model: TrainedModel, repeats: int, label: str, expected: Sequence[int] | None,
-    beside: LoadMonitor,
+    monitor: LoadMonitor,
 ) -> Timing:  # fmt: skip
-    """The same query ``repeats`` times, each as the first of its round: nothing is kept."""
+    """The same query ``repeats`` times, each as the first of its round: none keeps state for the next."""
     memory, _ = warm_up(run, pool, round_)
-    beside.look()
-    answers = [_run_query(run_query(run, pool, round_, model, memory)) for _ in range(repeats)]
-    middle = sorted(answers, key=lambda one: one.total)[(repeats - 1) // 2]
+    monitor.sample()
+    queries = [_facts(run_query(run, pool, round_, model, memory)) for _ in range(repeats)]
+    middle = sorted(queries, key=lambda query: query.total)[(repeats - 1) // 2]
     return Timing(
         strategy=label,
         round=round_,
-        query_seconds=[one.total for one in answers],
+        query_seconds=[query.total for query in queries],
         seconds=middle.seconds,
         n_candidates=middle.n_candidates,
         n_scored=middle.n_scored,
-        picks_equal=None if expected is None else all(one.picks == list(expected) for one in answers),
-        **beside.facts(),
+        picks_equal=None if expected is None else all(query.picks == list(expected) for query in queries),
+        **monitor.facts(),
     )
 
 
 @dataclass(frozen=True)
-class _Query:
-    """What a Timing needs of one repeat, without the query, which holds what it would leave for the next round."""
+class _QueryFacts:
+    """What a Timing needs of one repeat; the query itself would hold the state that it keeps for the next round."""
 
     total: float
     seconds: dict[str, float]
@@ -137,7 +137,7 @@ class _Query:
     picks: list[int]
 
 
-def _run_query(asked: QueryResult) -> _Query:
-    clock, chosen = asked.query.clock, asked.selection
-    n_candidates = len(chosen.candidates)
-    return _Query(clock.total, dict(clock.seconds), n_candidates, asked.n_scored, chosen.indices.tolist())
+def _facts(result: QueryResult) -> _QueryFacts:
+    clock, selection = result.query.clock, result.selection
+    n_candidates, picks_ = len(selection.candidates), selection.indices.tolist()
+    return _QueryFacts(clock.total, dict(clock.seconds), n_candidates, result.n_scored, picks_)

@@ -1,4 +1,4 @@
-"""Before any run starts: every data set, representation and graph made or found, and a user's files compared."""
+"""Before any run starts: make or find each representation and graph; compare a user's files with finished runs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,86 +13,81 @@ from dgal_bench.results.resume import check_same_content
 from dgal_bench.results.rows import RunLog
 
 
-def compare_files(finished: Mapping[PlannedRun, RunLog], engine: Engine, tell: SynchronizedListener) -> None:
-    """Whether a user's files still hold what finished runs rest on; files that are gone are no reason to lose these.
+def compare_files(finished: Mapping[PlannedRun, RunLog], engine: Engine, notify: SynchronizedListener) -> None:
+    """Check that a user's files are still those of the finished runs; missing files only give a warning.
 
     Raises:
-        ResultsError: they hold something else.
+        ResultsError: the files have other content.
     """
-    for sharing in _by_setup(list(finished)):
-        event = _ask("content", sharing[0], engine, tell)
+    for group in _by_setup(list(finished)):
+        event = _ask("content", group[0], engine, notify)
         if event["event"] != "ready":
-            name = sharing[0].config.dataset.name
-            tell("warn", f"finished runs of {name} could not be compared with your files: {event['error']}")
+            name = group[0].config.dataset.name
+            notify("warn", f"finished runs of {name} could not be compared with your files: {event['error']}")
             continue
-        for job in sharing:
+        for job in group:
             check_same_content(finished[job], event["content"])
 
 
-def set_up(jobs: Sequence[PlannedRun], engine: Engine, tell: SynchronizedListener) -> list[PlannedRun]:
-    """Make (or find) the representation and graph of every data set, and file the projection of its latents.
+def set_up(jobs: Sequence[PlannedRun], engine: Engine, notify: SynchronizedListener) -> list[PlannedRun]:
+    """Make (or find) the representation and graph of every data set, and store the projection of its features.
 
     Returns:
-        The runs that cannot run, which have failed: their representation collapsed, or its making crashed.
+        The runs whose setup failed (the representation collapsed or crashed); their files say so.
 
     Raises:
-        UserError: data missing, a wrong setting, nothing that could be set up, a run that asks more of the data than
-            there is, or a results folder that takes no file.
+        UserError: data is missing, a setting is wrong, every setup failed, a run needs more points than the data
+            has, or the results folder cannot be written.
     """
     broken: dict[PlannedRun, str] = {}
     last_error = UserError("")
-    for sharing in _by_setup(jobs):
-        event = _ask("setup", sharing[0], engine, tell)
+    for group in _by_setup(jobs):
+        event = _ask("setup", group[0], engine, notify)
         if event["event"] == "ready":
-            for job in sharing:
+            for job in group:
                 check_budget(job.config, event["points"])
                 if warning := idle_restriction(job.config, event["points"]):
-                    tell("warn", warning)
-            _file(sharing, event)
+                    notify("warn", warning)
+            if "projection" in event:  # written here: the node that made it may not see the results folder
+                for folder in sorted({job.path.parents[1] for job in group}):
+                    write_projection(event["projection"], folder)
             continue
         last_error = UserError(event["error"])
         last_error.exit_code = event["exit_code"]
         if event["stop"]:
             raise last_error
-        broken |= dict.fromkeys(sharing, str(event["error"]))
+        broken |= dict.fromkeys(group, str(event["error"]))
     if broken and len(broken) == len(jobs):
         raise last_error
     for job, error in broken.items():
         try:
             record_failure(job, error)
-        except LockHeldError as held:
-            tell("warn", str(held))
-        tell("failed", job, error)
+        except LockHeldError as refusal:
+            notify("warn", str(refusal))
+        notify("failed", job, error)
     return list(broken)
 
 
-def _file(sharing: Sequence[PlannedRun], ready: Event) -> None:
-    """Put the projection beside the results: here, since a node that made it need not see their disk."""
-    if "projection" in ready:
-        for folder in sorted({job.path.parents[1] for job in sharing}):
-            write_projection(ready["projection"], folder)
-
-
 def _by_setup(jobs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
-    """Runs that share a set-up, in order of the first of each."""
-    sharing: dict[str, list[PlannedRun]] = {}
+    """Groups of runs that share a setup, in order of their first runs."""
+    groups: dict[str, list[PlannedRun]] = {}
     for job in jobs:
-        sharing.setdefault(job.setup_key, []).append(job)
-    return list(sharing.values())
+        groups.setdefault(job.setup_key, []).append(job)
+    return list(groups.values())
 
 
-def _ask(kind: str, job: PlannedRun, engine: Engine, tell: SynchronizedListener) -> Event:
-    """The ending; a worker that was killed has another in its place."""
+def _ask(kind: str, job: PlannedRun, engine: Engine, notify: SynchronizedListener) -> Event:
+    """The final event of a job; it is tried again if its worker was killed."""
     name = job.config.dataset.name
     event: Event = {}
     for _ in range(MAX_DEATHS):
-        tell("setting_up", name, "loading", 0, 1)
+        notify("setting_up", name, "loading", 0, 1)
         for event in engine.ask(kind, job):
             if event["event"] == "progress":
-                tell("setting_up", name, event["what"], event["n"], event["of"])
+                notify("setting_up", name, event["what"], event["n"], event["of"])
             elif event["event"] == "warning":
-                tell("warn", event["text"])
+                notify("warn", event["text"])
         if not event.get("died"):
             break
-        tell("warn", f"set-up of {name}: {event['error']}")
+        notify("warn", f"set-up of {name}: {event['error']}")
     return event

@@ -1,9 +1,10 @@
-"""A suite as runs: what a command asks for, and what the results folder holds of it already."""
+"""Plans the runs of a command, and compares them with the rows that the results folder has already."""
 
 import dataclasses
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,7 +22,7 @@ from dgal_bench.strategies import resolve_parts
 _OWN_SETTING = re.compile(r"\+(?=[a-z_.]+=)")
 
 FULL_SUPERVISION = "full_supervision"
-"""Where a strategy's name would stand, for the reference line."""
+"""In place of a strategy's name, for the reference line."""
 
 AXES = ("dataset", "representation", "profile", "seed", "strategy")
 
@@ -41,16 +42,16 @@ class SweepSettings:
     full_supervision: bool
     engine: str = "local"
     retry: Sequence[str] = ()  # statuses of runs to try again
-    gpus: int | None = None  # None: those that are there
+    gpus: int | None = None  # None: all of this machine
     gpus_per_cell: float = 1.0
-    ray_address: str | None = None  # None: a Ray of its own, on this machine
+    ray_address: str | None = None  # None: start Ray on this machine
     slurm: Mapping[str, str] = field(default_factory=dict)
-    past: Sequence[Path] = ()  # where a dry run looks for rows to reckon by
+    past: Sequence[Path] = ()  # folders whose rows a dry run estimates from
 
 
 @dataclass(frozen=True, eq=False)
 class PlannedRun:
-    """One run to run: its configuration and its file."""
+    """A run to execute: its configuration and its file."""
 
     config: RunConfig
     path: Path
@@ -61,7 +62,7 @@ class PlannedRun:
 
     @property
     def setup_key(self) -> str:
-        """Equal for runs that share data, representation, graph and the network's shape (tried in set-up)."""
+        """Equal for runs that share data, representation, graph and the network's shape (checked in the setup)."""
         names = ["dataset", "net"] + ([] if self.config.full_supervision else ["representation", "trainer", "graph"])
         parts = {name: to_dict(getattr(self.config, name)) for name in names}
         seed = self.config.representation_seed
@@ -69,9 +70,9 @@ class PlannedRun:
 
 
 def plan_runs(axes: Mapping[str, Sequence[str]], settings: SweepSettings) -> list[PlannedRun]:
-    """Every combination of the axes as a run, seeds outside strategies so that whole comparisons come first.
+    """Every combination of the axes as a run, all strategies of a seed before the next seed.
 
-    A strategy may bring settings of its own, ``dgmg+strategy.restrict.score=margin``; they are part of its folder's
+    A strategy may have settings of its own, ``dgmg+strategy.restrict.score=margin``; they are part of its folder's
     name, as is a key other than AXES with several values: ``dgmg+graph.graph_k=10``.
 
     Raises:
@@ -92,16 +93,17 @@ def plan_runs(axes: Mapping[str, Sequence[str]], settings: SweepSettings) -> lis
         label = "+".join([config.strategy.name, *own, *(f"{key}={point[key]}" for key in varied)]).replace("/", "_")
         folder = settings.results / settings.suite / config.dataset.name / label
         jobs.append(PlannedRun(config, folder / f"seed-{config.seed}.jsonl"))
-    jobs += plan_references(axes, settings) if settings.full_supervision else []
-    if twice := [path for path, n in _counts(job.path for job in jobs).items() if n > 1]:
-        raise ConfigError(f"{twice[0]} would be written by two runs: give each value once")
+    if settings.full_supervision:
+        jobs += plan_references(axes, settings)
+    if repeated := [path for path, n in Counter(job.path for job in jobs).items() if n > 1]:
+        raise ConfigError(f"{repeated[0]} would be written by two runs: give each value once")
     return jobs
 
 
 def plan_references(axes: Mapping[str, Sequence[str]], settings: SweepSettings) -> list[PlannedRun]:
     """Full supervision: one training on the whole labeled pool for each data set, profile and network, first seed.
 
-    They come last, after the comparisons that they are a reference line for.
+    They come after the comparisons.
     """
     others = [key for key in axes if key.partition(".")[0] in TRAINING_SETTINGS and key not in AXES]
     jobs = []
@@ -122,7 +124,7 @@ def plan_references(axes: Mapping[str, Sequence[str]], settings: SweepSettings) 
 
 
 def _check_own_settings(own: Sequence[str]) -> Sequence[str]:
-    """A strategy's own settings, none of which may be an axis of the grid."""
+    """A strategy's own settings; none may be an axis of the grid."""
     if wrong := [setting for setting in own if setting.partition("=")[0] in AXES]:
         raise ConfigError(f"strategy=...+{wrong[0]}: that is an axis of its own, write {wrong[0]} beside it")
     return own
@@ -130,7 +132,7 @@ def _check_own_settings(own: Sequence[str]) -> Sequence[str]:
 
 @cache
 def _configure(choices: tuple[tuple[str, str], ...], overrides: tuple[str, ...]) -> RunConfig:
-    """Composed once for all seeds, with the defaults of the strategy's parts written out."""
+    """The configuration of all seeds, with the defaults of the strategy's parts written out."""
     config = compose(dict(choices), overrides)
     strategy = resolve_parts(config.strategy)
     size = strategy.restrict.get("restricted_size", config.batch_size)
@@ -147,28 +149,21 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _counts(paths: Iterable[Path]) -> dict[Path, int]:
-    counts: dict[Path, int] = {}
-    for path in paths:
-        counts[path] = counts.get(path, 0) + 1
-    return counts
-
-
 def read_logs(jobs: Sequence[PlannedRun], settings: SweepSettings) -> dict[Path, RunLog | None]:
-    """What the results folder holds of each run; refuses rows of another configuration or algorithm.
+    """The file of each run, None if it has none; refuses rows of another configuration or algorithm.
 
-    A file without rows that is of another configuration is none of the run's: it is begun anew.
+    A file of another configuration counts as none if it has no rows: the run starts anew.
     """
     logs = {job.path: read_run(job.path) for job in jobs}
     for job in jobs:
         log = logs[job.path]
         if log is None:
             continue
-        # What only a worker knows (data, latents, graph, machine) is checked there, before a row is added.
-        known = log.header["fingerprint"] | {"config": job.config.hash, "algorithm_version": ALGORITHM_VERSION}
+        # A worker checks what only it knows (data, features, graph, machine) before it adds a row.
+        fingerprint = log.header["fingerprint"] | {"config": job.config.hash, "algorithm_version": ALGORITHM_VERSION}
         if log.records:
-            check_resumable(log, {"fingerprint": known, "config": to_dict(job.config)}, settings.resume_anyway)
-        elif known != log.header["fingerprint"]:
+            check_resumable(log, {"fingerprint": fingerprint, "config": to_dict(job.config)}, settings.resume_anyway)
+        elif fingerprint != log.header["fingerprint"]:
             logs[job.path] = None
     return logs
 
@@ -176,11 +171,11 @@ def read_logs(jobs: Sequence[PlannedRun], settings: SweepSettings) -> dict[Path,
 def runs_to_do(
     jobs: Iterable[PlannedRun], logs: Mapping[Path, RunLog | None], settings: SweepSettings
 ) -> list[PlannedRun]:
-    """Runs that are not done, nor failed or skipped unless those are to be tried again."""
+    """Runs that are new or partial, and those whose status is in ``settings.retry``."""
     statuses = ((job, None if (log := logs[job.path]) is None else log.status) for job in jobs)
     return [job for job, status in statuses if status in (None, "partial", *settings.retry)]
 
 
 def evaluations_left(job: PlannedRun, log: RunLog | None) -> int:
-    """Rows that the run's file lacks."""
+    """Number of rows that the run's file lacks."""
     return job.config.rounds + 1 - (len(log.records) if log else 0)
