@@ -75,7 +75,7 @@ def _view(project: str, entity: str, scope: ViewScope | None) -> workspaces.Work
         name=name,
         sections=sections(by_strategy=scope is not None),
         settings=workspaces.WorkspaceSettings(x_axis="round", max_runs=GROUPS),
-        runset_settings=_runs(scope),
+        runset_settings=_runset(scope),
     )
     view._internal_name = f"nw-{_id(entity, project, name)}-v"
     view._internal_runset_id = _id(name)
@@ -90,7 +90,7 @@ def _id(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:11]
 
 
-def _runs(scope: ViewScope | None) -> workspaces.RunsetSettings:
+def _runset(scope: ViewScope | None) -> workspaces.RunsetSettings:
     """A group is a strategy on a suite's data set, of one algorithm version; its members are the seeds."""
     keys = ("suite", "dataset_name", "strategy_name", "algorithm_version")
     columns = ("config:suite", "config:seed", *(f"summary:{name}" for name in ("final_accuracy", "area")))

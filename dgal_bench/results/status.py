@@ -20,7 +20,7 @@ LABEL_WIDTH = 42
 
 AT_WORK = "*"
 
-LEGEND = f"12/31: evaluations so far   {AT_WORK}: somebody is at work on it now   -: not begun, though others were"
+LEGEND = f"12/31: evaluations so far   {AT_WORK}: a process is at work on it now   -: not begun, though others were"
 
 ORDER = ("done", "at work", "partial", "failed", "skipped", "damaged")
 

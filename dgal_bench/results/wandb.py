@@ -264,7 +264,7 @@ class ServerRun:
         return ended and self.digest == mirror_digest(log)
 
     def is_of_other_rows(self, log: RunLog) -> bool:
-        """Whether its rows are of another execution of the run: before a deletion, or in another results folder."""
+        """Whether its rows are of another execution of the run: a deleted one, or one in another results folder."""
         return self.n_rows > 0 and self.rows_digest != rows_digest(log, self.n_rows)
 
     def lacks_images(self, log: RunLog, images: tuple[int, ...]) -> bool:

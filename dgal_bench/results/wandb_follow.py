@@ -42,7 +42,7 @@ class FileMirror:
         self._mirror = mirror
         self._warn = warn
         self._sizes: dict[Path, int] = {}
-        self._ended: dict[Path, int] = {}  # sizes of the files whose runs are finished
+        self._final_sizes: dict[Path, int] = {}  # of the files whose runs are finished
         self._logs: dict[Path, RunLog] = {}
 
     def look(self) -> None:
@@ -51,7 +51,7 @@ class FileMirror:
         for path in list(self._paths):
             self._look_at(path)
         if online and not self._mirror.online:
-            self._sizes = dict(self._ended)
+            self._sizes = dict(self._final_sizes)
             self.look()
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class FileMirror:
             if self._mirror.is_open(log):
                 self._finish(path, log)
         if online and not self._mirror.online:
-            self._sizes = dict(self._ended)
+            self._sizes = dict(self._final_sizes)
             self.look()
             self.close()
 
@@ -89,7 +89,7 @@ class FileMirror:
 
     def _finish(self, path: Path, log: RunLog) -> None:
         self._mirror.finish(log)
-        self._ended[path] = log.length
+        self._final_sizes[path] = log.length
 
 
 def _size(path: Path) -> int:
