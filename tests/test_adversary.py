@@ -106,9 +106,9 @@ def test_a_step_is_two_batches_of_labeled_and_unlabeled_halves():
     images, _ = two_kinds()
     images[:7] = 16
     draws = PairLoader(images, 16, torch.arange(7), torch.arange(7, 120), 8, 5, 2, torch.Generator().manual_seed(0))
-    rounds = list(draws.rounds())
-    assert [len(batches) for batches in rounds] == [2] * 5
-    for batch in (batch for batches in rounds for batch in batches):
+    steps = list(draws.draw_steps())
+    assert [len(batches) for batches in steps] == [2] * 5
+    for batch in (batch for batches in steps for batch in batches):
         assert batch.shape == (16, 1, 8, 8)
         white = (batch == 1).flatten(1).all(dim=1)
         assert white[:8].all()

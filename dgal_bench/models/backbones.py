@@ -1,4 +1,7 @@
-"""Networks of timm's by name: small images, grey images, and weights from its hub or a local file."""
+"""timm's networks by name, adapted to small and grey images, with weights from its hub, a local file, or none.
+
+Weights on disk are state dicts without pickle, and are identified by their content.
+"""
 
 import hashlib
 import re
@@ -15,61 +18,17 @@ from torch import Tensor, nn
 from dgal_bench.core.errors import ConfigError, DataError, innermost_error
 from dgal_bench.core.types import ImageShape
 
-# Weights of a network on disk and in memory: state dicts without pickle, known by their content.
-
-
-@dataclass(frozen=True, eq=False)
-class Weights:
-    """A backbone's weights as they fit the network that is built, and the sha256 of them all: a run rests on both."""
-
-    state: Mapping[str, Tensor]
-    sha256: str
-
-    @classmethod
-    def of(cls, state: Mapping[str, Tensor]) -> "Weights":
-        return cls(state, _sha256(state))
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict out of a .safetensors file or one that torch reads with weights_only; empty ones are refused."""
-    from safetensors import SafetensorError
-    from timm.models import load_state_dict
-
-    if not path.is_file():
-        raise DataError(f"checkpoint_path={path} is no file: name a .safetensors or .pth with a state dict")
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-    except (UnpicklingError, RuntimeError, SafetensorError, EOFError, ValueError, AttributeError) as error:
-        raise ConfigError(
-            f"checkpoint_path={path} cannot be read as weights alone ({innermost_error(error)[:160]}): save a state "
-            "dict, with safetensors or torch.save(model.state_dict(), FILE)"
-        ) from error
-    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise ConfigError(f"checkpoint_path={path} is no state dict: it must map names to tensors")
-    return dict(state)
-
-
-def _sha256(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 ALIASES = {"vit_small": "vit_small_patch16_224"}
-"""Names of the paper's (Table 1) that timm spells otherwise."""
+"""Names of the paper (Table 1) that timm spells otherwise."""
 
-# Up to so many pixels a side a network from scratch gets a stem for small images, and a ViT at least so many patches.
-SMALL = 64
-_PATCHES = 8
+SMALL = 64  # pixels a side: up to here, a network from scratch gets a stem for small images
+_PATCHES = 8  # a side, at least, of a ViT from scratch on small images
 _NATIVE_PATCH = 16
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Which network of timm's: ``input_size`` None is the images' own from scratch, with weights the native one."""
+    """Which of timm's networks; ``input_size`` None: the images' own from scratch, the native one with weights."""
 
     model: str
     image_shape: ImageShape
@@ -88,7 +47,7 @@ class BackboneSpec:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of what the network is given."""
+        """Height and width of the network's input."""
         if self.input_size is not None:
             return self.input_size, self.input_size
         return self._native if self.with_weights else self.image_shape[1:]
@@ -102,14 +61,26 @@ class BackboneSpec:
 
     @property
     def small(self) -> bool:
-        """Whether the stem is the one for small images: asked for, or small images from scratch."""
+        """Whether the stem is the one for small images: by ``stem``, or for small images from scratch."""
         return self.stem == "small" or (self.stem == "auto" and not self.with_weights and max(self.size) <= SMALL)
 
     @property
     def small_patches(self) -> bool:
-        """The same of a ViT's patches, which must also tile the image: those of 16 pixels do not tile one of 84."""
-        untiled = any(side % _NATIVE_PATCH for side in self.size)
-        return self.small or (self.stem == "auto" and not self.with_weights and untiled)
+        """Whether a ViT's patches are small; they must also tile the image: patches of 16 pixels do not tile 84."""
+        not_tiled = any(side % _NATIVE_PATCH for side in self.size)
+        return self.small or (self.stem == "auto" and not self.with_weights and not_tiled)
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """A backbone's weights, fitted to the network that is built, and their sha256 for a run's fingerprint."""
+
+    state: Mapping[str, Tensor]
+    sha256: str
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> "Weights":
+        return cls(state, _sha256(state))
 
 
 class Resize(nn.Module):
@@ -128,7 +99,7 @@ class Resize(nn.Module):
 class Backbone(nn.Module):
     """A timm network without its classifier: images (b, 1 or 3, h, w) -> features (b, width).
 
-    Grey images are repeated to three channels and images of another size resized.
+    Grey images are repeated to three channels, and images of another size are resized.
     """
 
     def __init__(self, spec: BackboneSpec, weights: Weights | None = None) -> None:
@@ -146,8 +117,8 @@ class Backbone(nn.Module):
         return features
 
 
-def _create(spec: BackboneSpec, source: Mapping[str, Any]) -> Any:
-    """The module as timm makes it; what it says of settings that do not fit becomes one line."""
+def _create(spec: BackboneSpec, settings: Mapping[str, Any]) -> Any:
+    """timm's module; settings that do not fit raise a ConfigError."""
     import timm
 
     if spec.stem == "small" and spec.with_weights:
@@ -159,7 +130,7 @@ def _create(spec: BackboneSpec, source: Mapping[str, Any]) -> Any:
         raise ConfigError(
             f"{spec.model} takes images of 1 or 3 channels, not {spec.image_shape[0]}: use net.kind=mlp for embeddings"
         )
-    settings = dict(source)
+    settings = dict(settings)
     config = timm.get_pretrained_cfg(spec.name)
     if config is not None and config.fixed_input_size:
         settings["img_size"] = spec.size
@@ -174,13 +145,17 @@ def _create(spec: BackboneSpec, source: Mapping[str, Any]) -> Any:
         ) from error
     if isinstance(net, timm.models.VisionTransformer):
         _check_tiled(net, spec)
-    elif spec.small and not small_stem(net) and spec.stem == "small":
+    elif spec.small and not use_small_stem(net) and spec.stem == "small":
         raise ConfigError(f"net.stem=small is for ResNets and ViTs, not for {spec.model}: use net.stem=standard")
     return net
 
 
+def _architecture(name: str) -> str:
+    return name.partition(".")[0]
+
+
 def _check_tiled(net: Any, spec: BackboneSpec) -> None:
-    """timm would leave out the pixels of the last, incomplete patches."""
+    """timm would ignore the pixels of the last, incomplete patches."""
     patch, size = net.patch_embed.patch_size, spec.size
     if size[0] % patch[0] or size[1] % patch[1]:
         raise ConfigError(
@@ -190,20 +165,16 @@ def _check_tiled(net: Any, spec: BackboneSpec) -> None:
 
 
 def patch_size(size: tuple[int, int]) -> int:
-    """The largest patches that tile a small image with at least eight a side, or else single pixels."""
+    """The largest patch that tiles a small image with at least eight a side, or else a single pixel."""
     fitting = [p for p in range(1, min(size) // _PATCHES + 1) if size[0] % p == 0 and size[1] % p == 0]
     return max(fitting, default=1)
 
 
-def _architecture(name: str) -> str:
-    return name.partition(".")[0]
-
-
-def small_stem(net: Any) -> bool:
-    """3x3 of stride 1 and no max-pool, for ResNets: theirs leaves 8x8 of a 32x32 image before the first block.
+def use_small_stem(net: Any) -> bool:
+    """Give a ResNet a 3x3 stem of stride 1 without max-pool: its own leaves 8x8 of a 32x32 image.
 
     Returns:
-        Whether it is one.
+        Whether it is a ResNet.
     """
     import timm
 
@@ -220,21 +191,21 @@ def load_weights(spec: BackboneSpec) -> Weights | None:
     """The weights that ``spec`` names, fitted to its input (position embeddings resampled by timm); None from scratch.
 
     Raises:
-        ConfigError: a file that is no state dict, or one of another network.
+        ConfigError: the file is no state dict, or that of another network.
         DataError: no such file, or the hub cannot be reached.
     """
     if not spec.with_weights:
         return None
     source: dict[str, Any] = {"pretrained": True}
     if spec.checkpoint_path is not None:
-        state = _without_classifier(spec.name, read_state(Path(spec.checkpoint_path).expanduser()))
-        # With a classifier named, timm would pass over every tensor that is missing or of another network.
+        state = _without_classifier(spec.name, _read_state(Path(spec.checkpoint_path).expanduser()))
+        # If a classifier were named, timm would ignore every tensor that is missing or of another network.
         source |= {"pretrained_cfg_overlay": {"state_dict": state, "custom_load": False, "classifier": None}}
     try:
         net = _create(spec, source)
     except ConfigError:
         raise
-    except Exception as error:  # the hub's client raises of many families when there is no network
+    except Exception as error:  # without a network the hub's client raises many types
         if spec.checkpoint_path is not None:
             raise _misfit(spec, error) from error
         raise DataError(
@@ -246,30 +217,58 @@ def load_weights(spec: BackboneSpec) -> Weights | None:
     return Weights.of(state)
 
 
-def _misfit(spec: BackboneSpec, error: Exception) -> ConfigError:
-    """What torch says of missing, unexpected and misshapen tensors, cut to one line."""
-    said = _key_counts(str(error)) or " ".join(str(error).split())
-    return ConfigError(
-        f"checkpoint_path={spec.checkpoint_path} does not fit {spec.model}: {said[:200]}"
-        f"{'...' if len(said) > 200 else ''}; name the network that it is of"
-    )
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict, not empty, from a .safetensors file or one that torch reads with weights_only."""
+    from safetensors import SafetensorError
+    from timm.models import load_state_dict
 
-
-def _key_counts(said: str) -> str:
-    """``60 tensors are missing, as conv1.weight; 60 unexpected, as net.conv1.weight``; empty of other errors."""
-    counts = []
-    for what in ("Missing", "Unexpected"):
-        _, _, listed = said.partition(f"{what} key(s) in state_dict: ")
-        if names := re.findall(r'"([^"]+)"', listed.partition("\n")[0]):
-            counts.append(f"{len(names)} tensors are {what.lower()}, as {names[0]}")
-    return "; ".join(counts)
+    if not path.is_file():
+        raise DataError(f"checkpoint_path={path} is no file: name a .safetensors or .pth with a state dict")
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except (UnpicklingError, RuntimeError, SafetensorError, EOFError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"checkpoint_path={path} cannot be read as weights alone ({innermost_error(error)[:160]}): save a state "
+            "dict, with safetensors or torch.save(model.state_dict(), FILE)"
+        ) from error
+    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ConfigError(f"checkpoint_path={path} is no state dict: it must map names to tensors")
+    return dict(state)
 
 
 def _without_classifier(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The output layer of whoever trained these weights is not ours."""
+    """Without the output layer, whose classes are those of another data set."""
     import timm
 
     config = timm.get_pretrained_cfg(name)
     layers = config.classifier if config is not None and config.classifier else ()
     prefixes = tuple(f"{layer}." for layer in ((layers,) if isinstance(layers, str) else layers))
     return {key: tensor for key, tensor in state.items() if not prefixes or not key.startswith(prefixes)}
+
+
+def _misfit(spec: BackboneSpec, error: Exception) -> ConfigError:
+    """torch's report of missing, unexpected and misshapen tensors, cut to one line."""
+    text = _key_counts(str(error)) or " ".join(str(error).split())
+    return ConfigError(
+        f"checkpoint_path={spec.checkpoint_path} does not fit {spec.model}: {text[:200]}"
+        f"{'...' if len(text) > 200 else ''}; name the network that it is of"
+    )
+
+
+def _key_counts(text: str) -> str:
+    """``60 tensors are missing, as conv1.weight; 60 unexpected, as net.conv1.weight``; empty for other errors."""
+    counts = []
+    for what in ("Missing", "Unexpected"):
+        _, _, listed = text.partition(f"{what} key(s) in state_dict: ")
+        if names := re.findall(r'"([^"]+)"', listed.partition("\n")[0]):
+            counts.append(f"{len(names)} tensors are {what.lower()}, as {names[0]}")
+    return "; ".join(counts)
+
+
+def _sha256(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

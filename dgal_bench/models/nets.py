@@ -1,4 +1,4 @@
-"""Task networks as plain modules: ``forward`` returns (logits, features), the features being the 50-unit layer."""
+"""Task networks as plain modules: ``forward`` returns logits and features, the output of the 50-unit layer."""
 
 import math
 from collections.abc import Callable
@@ -33,10 +33,10 @@ class Classifier(nn.Module):
 
 
 class MaxPool(nn.MaxPool2d):
-    """2x2 max-pooling of (b, c, h, w), a last odd row or column left out; the same bits with and without gradients.
+    """2x2 max-pooling of (b, c, h, w), without a last odd row or column; the same bits with and without gradients.
 
-    Without them two maxima of slices do on a CPU: torch's own also finds where each maximum was, and takes 1.4 to 6
-    times as long in channels-last layout and 4 to 11 in the default one (6 to 32 channels, one thread).
+    Without gradients on a CPU it is two maxima of slices: torch's own also finds where each maximum was, and takes 1.4
+    to 6 times as long in channels-last layout and 4 to 11 in the default one (6 to 32 channels, one thread).
     """
 
     def __init__(self) -> None:
@@ -53,8 +53,8 @@ class MaxPool(nn.MaxPool2d):
 def cnn(image_shape: ImageShape, config: NetConfig) -> tuple[nn.Module, int]:
     """LeNet (paper, App. A): convolutions with ReLU and optional 2x2 max-pooling; the body and its output's width.
 
-    The ReLU comes after the pooling, where it has a quarter of the work: both are monotone, so that values and
-    gradients are those of the other order, to the bit.
+    The ReLU comes after the pooling, on a quarter of the values: both are monotone, so that values and gradients are
+    the same bits as in the other order.
     """
     channels, height, width = image_shape
     layers: list[nn.Module] = []
@@ -84,14 +84,14 @@ def mlp(image_shape: ImageShape, config: NetConfig) -> tuple[nn.Module, int]:
 
 
 OWN_NETS: dict[str, Callable[[ImageShape, NetConfig], tuple[nn.Module, int]]] = {"cnn": cnn, "mlp": mlp}
-"""Those that are ours; any other ``net.kind`` is a network of timm's."""
+"""Any other ``net.kind`` is one of timm's networks."""
 
 
 def build_net(image_shape: ImageShape, n_classes: int, config: NetConfig, weights: Weights | None = None) -> nn.Module:
-    """The network named by ``net.kind``: its initial weights are ``weights``, the rest from the global torch RNG."""
+    """The network named by ``net.kind``; initial weights from ``weights``, all others from the global torch RNG."""
     body: nn.Module
     if config.kind in OWN_NETS:
-        body, width = _input_size(image_shape, config)
+        body, width = _build_own(image_shape, config)
     else:
         body = Backbone(backbone_spec(image_shape, config), weights)
         width = body.width
@@ -99,8 +99,8 @@ def build_net(image_shape: ImageShape, n_classes: int, config: NetConfig, weight
     return net.to(memory_format=torch.channels_last) if config.channels_last else net
 
 
-def _input_size(image_shape: ImageShape, config: NetConfig) -> tuple[nn.Module, int]:
-    """One of ours, behind a resize to ``input_size`` where that is given."""
+def _build_own(image_shape: ImageShape, config: NetConfig) -> tuple[nn.Module, int]:
+    """One of OWN_NETS, after a resize to ``input_size`` if that is set."""
     if config.input_size is None:
         return OWN_NETS[config.kind](image_shape, config)
     if image_shape[1:] == (1, 1):
@@ -117,7 +117,7 @@ def backbone_spec(image_shape: ImageShape, config: NetConfig) -> BackboneSpec:
 
 
 def initial_weights(image_shape: ImageShape, config: NetConfig) -> Weights | None:
-    """The pre-trained weights of every round, read once; None from scratch. Errors as in ``load_weights``."""
+    """The pre-trained weights of every round, read once; None: from scratch. Errors as in ``load_weights``."""
     if config.kind not in OWN_NETS:
         return load_weights(backbone_spec(image_shape, config))
     if config.pretrained or config.checkpoint_path is not None:
@@ -128,7 +128,7 @@ def initial_weights(image_shape: ImageShape, config: NetConfig) -> Weights | Non
 
 
 def check_fits(net: nn.Module, image_shape: ImageShape, config: NetConfig) -> None:
-    """Let one image pass; raises ConfigError where the network cannot take it."""
+    """Pass one image through; raises ConfigError if the network cannot take it."""
     try:
         cost(net, image_shape)
     except RuntimeError as error:

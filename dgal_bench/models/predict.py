@@ -12,9 +12,9 @@ from dgal_bench.models.task import TaskModule, check_outputs
 class Predictor:
     """``predict(indices) -> Outputs`` in the order of ``indices``, memoised within the round.
 
-    The network runs in eval mode under inference_mode on the module's device; its time belongs to the phase named.
-    ``n_scored`` is the number of different points passed through the network so far. Where a pass runs out of memory
-    it goes on with half the images at a time.
+    The network runs in eval mode under inference_mode on the module's device; its time is charged to ``phase``.
+    ``n_scored`` is the number of different points passed through the network so far. If a pass runs out of memory, it
+    goes on with half the images at a time.
     """
 
     def __init__(self, module: TaskModule, data: PoolDataModule, device: torch.device, clock: Stopwatch) -> None:
@@ -30,20 +30,20 @@ class Predictor:
         """The outputs of any positions.
 
         Raises:
-            UserError: the network answers NaN, or one image alone is too much for the memory.
+            UserError: the network answers NaN, or a single image needs too much memory.
         """
         with self._clock.phase(phase):
             missing = indices[self._row[indices] < 0]
             if len(missing):
-                self._score(self._once(missing))
+                self._score(self._unique(missing))
             if len(self._outputs) > 1:
                 self._outputs = [_join(self._outputs)]
             rows = self._row[indices]
-            known = self._outputs[0]
-            return Outputs(known.log_probs[rows], known.features[rows])
+            outputs = self._outputs[0]
+            return Outputs(outputs.log_probs[rows], outputs.features[rows])
 
-    def _once(self, ids: Index) -> Index:
-        # A position given twice keeps the mark of one of its places: a scatter and a gather instead of a sort.
+    def _unique(self, ids: Index) -> Index:
+        # A repeated id keeps the mark of one of its places: a scatter and a gather instead of a sort.
         places = torch.arange(len(ids))
         self._row[ids] = places
         return ids[self._row[ids] == places]
@@ -67,18 +67,18 @@ class Predictor:
                     n_done += len(images)
             except torch.OutOfMemoryError:
                 pass
-            if n_done < len(ids):  # out here the traceback no longer holds the pass's memory
+            if n_done < len(ids):  # after the except block, whose traceback holds the pass's memory
                 self._data.halve_batch()
         return Outputs(*(torch.cat(parts) for parts in zip(*results, strict=True)))
 
 
 class Rehearsal(Predictor):
-    """For a query off the clock: two batches pass through the network, and their outputs stand for all other points."""
+    """For a query off the clock: two batches pass through the network, and their outputs serve for all points."""
 
     def _forward(self, ids: Index) -> Outputs:
-        few = super()._forward(ids[: 2 * self._data.predict_batch_size])
-        rows = torch.arange(len(ids)) % len(few.log_probs)
-        return Outputs(few.log_probs[rows], few.features[rows])
+        outputs = super()._forward(ids[: 2 * self._data.predict_batch_size])
+        rows = torch.arange(len(ids)) % len(outputs.log_probs)
+        return Outputs(outputs.log_probs[rows], outputs.features[rows])
 
 
 def _join(parts: list[Outputs]) -> Outputs:

@@ -14,19 +14,19 @@ from dgal_bench.core.errors import UserError, choose
 from dgal_bench.data.datamodule import PoolDataModule, SliceLoader
 from dgal_bench.models.trainer import silent_trainer
 
-# Of thousands of features: the sum of their squares still fits float32.
+# The sum of squares of thousands of such features still fits float32.
 _LARGEST_FEATURE = 1e17
 
-# Of one Lightning step: what its hooks cost is then small beside them.
+# Per Lightning step: so many make the cost of its hooks small.
 _MINIBATCHES = 32
 
 
 class TaskModule(lightning.LightningModule):
     """Cross-entropy on the labeled points; ``epoch_loss`` is the last epoch's mean training loss in nats.
 
-    One Lightning step is a pass over the labeled set, or as many as make 32 minibatches, stepped in here (manual
-    optimisation): its hooks around a step and an epoch cost up to 2 ms, as much as a tiny network's own step.
-    ``epochs`` counts passes, and after each of them ``stop`` is asked.
+    One Lightning step is so many passes over the labeled set that they make 32 minibatches, at least one (manual
+    optimisation): its hooks around a step and an epoch cost up to 2 ms, as much as the step of a tiny network.
+    ``epochs`` counts passes; ``stop`` is called after each.
     """
 
     automatic_optimization = False
@@ -44,13 +44,13 @@ class TaskModule(lightning.LightningModule):
         self._seen = 0
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Minibatches of an epoch move one by one; test batches as usual."""
+        """A SliceLoader stays: its minibatches move one by one."""
         return (
             batch if isinstance(batch, SliceLoader) else super().transfer_batch_to_device(batch, device, dataloader_idx)
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (b, C) and features (b, feature_dim) in float32, computed in bfloat16 where ``amp`` says so."""
+        """Logits (b, C) and features (b, feature_dim) in float32, computed in bfloat16 if ``amp`` is true."""
         if not self.amp:
             return self.net(images)  # type: ignore[no-any-return]
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
@@ -61,14 +61,13 @@ class TaskModule(lightning.LightningModule):
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, torch.optim.Optimizer)
         for _ in range(max(1, _MINIBATCHES // len(labeled))):
-            self._train_once(labeled, optimizer)
+            self._train_epoch(labeled, optimizer)
             self.epochs += 1
             if self.stop(self.epoch_loss, self.epochs) or self.epochs == self.training_config.max_epochs:
                 self.trainer.should_stop = True
                 return
 
-    def _train_once(self, labeled: SliceLoader, optimizer: torch.optim.Optimizer) -> None:
-        """One epoch."""
+    def _train_epoch(self, labeled: SliceLoader, optimizer: torch.optim.Optimizer) -> None:
         total, self._seen = torch.zeros((), device=self.device), 0
         for images, labels in labeled:
             loss = self.loss(self(images.to(self.device))[0], labels.to(self.device))
@@ -105,7 +104,7 @@ class TaskModule(lightning.LightningModule):
 
 
 def check_outputs(logits: Tensor, features: Tensor) -> None:
-    """Refuse what no strategy can rank: raises UserError for NaN, or for features whose squares overflow."""
+    """Raises UserError for outputs that cannot be ranked: NaN, or features whose squares overflow."""
     if torch.isnan(logits.sum()) and (n_nan := int(logits.isnan().any(dim=1).sum())):
         raise UserError(
             f"the network answers NaN for {n_nan} of {len(logits)} images: its training has diverged, lower training.lr"
@@ -120,8 +119,8 @@ def check_outputs(logits: Tensor, features: Tensor) -> None:
 class StopWhenFlat:
     """Stop after ``patience`` epochs without an improvement of ``min_delta`` nats of the epoch-mean training loss.
 
-    Armed only once the loss is below (ln C)/2 and ``min_epochs`` have run: a small set sits at chance for dozens of
-    epochs first, and without ``min_delta`` the loss improves for ever (the paper, App. A, gives patience 10 alone).
+    Only with the loss below (ln C)/2 and after ``min_epochs``: the loss of a small set stays at chance for dozens of
+    epochs, and without ``min_delta`` it improves for ever (the paper, App. A, gives only the patience, 10).
     """
 
     def __init__(self, training: TrainingConfig, chance: float) -> None:
@@ -131,7 +130,7 @@ class StopWhenFlat:
         self.stale = 0
 
     def __call__(self, loss: float, epochs: int) -> bool:
-        """Whether to stop after so many epochs, the last of this loss; asked after each of them."""
+        """Whether to stop after so many epochs, the last of this loss; to be called after each epoch."""
         if loss < self.best - self.config.min_delta:
             self.best, self.stale = loss, 0
             return False
@@ -142,7 +141,7 @@ class StopWhenFlat:
 
 @dataclass(frozen=True)
 class Fit:
-    """How one training ended: epochs run, the last epoch's mean loss in nats, and whether that is still (ln C)/2."""
+    """How one training ended: its epochs, the last one's mean loss in nats, and whether that is (ln C)/2 or more."""
 
     epochs: int
     train_loss: float
@@ -164,7 +163,7 @@ def fit(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) ->
 
 
 def measure_accuracy(trainer: lightning.Trainer, module: TaskModule, data: PoolDataModule) -> float:
-    """Share of the test split classified right, in 0..1; out of memory, it goes on with half the images at a time."""
+    """Share of the test split classified right, in 0..1; out of memory, it restarts with half the images at a time."""
     done = False
     while not done:
         module.accuracy.reset()
@@ -173,6 +172,6 @@ def measure_accuracy(trainer: lightning.Trainer, module: TaskModule, data: PoolD
             done = True
         except torch.OutOfMemoryError:
             pass
-        if not done:  # out here the traceback no longer holds the pass's memory
+        if not done:  # after the except block, whose traceback holds the pass's memory
             data.halve_batch()
     return float(module.accuracy.compute())

@@ -1,4 +1,4 @@
-"""The one way a Lightning Trainer is made here: silent, exact when asked to be, on one device but for a VAE's."""
+"""Makes every Lightning Trainer of the package: silent, deterministic by default, on one device except for a VAE."""
 
 import logging
 import warnings
@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import Strategy
 
 
 def silence_lightning() -> None:
-    """Its hints and tips, and torch's, say nothing about a run."""
+    """Hide its hints, and torch's: they say nothing about a run."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
@@ -24,20 +24,20 @@ def silent_trainer(
     strategy: Strategy | None = None,
     devices: int = 1,
 ) -> lightning.Trainer:
-    """A new Trainer, for one ``fit``: a second of the same one trains nothing. It logs, prints and saves nothing.
+    """A new Trainer, for one ``fit``: a second one would train nothing. It logs, prints and saves nothing.
 
-    ``deterministic``: deterministic algorithms only, no cuDNN benchmark, no TF32. ``strategy``: that of one of
-    several processes on ``devices`` devices of the kind of ``device``.
+    ``deterministic``: deterministic algorithms only, no cuDNN benchmark, no TF32. ``strategy``: for one of
+    several processes, on ``devices`` devices of the kind of ``device``.
     """
     torch.backends.cudnn.allow_tf32 = not deterministic
-    # Debugging aid of deterministic mode that fills every new tensor with NaN: a twentieth of a tiny network's step.
+    # A debugging aid of deterministic mode fills every new tensor with NaN: 5 % of a tiny network's step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return lightning.Trainer(
         max_epochs=max_epochs,
         accelerator="gpu" if device.type == "cuda" else "cpu",
         devices=devices,
         strategy=strategy or "auto",
-        use_distributed_sampler=False,  # the loader's batches are shared out already
+        use_distributed_sampler=False,  # each process loads its own share already
         deterministic=deterministic,
         benchmark=False,
         callbacks=list(callbacks),

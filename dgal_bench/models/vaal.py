@@ -1,4 +1,4 @@
-"""AdversaryModule: a VAE and a discriminator that tells labeled from unlabeled latents (VAAL; the paper's GANVAE)."""
+"""VAAL (the paper's GANVAE): a VAE and a discriminator that tells labeled from unlabeled latents."""
 
 import math
 from collections.abc import Iterator
@@ -26,8 +26,8 @@ _HIDDEN = 512
 class PairLoader:
     """A loader of one item, a whole training: ``steps`` times ``vae_steps`` pairs of batches.
 
-    Labeled and unlabeled points are both drawn uniformly with replacement, so that one label is enough: a batch of
-    the labeled set without it would never be full (VAAL's code loops for ever there).
+    Labeled and unlabeled points are both drawn uniformly with replacement, so that one labeled point is enough: without
+    replacement its batch would never be full (VAAL's code loops for ever there).
     """
 
     images: Tensor
@@ -45,8 +45,8 @@ class PairLoader:
     def __iter__(self) -> Iterator["PairLoader"]:
         yield self
 
-    def rounds(self) -> Iterator[list[Tensor]]:
-        """Per step its batches: (2b, channels, height, width) floats in [0, 1], the first b of each labeled."""
+    def draw_steps(self) -> Iterator[list[Tensor]]:
+        """The batches of each step: (2b, channels, height, width) floats in [0, 1], the first b of each labeled."""
         for _ in range(self.steps):
             yield [self._batch() for _ in range(self.vae_steps)]
 
@@ -59,10 +59,10 @@ class PairLoader:
 
 
 class VaalModule(lightning.LightningModule):
-    """The VAE learns latents that hide which images are labeled, the discriminator (512-512-1, on the means) to tell.
+    """The VAE learns latents that hide which images are labeled; the discriminator (512-512-1, on the means) finds out.
 
     VAE: ELBO(labeled) + ELBO(unlabeled) + BCE(D(mu_L), 1) + BCE(D(mu_U), 1), the error summed over pixels and the KL
-    over latents (VAAL's code averages the one and sums the other, which collapses the latent). Discriminator:
+    over latents (VAAL's code averages the error and sums the KL, which collapses the latent). Discriminator:
     BCE(D(mu_L), 1) + BCE(D(mu_U), 0). Manual optimisation; one Lightning step is a whole training.
     """
 
@@ -82,13 +82,13 @@ class VaalModule(lightning.LightningModule):
         self.losses = (math.nan, math.nan)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Batches of a training move one by one."""
+        """A PairLoader stays: its batches move one by one."""
         return batch
 
     def training_step(self, draws: PairLoader, batch_idx: int) -> None:
         vae_optimizer, optimizer = self.optimizers(use_pl_optimizer=False)  # type: ignore[misc]
         vae_loss = loss = torch.full((), math.nan)
-        for batches in draws.rounds():
+        for batches in draws.draw_steps():
             for images in batches:
                 images = images.to(self.device)
                 vae_loss = _step(vae_optimizer, self.vae_loss(images))
@@ -96,11 +96,11 @@ class VaalModule(lightning.LightningModule):
         self.losses = (float(vae_loss), float(loss))
 
     def vae_loss(self, images: Tensor) -> Tensor:
-        """Of 2b images, b labeled and b unlabeled: twice the mean over all is the sum of both sets' means."""
+        """Of 2b images, b labeled and b unlabeled: twice the mean over all is the sum of the means of both sets."""
         noise = torch.randn(len(images), self.settings.latent_dim, device=images.device)
         error, kl, mu = self.vae.losses(images, noise)
-        fooled = -F.logsigmoid(self.discriminator(mu)).mean()  # BCE(D(mu), 1) for both
-        return 2 * ((self.settings.recon_weight * error + kl).mean() + fooled)
+        adversarial = -F.logsigmoid(self.discriminator(mu)).mean()  # BCE(D(mu), 1) for both sets
+        return 2 * ((self.settings.recon_weight * error + kl).mean() + adversarial)
 
     def discriminator_loss(self, images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -118,7 +118,7 @@ class VaalModule(lightning.LightningModule):
     def score(self, images: Tensor, maximum: int, batch_size: int = 1024) -> tuple[Tensor, int]:
         """(n,) logits of D(mu) of uint8 images, in eval mode: low = looks unlabeled.
 
-        Also the images that were taken at a time in the end: fewer than ``batch_size`` where memory ran out.
+        Also the final batch size: less than ``batch_size`` if memory ran out.
         """
         self.eval()
         logits: list[Tensor] = []
@@ -153,7 +153,7 @@ def train_vaal(
     device: torch.device,
     steps: int,
 ) -> VaalModule:
-    """A fresh VAE and discriminator trained on both sets; the global RNGs are left as they were.
+    """A new VAE and discriminator, trained on both sets; the global RNGs do not change.
 
     Args:
         images: (N, channels, height, width) uint8.
@@ -175,7 +175,7 @@ def train_vaal(
     )
     with isolated(seed, "adversary"):
         module = VaalModule(_vae_for(images, settings), settings)
-        # as the round's own Trainer left it
+        # the mode that the round's own Trainer set
         trainer = silent_trainer(device, 1, deterministic=torch.are_deterministic_algorithms_enabled())
         trainer.fit(module, train_dataloaders=draws)
     if not all(math.isfinite(loss) for loss in module.losses):

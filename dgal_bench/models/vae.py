@@ -19,8 +19,6 @@ from dgal_bench.data.image_data import ImageData
 from dgal_bench.models.trainer import silent_trainer
 from dgal_bench.models.vae_nets import Vae, build_vae, refuse_embeddings
 
-# Batches of a VAE's training: uint8 images in memory or on disk, whole or shared out between processes.
-
 
 def as_float(images: Tensor, maximum: int) -> Tensor:
     """uint8 images -> float32 in [0, 1]."""
@@ -29,7 +27,7 @@ def as_float(images: Tensor, maximum: int) -> Tensor:
 
 
 class Batch(NamedTuple):
-    """This process's rows of a batch: floats in [0, 1], their positions in the pool, and what their mean counts for.
+    """This process's rows of a batch: floats in [0, 1], their positions in the pool, and the weight of their mean.
 
     The mean over processes of ``weight`` x (mean loss of the rows) is the mean loss of the whole batch.
     """
@@ -41,7 +39,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Share:
-    """Which rows of every batch are this process's: every ``of``-th from ``rank`` on."""
+    """The rows of a batch that this process takes: every ``of``-th from ``rank`` on."""
 
     rank: int = 0
     of: int = 1
@@ -52,7 +50,7 @@ class Share:
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """A share of batches of uint8 images, in a new order every epoch; a last batch of one is left out."""
+    """A share of batches of uint8 images, in a new order every epoch, without a last batch of one."""
 
     images: Tensor
     maximum: int
@@ -66,29 +64,19 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         order = torch.randperm(len(self.ids), generator=self.order)
-        for places in order.split(self.batch_size)[: len(self)]:
-            own = self.share(places)
-            weight = len(own) * self.share.of / len(places)
-            # Without a row there is still a gradient to take part with: that of any row, times 0.
-            ids = self.ids[own if len(own) else places[:1]]
+        for batch in order.split(self.batch_size)[: len(self)]:
+            rows = self.share(batch)
+            weight = len(rows) * self.share.of / len(batch)
+            # A process without a row must still take part with a gradient: that of any row, times 0.
+            ids = self.ids[rows if len(rows) else batch[:1]]
             yield Batch(as_float(self.images[ids], self.maximum), ids, weight)
-
-
-# Shares of the pool's variance below which the latents say too little of the images to build a graph on.
-MIN_EXPLAINED_VARIANCE = 0.20
-ACTIVE_VARIANCE = 0.01
-
-# Images that pass through the network at a time where nothing is learnt.
-_AT_A_TIME = 256
-# Elements of a block of images in float64: 32 MB.
-_BLOCK = 4_000_000
 
 
 class VaeModule(lightning.LightningModule):
     """The negative ELBO per image: recon_weight x squared error summed over pixels + KL summed over latents.
 
     Both are summed: averaging the error while summing the KL, as VAAL's code does, collapses the latent. The noise of
-    an image in an epoch is a pure function of (seed, epoch, image, latent), whatever batch or process it is in.
+    an image in an epoch is a pure function of (seed, epoch, image, latent), in any batch and process.
     """
 
     def __init__(self, vae: Vae, config: RepresentationConfig, seed: int) -> None:
@@ -100,7 +88,7 @@ class VaeModule(lightning.LightningModule):
     def losses(self, images: Tensor, noise: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         """Squared error and KL per image, (b,) each, at standard normal ``noise`` (b, latent_dim); posterior means.
 
-        Noise 0: at the mean. Under bfloat16 autocast where ``representation.amp`` says so; all three are float32.
+        Noise 0: at the mean. All three are float32, computed in bfloat16 if ``representation.amp`` is true.
         """
         with self.precision():
             return self.vae.losses(images, noise)
@@ -121,9 +109,12 @@ class VaeModule(lightning.LightningModule):
         return torch.optim.Adam(self.parameters(), self.config.lr, fused=True)
 
 
+_EVALUATION_BATCH = 256
+
+
 @dataclass(frozen=True, eq=False)
 class Holdout:
-    """Images that decide when to stop, and a share of them that this process looks at."""
+    """Images that decide when to stop, and this process's share of them."""
 
     images: Tensor
     maximum: int
@@ -132,10 +123,10 @@ class Holdout:
 
     @torch.no_grad()
     def loss(self, module: VaeModule, strategy: lightning.pytorch.strategies.Strategy) -> float:
-        """Mean negative ELBO of all shares, at the same noise in every epoch: its changes are the network's."""
+        """Mean negative ELBO of all shares; the noise is the same in every epoch, only the network changes."""
         seed = seed_for(module.seed, "holdout noise")
         total = torch.zeros((), dtype=torch.float64, device=module.device)
-        for ids in self.share(self.ids).split(_AT_A_TIME):
+        for ids in self.share(self.ids).split(_EVALUATION_BATCH):
             noise = normals(seed, ids.to(module.device), module.config.latent_dim)
             images = as_float(self.images[ids], self.maximum).to(module.device)
             total += module.loss(images, noise).double().sum()
@@ -143,7 +134,7 @@ class Holdout:
 
 
 class KeepBest(lightning.Callback):
-    """Early stopping on the hold-out's negative ELBO, the best weights put back at the end; needs no label."""
+    """Early stopping on the hold-out's negative ELBO; the best weights are restored at the end. Needs no label."""
 
     def __init__(self, holdout: Holdout, config: RepresentationConfig, progress: Progress) -> None:
         self.holdout = holdout
@@ -186,11 +177,11 @@ def train_vae(
         config: see conf/config.yaml, ``representation``.
         seed: of hold-out, order and noise; the initial weights come from the global torch RNG.
         device: where to train.
-        progress: told of every epoch.
-        devices: more than one train side by side, in processes of their own, on as many devices of that kind.
+        progress: called after every epoch.
+        devices: more than one: so many processes train it together, each on a device of that kind.
 
     Returns:
-        The module with its best weights, in eval mode, and how the training went.
+        The module with its best weights, in eval mode, and facts of the training.
 
     Raises:
         ConfigError: embeddings, images too small, or fewer GPUs than ``devices``.
@@ -201,9 +192,9 @@ def train_vae(
     if devices == 1:
         facts = fit(module, data.images, data.maximum, device, progress)
     else:
-        from dgal_bench.models.distributed import fit_side_by_side  # whose processes call ``fit``
+        from dgal_bench.models.distributed import fit_distributed  # its processes call ``fit``
 
-        facts = fit_side_by_side(module, data.images, data.maximum, device, progress, devices)
+        facts = fit_distributed(module, data.images, data.maximum, device, progress, devices)
     return module.eval().to(device), facts
 
 
@@ -216,21 +207,25 @@ def fit(
     share: Share = Share(),
     strategy: DDPStrategy | None = None,
 ) -> dict[str, float]:
-    """Train in place, best weights kept; ``share`` and ``strategy`` are those of one of several processes."""
+    """Train in place, to the best weights; ``share`` and ``strategy`` are for one of several processes."""
     config, seed = module.config, module.seed
     order = torch.from_numpy(rng_for(seed, "holdout").permutation(len(images)))
     n_holdout = max(1, round(config.holdout * len(images)))
     shuffle = torch.Generator().manual_seed(seed)
     batches = Batches(images, maximum, order[n_holdout:], config.train_batch_size, shuffle, share)
-    keep = KeepBest(Holdout(images, maximum, order[:n_holdout], share), config, progress)
-    trainer = silent_trainer(device, config.max_epochs, keep, strategy=strategy, devices=share.of)
+    best = KeepBest(Holdout(images, maximum, order[:n_holdout], share), config, progress)
+    trainer = silent_trainer(device, config.max_epochs, best, strategy=strategy, devices=share.of)
     trainer.fit(module, train_dataloaders=batches)
-    return {"epochs": trainer.current_epoch, "best_epoch": keep.best_epoch + 1, "holdout_loss": keep.best}
+    return {"epochs": trainer.current_epoch, "best_epoch": best.best_epoch + 1, "holdout_loss": best.best}
+
+
+MIN_EXPLAINED_VARIANCE = 0.20  # of the pool's: with less, the latents are no basis for a graph
+ACTIVE_VARIANCE = 0.01  # of a latent over the pool: with more, it is active
 
 
 @torch.inference_mode()
-def encode(module: VaeModule, data: ImageData, batch_size: int = _AT_A_TIME) -> tuple[Tensor, dict[str, float]]:
-    """Posterior means (N, latent_dim) of the whole pool, float32 on the CPU, and how good they are.
+def encode(module: VaeModule, data: ImageData, batch_size: int = _EVALUATION_BATCH) -> tuple[Tensor, dict[str, float]]:
+    """Posterior means (N, latent_dim) of the whole pool, float32 on the CPU, and measures of their quality.
 
     Raises:
         UserError: the latent has collapsed: no active latent, or under 20 % of the pool's variance explained.
@@ -252,11 +247,14 @@ def encode(module: VaeModule, data: ImageData, batch_size: int = _AT_A_TIME) -> 
 
 
 @torch.inference_mode()
-def posterior_means(module: VaeModule, images: Tensor, maximum: int, batch_size: int = _AT_A_TIME) -> Features:
+def posterior_means(module: VaeModule, images: Tensor, maximum: int, batch_size: int = _EVALUATION_BATCH) -> Features:
     """(n, latent_dim) float32 on the CPU, for any uint8 images of the pool's shape and ``maximum``."""
     with module.precision():
         means = [module.vae.encode(as_float(block, maximum).to(module.device))[0] for block in images.split(batch_size)]
     return torch.cat([mean.cpu() for mean in means])
+
+
+_BLOCK = 4_000_000  # elements of a block of images in float64: 32 MB
 
 
 def _total_squares(data: ImageData) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dgal_bench.core.errors import ConfigError, choose
 from dgal_bench.core.types import ImageShape
-from dgal_bench.models.backbones import SMALL, small_stem
+from dgal_bench.models.backbones import SMALL, use_small_stem
 
 _HIDDEN = 256
 _SMALLEST = 4
@@ -20,7 +20,7 @@ _SMALLEST = 4
 class Vae(nn.Module):
     """``encoder``: images (b, channels, height, width), floats in [0, 1] -> (b, width); ``up``: (b, *bottom) -> images.
 
-    Whatever precision autocast works in, means, log variances and losses are float32.
+    Means, log variances and losses are float32 under every autocast.
     """
 
     def __init__(self, encoder: nn.Module, width: int, bottom: tuple[int, ...], up: nn.Module, latent_dim: int) -> None:
@@ -59,7 +59,7 @@ class Vae(nn.Module):
 
 @dataclass(frozen=True)
 class _Stage:
-    """A stride-2 convolution down, and the one that undoes it; ``size``: height and width above it."""
+    """A stride-2 convolution down, and its transpose; ``size``: height and width above it."""
 
     narrow: int
     wide: int
@@ -74,7 +74,7 @@ class _Stage:
 
 
 def _stages(shape: ImageShape) -> list[_Stage]:
-    """Of 32-64 channels, and of 128 from 32 pixels up; further ones until the smaller side is below 16."""
+    """32 and 64 channels, from 32 pixels a side 128 too; then more stages of 128 until the smaller side is below 16."""
     channels, height, width = shape
     widths = [channels, 32, 64] + ([128] if min(height, width) >= 32 else [])
     while min(height, width) >> (len(widths) - 1) >= 16:
@@ -88,7 +88,7 @@ def _bottom(stages: list[_Stage]) -> tuple[int, int, int]:
 
 
 def _decoder(ups: list[nn.Module]) -> nn.Module:
-    """The stages upwards, given from the top down."""
+    """The stages upwards; ``ups`` is in order from the top down."""
     layers = [layer for up in reversed(ups) for layer in (up, nn.ReLU())]
     return nn.Sequential(*layers[:-1], nn.Sigmoid())
 
@@ -96,7 +96,7 @@ def _decoder(ups: list[nn.Module]) -> nn.Module:
 def _cnn(shape: ImageShape, latent_dim: int) -> Vae:
     """The stages' convolutions and a linear layer of 256. No BatchNorm."""
     stages = _stages(shape)
-    # Down and up in turn: initial weights are drawn in the order in which layers are made.
+    # Down and up in turn: initial weights are drawn in the order in which the layers are made.
     pairs = [(stage.down(), stage.up()) for stage in stages]
     bottom = _bottom(stages)
     downward = [layer for down, _ in pairs for layer in (down, nn.ReLU())]
@@ -111,13 +111,13 @@ def _resnet18(shape: ImageShape, latent_dim: int) -> Vae:
     gradient depend neither on its batch nor on how many processes share it; up to 64 pixels a side a 3x3 stride-1
     stem without max-pool.
     """
-    import timm  # a second, for those who choose it only
+    import timm  # takes a second; only this encoder needs it
     from timm.layers.norm import GroupNorm
 
     stages = _stages(shape)
     net: Any = timm.create_model("resnet18", pretrained=False, in_chans=shape[0], num_classes=0, norm_layer=GroupNorm)
     if max(shape[1:]) <= SMALL:
-        small_stem(net)
+        use_small_stem(net)
     return Vae(net, net.num_features, _bottom(stages), _decoder([stage.up() for stage in stages]), latent_dim)
 
 
@@ -141,6 +141,6 @@ def build_vae(image_shape: ImageShape, latent_dim: int, encoder: str) -> Vae:
 
 
 def refuse_embeddings(images: Tensor, instead: str) -> None:
-    """No VAE is for vectors: floats, or images of one pixel. ``instead``: what to do, for the message."""
+    """Raises ConfigError for vectors: floats, or images of one pixel. ``instead``: what to do, for the message."""
     if images.is_floating_point() or images.shape[2:] == (1, 1):
         raise ConfigError(f"a VAE is for images, and these are embeddings: {instead}")
