@@ -34,7 +34,6 @@ from dgal_bench.data.image_data import DatasetRequest, ImageData, Subset, own_pa
 
 log = logging.getLogger(__name__)
 
-
 T = TypeVar("T")
 
 
@@ -188,9 +187,9 @@ def walk_classes(root: Path, inside: str) -> ClassTree:
     Raises:
         DataError: a folder or file cannot be read.
     """
-    folders, loose = _entries(str(root / inside))
+    folders, files = _entries(str(root / inside))
     prefix = f"{inside}/" if inside else ""
-    others = [prefix + entry.name for entry in loose]  # images among them are in no class
+    others = [prefix + entry.name for entry in files]  # images among them are in no class
     classes: dict[str, list[ImageFile]] = {}
     for entry in sorted(folders, key=lambda entry: entry.name):
         classes[entry.name] = []
@@ -205,15 +204,15 @@ def _walk(folder: str, name: str, images: list[ImageFile], others: list[str]) ->
     for entry in folders:
         _walk(entry.path, f"{name}/{entry.name}", images, others)
     for entry in files:
-        inner = f"{name}/{entry.name}"
+        path = f"{name}/{entry.name}"
         if os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
-            others.append(inner)
+            others.append(path)
             continue
         try:
             stat = entry.stat()
         except OSError as error:
             raise DataError(f"{entry.path} cannot be read ({error.strerror}): replace or remove it") from error
-        images.append(ImageFile(inner, stat.st_size, stat.st_mtime_ns))
+        images.append(ImageFile(path, stat.st_size, stat.st_mtime_ns))
 
 
 def _entries(folder: str) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:

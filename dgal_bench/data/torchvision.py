@@ -98,25 +98,25 @@ class Source:
         return self.addresses(getattr(torchvision.datasets, self.torchvision_class))
 
 
-def unpack_gzip(packed: Path, members: Mapping[str, str]) -> ArchiveContents:
+def unpack_gzip(archive_path: Path, members: Mapping[str, str]) -> ArchiveContents:
     """A .gz of one file."""
-    with _name_archive(packed), gzip.open(packed) as file:
+    with _name_archive(archive_path), gzip.open(archive_path) as file:
         for name in members.values():
             yield from _chunks(name, file)
 
 
-def unpack_tar(packed: Path, members: Mapping[str, str]) -> ArchiveContents:
+def unpack_tar(archive_path: Path, members: Mapping[str, str]) -> ArchiveContents:
     """A .tar.gz, read as a stream; no path inside it decides where a file is written."""
-    with _name_archive(packed), gzip.open(packed) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+    with _name_archive(archive_path), gzip.open(archive_path) as raw, tarfile.open(fileobj=raw, mode="r|") as archive:
         for entry in archive:
             file = archive.extractfile(entry) if entry.isfile() and entry.name in members else None
             if file:
                 yield from _chunks(members[entry.name], file)
 
 
-def unpack_zip_of_gzips(packed: Path, members: Mapping[str, str]) -> ArchiveContents:
+def unpack_zip_of_gzips(archive_path: Path, members: Mapping[str, str]) -> ArchiveContents:
     """A .zip whose members are a .gz of one file each."""
-    with _name_archive(packed), zipfile.ZipFile(packed) as archive:
+    with _name_archive(archive_path), zipfile.ZipFile(archive_path) as archive:
         for path in archive.namelist():
             if path in members:
                 with archive.open(path) as member, gzip.open(member) as file:
@@ -130,12 +130,12 @@ def _chunks(name: str, file: IO[bytes] | gzip.GzipFile) -> ArchiveContents:
 
 
 @contextmanager
-def _name_archive(packed: Path) -> Iterator[None]:
+def _name_archive(archive_path: Path) -> Iterator[None]:
     """Name the archive in errors of reading it; a full disk is not one of them, files are written outside of this."""
     try:
         yield
     except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise DataError(f"{packed.resolve()} cannot be unpacked ({error}): delete it and try again") from error
+        raise DataError(f"{archive_path.resolve()} cannot be unpacked ({error}): delete it and try again") from error
 
 
 def from_mirrors(publisher: Any) -> dict[str, Address]:
@@ -464,13 +464,13 @@ def _file_problem(path: Path, file: File) -> str | None:
 def _missing_error(source: Source, where: Path, why: str = "") -> DataError:
     missing = missing_files(source, where)
     state = "there" if len(missing) == len(source.files) else "complete"
-    packed = [archive.name for archive in _archives_of(source, missing) if archive.unpack]
-    if packed == [f"{name}.gz" for name in missing]:
-        packed = ["their .gz"]
+    archives = [archive.name for archive in _archives_of(source, missing) if archive.unpack]
+    if archives == [f"{name}.gz" for name in missing]:
+        archives = ["their .gz"]
     files = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
     return DataError(
         f"data set '{source.name}' is not {state} at {where.resolve()}{why}: run `dgal-bench data {source.name}` where "
-        f"there is a network, or put {files}{' (or ' + ', '.join(packed) + ')' if packed else ''} there, or set "
+        f"there is a network, or put {files}{' (or ' + ', '.join(archives) + ')' if archives else ''} there, or set "
         f"DGAL_DATA (or data=DIR) to the folder that holds {source.landmark}"
     )
 
@@ -550,44 +550,44 @@ def _write_manifest(source: Source, where: Path, origins: Mapping[str, str]) -> 
 
 def _fetch(source: Source, archive: Archive, where: Path, progress: Progress) -> str:
     """Put missing files in their places, from an archive in the folder or a downloaded one; returns its origin."""
-    packed, origin = where / archive.name, archive.name
-    by_hand = packed.is_file()
+    archive_path, origin = where / archive.name, archive.name
+    by_hand = archive_path.is_file()
     if by_hand:
-        _check_archive(source, archive, packed)
+        _check_archive(source, archive, archive_path)
     else:
         try:
-            origin = download(source.archive_addresses()[archive.name], packed, progress)
+            origin = download(source.archive_addresses()[archive.name], archive_path, progress)
         except DownloadError as error:
             raise _missing_error(source, where, f" and cannot be downloaded ({error})") from error
     if archive.unpack:
-        _unpack(source, archive, archive.unpack, packed)
+        _unpack(source, archive, archive.unpack, archive_path)
         if not by_hand:
-            packed.unlink()
+            archive_path.unlink()
     return origin
 
 
-def _check_archive(source: Source, archive: Archive, packed: Path) -> None:
+def _check_archive(source: Source, archive: Archive, archive_path: Path) -> None:
     """Of an archive that the user put there: needed only if its files have no published digest of their own."""
     if all(source.files[name].digest for name in archive.members.values()):
         return
     md5 = source.archive_addresses()[archive.name].md5
-    if problem := _file_problem(packed, File(digest=f"md5:{md5}")):
-        raise DataError(f"{packed.resolve()} {problem}: delete it and try again")
+    if problem := _file_problem(archive_path, File(digest=f"md5:{md5}")):
+        raise DataError(f"{archive_path.resolve()} {problem}: delete it and try again")
 
 
-def _unpack(source: Source, archive: Archive, unpack: Unpack, packed: Path) -> None:
+def _unpack(source: Source, archive: Archive, unpack: Unpack, archive_path: Path) -> None:
     """Put the missing files of an archive in their places; the others stay as they are."""
-    where = packed.parent
+    where = archive_path.parent
     missing = missing_files(source, where)
     members = {path: name for path, name in archive.members.items() if name in missing}
-    for name, chunks in groupby(unpack(packed, members), key=lambda content: content[0]):
-        _place(where / name, source.files[name], packed, (chunk for _, chunk in chunks))
+    for name, chunks in groupby(unpack(archive_path, members), key=lambda content: content[0]):
+        _place(where / name, source.files[name], archive_path, (chunk for _, chunk in chunks))
     for path, name in members.items():
         if not os.path.isfile(where / name):
-            raise DataError(f"{packed.resolve()} has no {path} inside: delete it and try again")
+            raise DataError(f"{archive_path.resolve()} has no {path} inside: delete it and try again")
 
 
-def _place(path: Path, file: File, packed: Path, chunks: Iterable[bytes]) -> None:
+def _place(path: Path, file: File, archive_path: Path, chunks: Iterable[bytes]) -> None:
     """Write a temporary file next to it, and rename that only if it is the published file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
@@ -599,7 +599,7 @@ def _place(path: Path, file: File, packed: Path, chunks: Iterable[bytes]) -> Non
             os.fsync(stream.fileno())
         if problem := _file_problem(part, file):
             raise DataError(
-                f"{packed.resolve()} holds another file: unpacked, {path.name} {problem}; delete it and try again"
+                f"{archive_path.resolve()} holds another file: unpacked, {path.name} {problem}; delete it and try again"
             )
         part.rename(path)
     finally:
@@ -653,10 +653,10 @@ class _DownloadProgress:
 
     def update(self, n_bytes: int) -> None:
         self._done += n_bytes
-        whole = self._done // _MEGABYTE
-        if whole != self._reported:
-            self._reported = whole
-            self._progress(f"{self._what} (MB)", whole, max(1, self.total // _MEGABYTE))
+        megabytes = self._done // _MEGABYTE
+        if megabytes != self._reported:
+            self._reported = megabytes
+            self._progress(f"{self._what} (MB)", megabytes, max(1, self.total // _MEGABYTE))
 
     def reset(self) -> None:
         self._done = 0
