@@ -94,9 +94,9 @@ def run_round(
     model = train(run, pool, round_, clock)
     facts = evaluation_facts(run, pool, round_, model, clock)
     if round_ < run.config.rounds:
-        load.look()
+        load.sample()
         result = run_query(run, pool, round_, model, memory)
-        load.look()
+        load.sample()
         batch = result.selection.indices
         pool = pool.annotate(batch, run.experiment.data.labels[batch])  # the oracle
         facts |= query_facts(run, result)

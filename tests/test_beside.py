@@ -157,8 +157,8 @@ def test_the_most_runs_seen_at_any_look_are_told(monkeypatch):
     counts = iter([1, 3, 2, 1])
     monkeypatch.setattr(beside, "count_workers", lambda: next(counts))
     watched = LoadMonitor(start=None)
-    watched.look()
-    watched.look()
+    watched.sample()
+    watched.sample()
     facts = watched.facts()
     assert (facts["jobs"], facts["busy_elsewhere"]) == (3, None)
     assert facts["load"] >= 0

@@ -9,7 +9,7 @@ import pytest
 from dgal_bench.core import cache
 from dgal_bench.core.cache import get_or_make, key_of
 from dgal_bench.core.errors import ResultsError
-from dgal_bench.core.files import Lease, locked
+from dgal_bench.core.files import Lease, try_lock
 
 
 class Maker:
@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_made_names_the_knob(tmp_path):
 def test_whoever_reads_an_entry_waits_for_nobody(tmp_path):
     get_or_make(tmp_path, "key", lambda folder: ({"x": np.arange(3)}, {}))
     with (tmp_path / "key.lock").open("w") as lock, Lease(tmp_path / "key"):
-        assert locked(lock.fileno())
+        assert try_lock(lock.fileno())
         assert get_or_make(tmp_path, "key", no_maker).arrays["x"].tolist() == [0, 1, 2]
 
 

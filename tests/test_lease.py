@@ -19,7 +19,7 @@ from dgal_bench.core.files import (
     Lease,
     LockHeldError,
     boot_id,
-    holder,
+    lease_holder,
     lease_path,
     live_holder,
     release_lease,
@@ -56,11 +56,11 @@ GONE = MISSED_BEATS * BEAT_SECONDS + 2
 
 def test_a_lease_says_who_holds_it_and_goes_at_the_end(path):
     with Lease(path):
-        said = holder(path)
+        said = lease_holder(path)
         assert (said["pid"], said["boot"]) == (os.getpid(), boot_id())
         assert live_holder(path) == said
     assert os.listdir(path.parent) == []
-    assert holder(path) is live_holder(path) is None
+    assert lease_holder(path) is live_holder(path) is None
 
 
 def test_a_lease_goes_after_an_exception_too(path):
@@ -86,7 +86,7 @@ def test_a_host_whose_heart_has_stopped_is_taken_over(path):
     forge(path, age=GONE)
     assert live_holder(path) is None
     with Lease(path):
-        assert holder(path)["pid"] == os.getpid()
+        assert lease_holder(path)["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("facts", [{"pid": 2**22 + 1, "start": 7}, {"pid": os.getpid(), "start": 1}])
@@ -111,12 +111,12 @@ def test_a_killed_process_that_nobody_has_waited_for_is_gone(path):
 def test_of_a_killed_worker_the_lease_is_released_and_no_other(path):
     forge(path, boot=boot_id())
     release_lease(path, 1)
-    assert holder(path)["pid"] == 4242
+    assert lease_holder(path)["pid"] == 4242
     release_lease(path, 4242)
-    assert holder(path) is None
+    assert lease_holder(path) is None
     forge(path)
     release_lease(path, 4242)  # that number on another host
-    assert holder(path)["host"] == "far"
+    assert lease_holder(path)["host"] == "far"
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\xff\xfe", b"{", b"[1]", b'{"pid": "x", "boot": 3}'])
@@ -128,7 +128,7 @@ def test_garbage_in_a_lease_is_a_holder_of_unknown_name(path, garbage):
         pass
     grow_old(file, GONE)
     with Lease(path):
-        assert holder(path)["pid"] == os.getpid()
+        assert lease_holder(path)["pid"] == os.getpid()
 
 
 def test_what_one_left_who_died_in_taking_over_is_in_nobodys_way(path):
@@ -191,7 +191,7 @@ def test_who_stood_still_is_refused_at_its_next_line(path):
         with pytest.raises(LockHeldError, match="was taken over by process 4242 of far while this process stood still"):
             writer.write(ROW)
     assert path.read_bytes() == before
-    assert holder(path)["host"] == "far"
+    assert lease_holder(path)["host"] == "far"
 
 
 def test_a_lease_that_is_gone_refuses_the_next_line_too(path):
@@ -221,7 +221,7 @@ def test_a_late_contender_takes_nothing_fresh_away(path, monkeypatch):
         with pytest.raises(LockHeldError, match=f"process {os.getpid()}"):
             late.__enter__()
         assert len(os.listdir(lease_path(path))) == 1
-        assert holder(path)["boot"] == boot_id()
+        assert lease_holder(path)["boot"] == boot_id()
 
 
 def contend(host, path, start, rounds, results):

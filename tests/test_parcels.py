@@ -41,7 +41,7 @@ def test_what_was_damaged_on_its_way_is_refused_and_leaves_nothing(tmp_path, spo
         "lose": {"latents.npy": b""},
         "manifest": {"manifest.json": sent["manifest.json"][:-2]},
     }[spoil]
-    with pytest.raises(ResultsError, match=r"cache entry key came damaged"):
+    with pytest.raises(ResultsError, match=r"cache entry key arrived damaged"):
         parcels.unpack(tmp_path / "here", "key", sent.items())
     assert parcels.missing_entries(tmp_path / "here", ["key"]) == ["key"]
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["key.lock"]
@@ -55,7 +55,7 @@ def test_an_entry_that_is_there_is_neither_fetched_nor_touched(tmp_path):
 
 
 def test_a_piece_cannot_name_a_file_outside_its_entry(tmp_path):
-    with pytest.raises(ResultsError, match="came damaged"):
+    with pytest.raises(ResultsError, match="arrived damaged"):
         parcels.unpack(tmp_path / "here", "key", [("../../stray", b"x")])
     assert not (tmp_path / "stray").exists()
 

@@ -1,4 +1,4 @@
-"""What else runs on this machine while a run does: other runs, whoever started them, and other processes."""
+"""The machine and the code: provenance, threads, the runs at work here, and the load of other processes."""
 
 import fcntl
 import os
@@ -19,9 +19,6 @@ from typing import Any, TypeVar
 
 import torch
 
-# Where a number comes from: the code's revision, the packages, the machine.
-
-
 PACKAGES = (
     "dgal-bench", "torch", "lightning", "torchvision", "torchmetrics", "faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs",
     "numpy", "scipy", "omegaconf",
@@ -30,40 +27,38 @@ PACKAGES = (
 
 @cache
 def provenance() -> dict[str, Any]:
-    """Plain types only: git revision and whether the tree was dirty, package versions, and the machine."""
+    """Where numbers come from, in plain types: git revision and whether modified, package versions, the machine."""
     return {"git": git_state(), "versions": versions(), "machine": machine()}
 
 
 def git_state() -> dict[str, Any]:
     """The revision of the checkout this package runs from; None outside one (an installed wheel)."""
-    here = Path(__file__).resolve().parent
-    if _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is None:
+    folder = Path(__file__).resolve().parent
+    if _git(folder, "ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"revision": None, "dirty": None}
-    dirty = _git(here.parents[1], "status", "--porcelain", "--", "dgal_bench", "conf")
-    return {"revision": _git(here, "rev-parse", "HEAD"), "dirty": bool(dirty)}
+    dirty = _git(folder.parents[1], "status", "--porcelain", "--", "dgal_bench", "conf")
+    return {"revision": _git(folder, "rev-parse", "HEAD"), "dirty": bool(dirty)}
 
 
 def revision(git: Mapping[str, Any]) -> str | None:
-    """The revision, marked where the tree was not as committed."""
+    """The revision, marked ``+modified`` where the tree differs from it."""
     return f"{git['revision']}+modified" if git["dirty"] else git["revision"]
 
 
-def _git(folder: Path, *words: str) -> str | None:
+def _git(folder: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            numbers[name] = version(name)
+    return numbers
 
 
 def machine() -> dict[str, Any]:
@@ -85,17 +80,10 @@ def cpu_model() -> str:
     return names[0] if names else platform.machine()
 
 
-# How many threads torch works on: part of a run's identity, since they change the bits of a training.
-
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
 def thread_environment(count: int) -> dict[str, str]:
-    """What a process that works on ``count`` threads is started with: read when torch, FAISS and BLAS are imported.
+    """Variables for a process of ``count`` threads: torch, FAISS and BLAS read them when they are imported.
 
-    How threads wait is said once more, for a node of a cluster that starts it with an environment of its own.
+    The wait policy is repeated for a cluster's node, which starts the process with an environment of its own.
     """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     waiting = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
@@ -104,13 +92,17 @@ def thread_environment(count: int) -> dict[str, str]:
 
 @contextmanager
 def on_threads(count: int) -> Iterator[None]:
-    """Work on ``count`` threads, and go back to what was before."""
+    """Let torch work on ``count`` threads in here. The count changes the bits of a training: it is part of a run."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -125,9 +117,9 @@ class Workers:
 
 @contextmanager
 def workers() -> Iterator[Workers]:
-    """As many as torch has threads.
+    """As many workers as torch has threads.
 
-    The calling thread is left one of its own: OpenMP's would spin in the workers' way after whatever it does itself.
+    The calling thread keeps one OpenMP thread: more would spin in the workers' way after each of its own operations.
     """
     count = torch.get_num_threads()
     with on_threads(1), ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -135,19 +127,19 @@ def workers() -> Iterator[Workers]:
 
 
 _TRIES = 20
-_READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # anybody may have put anything into a shared folder
+_READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a shared folder may hold anything
 
 
 def worker_folder() -> Path:
-    """Where the runs at work on this machine are counted; a private $TMPDIR or container has a count of its own."""
+    """The files of the runs at work on this machine; a private $TMPDIR or container has a count of its own."""
     return Path(tempfile.gettempdir()) / "dgal_bench_cells"
 
 
 @contextmanager
 def register_worker(folder: Path | None = None) -> Iterator[None]:
-    """Be one of the runs at work while in here: a locked file, whose lock death releases.
+    """Count as a run at work while in here, by a locked file, whose lock death releases.
 
-    Where the folder cannot be had the run goes uncounted: it is no reason not to run.
+    Where the folder is not writable, the run is not counted.
     """
     mark = _create_locked_file(folder or worker_folder())
     try:
@@ -161,16 +153,16 @@ def register_worker(folder: Path | None = None) -> Iterator[None]:
 
 
 def _create_locked_file(folder: Path) -> tuple[Path, int] | None:
-    """A file of our own, locked; again where somebody took it for a dead run's before it was."""
+    """A new file, locked; again where another run removed it as a dead run's before it was locked."""
     with suppress(OSError):
         with suppress(FileExistsError):
             folder.mkdir()
-            folder.chmod(0o1777)  # of all users; each removes its own only
+            folder.chmod(0o1777)  # all users write here; each removes only its own files
         for _ in range(_TRIES):
             path = folder / f"{os.getpid()}-{uuid.uuid4().hex}.cell"
             file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
             try:
-                os.fchmod(file, 0o644)  # whatever the umask: other users must be able to try its lock
+                os.fchmod(file, 0o644)  # despite the umask: other users must be able to try its lock
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.path.samestat(os.fstat(file), path.stat()):
                     return path, file
@@ -183,7 +175,7 @@ def _create_locked_file(folder: Path) -> tuple[Path, int] | None:
 
 
 def count_workers(folder: Path | None = None) -> int:
-    """How many runs run on this machine now, at least 1 (whoever asks); the files of dead ones are removed."""
+    """How many runs are at work on this machine now, at least 1: the caller's. Removes the files of dead runs."""
     count = 0
     with suppress(OSError):
         count = sum(_is_locked(path) for path in (folder or worker_folder()).glob("*.cell"))
@@ -205,7 +197,7 @@ def _is_locked(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class CpuReading:
-    """A reading of the clocks in seconds: of the wall, of all busy cores together, and of this process's share."""
+    """Clocks in seconds: ``wall``; ``busy``: CPU time of all cores together; ``own``: of this process."""
 
     wall: float
     busy: float
@@ -213,7 +205,7 @@ class CpuReading:
 
 
 def read_cpu() -> CpuReading | None:
-    """Now; None where the system does not tell (anything but Linux)."""
+    """The clocks now; None except on Linux."""
     if sys.platform != "linux":
         return None
     try:
@@ -229,18 +221,18 @@ def read_cpu() -> CpuReading | None:
 
 
 def busy_seconds(stat: str, ticks_per_second: int) -> float:
-    """Of the first line of /proc/stat: user, nice, system, irq, softirq and steal, over all cores since boot.
+    """From the first line of /proc/stat: user, nice, system, irq, softirq and steal, over all cores since boot.
 
-    Stolen time counts as busy, for it is as missing here; guests' is in user already.
+    Stolen time counts as busy, since this machine does not get it; guest time is part of user already.
     """
     user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, stat.partition("\n")[0].split()[1:])
     return (user + nice + system + irq + softirq + steal) / ticks_per_second
 
 
 def busy_elsewhere(before: CpuReading | None, after: CpuReading | None) -> float | None:
-    """The cores' worth of CPU that other processes took between two moments, never below 0.
+    """The cores that other processes kept busy between two readings, on average, never below 0.
 
-    Children count as this process's own from when they have been waited for.
+    Children count as this process's own once they have been waited for.
     """
     if before is None or after is None or after.wall <= before.wall:
         return None
@@ -250,20 +242,20 @@ def busy_elsewhere(before: CpuReading | None, after: CpuReading | None) -> float
 
 @dataclass
 class LoadMonitor:
-    """Watches the machine from when it is made: ``look()`` at moments that matter, then ``facts()`` for a row."""
+    """Watches the machine from its creation on: ``sample()`` a few times, then ``facts()`` for a row."""
 
     start: CpuReading | None = field(default_factory=read_cpu)
     runs: int = 1
 
     def __post_init__(self) -> None:
-        self.look()
+        self.sample()
 
-    def look(self) -> None:
+    def sample(self) -> None:
         self.runs = max(self.runs, count_workers())
 
     def facts(self) -> dict[str, Any]:
-        """``jobs``: the most runs seen at once; ``load``: the 1-minute average; ``busy_elsewhere``: cores, or None."""
-        self.look()
+        """``jobs``: the most runs sampled; ``load``: the 1-minute average; ``busy_elsewhere``: cores, or None."""
+        self.sample()
         return {
             "jobs": self.runs,
             "load": os.getloadavg()[0],

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from dgal_bench.core.errors import ResultsError
-from dgal_bench.core.files import Lease, LockHeldError, holder, holder_name, locked, write_atomic
+from dgal_bench.core.files import Lease, LockHeldError, holder_name, lease_holder, try_lock, write_atomic
 from dgal_bench.results.reader import read_run
 from dgal_bench.results.rows import SCHEMA_VERSION, TIMINGS_VERSION, Line, RoundRecord, RunLog, Timing, migrate
 
@@ -93,8 +93,8 @@ class FileWriter(RowWriter):
                 log = read_run(self.path)
                 self.log = log if log is not None and log.records else None  # without rows there is nothing to continue
                 self.header_written = self.log is not None
-                if self.log is not None and self.log.lines[0]["schema_version"] < SCHEMA_VERSION:
-                    self._old = self.log
+                older = self.log is not None and self.log.lines[0]["schema_version"] < SCHEMA_VERSION
+                self._old = self.log if older else None
                 length = self.log.length if self.log else 0
                 if os.fstat(self._file.fileno()).st_size != length:
                     self._file.truncate(length)
@@ -107,10 +107,10 @@ class FileWriter(RowWriter):
         """Open and lock the file; again if another process replaced it before the lock was taken."""
         while True:
             self._file = self.path.open("ab", buffering=0)
-            if not locked(self._file.fileno()):
+            if not try_lock(self._file.fileno()):
                 self._file.close()
                 raise LockHeldError(
-                    f"{self.path} is being written by {holder_name(holder(self.path) or {})}: let it finish"
+                    f"{self.path} is being written by {holder_name(lease_holder(self.path) or {})}: let it finish"
                 )
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
@@ -127,7 +127,7 @@ class FileWriter(RowWriter):
         new = self.path.with_name(f".{self.path.name}.new")
         file = new.open("wb", buffering=0)
         try:
-            locked(file.fileno())
+            try_lock(file.fileno())
             _write(file, b"".join(_encode(line) for line in migrate(self._old.lines, str(self.path))))
             new.rename(self.path)
         except BaseException:
