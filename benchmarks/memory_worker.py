@@ -15,8 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.machine import reset_peak, status_megabytes
-from dgal_bench import experiment as experiment
-from dgal_bench import loop, representation
+from dgal_bench import experiment, loop, representation
 from dgal_bench.config.compose import compose
 from dgal_bench.config.schema import RunConfig
 from dgal_bench.core.system import on_threads
@@ -31,10 +30,10 @@ PHASES: tuple[tuple[Any, str, str], ...] = (
     (experiment, "load", "read images"),
     (Standardise, "of_pool", "mean and deviation"),
     (representation, "label_shares", "label_shares"),
-    (representation, "neighbors_of", "graph: neighbours"),
-    (representation, "transition", "graph: transition"),
-    (representation, "attach", "attach"),
-    (representation, "diagnostics", "diagnostics"),
+    (experiment, "find_neighbors", "graph: neighbours"),
+    (experiment, "transition", "graph: transition"),
+    (experiment, "attach", "attach"),
+    (experiment, "diagnostics", "diagnostics"),
     (loop, "fit", "training"),
     (loop, "measure_accuracy", "test"),
     (loop, "evaluation_facts", "reach, propagation"),

@@ -36,7 +36,7 @@ from dgal_bench.core.system import on_threads
 from dgal_bench.core.types import Outputs, Progress
 from dgal_bench.engines.worker import hide_missing_gpus
 from dgal_bench.experiment import Run
-from dgal_bench.graph.block_search import neighbors_of
+from dgal_bench.graph.block_search import find_neighbors
 from dgal_bench.graph.graph import Graph
 from dgal_bench.graph.transition import transition
 from dgal_bench.models.trainer import silence_lightning
@@ -124,7 +124,7 @@ def made_graph(folder: Path, latents: Tensor) -> tuple[Graph, dict[str, Any]]:
     reset_peak()
     start = perf_counter()
     spec = inputs.settings().graph
-    neighbors, facts = neighbors_of(latents, spec, CPU, folder / "search", progress(folder.name))
+    neighbors, facts = find_neighbors(latents, spec, CPU, folder / "search", progress(folder.name))
     search_seconds = perf_counter() - start
     graph = transition(neighbors, spec.kernel, spec.symmetrize)
     built = {

@@ -26,7 +26,7 @@ from dgal_bench.data.datamodule import PoolDataModule, Standardise
 from dgal_bench.data.datasets import load
 from dgal_bench.data.image_data import DatasetRequest, ImageData
 from dgal_bench.data.pool import Pool
-from dgal_bench.graph.block_search import BlockExecutor, execute_serially, neighbors_of
+from dgal_bench.graph.block_search import BlockExecutor, execute_serially, find_neighbors
 from dgal_bench.graph.graph import GRAPH_ARRAYS, Attachment, Graph
 from dgal_bench.graph.knn import build_index, pick_backend
 from dgal_bench.graph.transition import attach, diagnostics, transition
@@ -139,7 +139,7 @@ def _make_graph(
     start = perf_counter()
     spec = config.graph
     with on_threads(config.setup_threads):
-        neighbors, search_facts = neighbors_of(features, spec, device, search_root, progress, executor)
+        neighbors, search_facts = find_neighbors(features, spec, device, search_root, progress, executor)
         graph = transition(neighbors, spec.kernel, spec.symmetrize)
         seconds = perf_counter() - start
         arrays = {name: getattr(graph, name) for name in GRAPH_ARRAYS}

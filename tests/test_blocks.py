@@ -199,7 +199,7 @@ def test_a_large_search_plans_once(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "knn", None)
     spec = replace(example_config("random").graph, graph_k=K, exact_limit=100)
     for n, some in enumerate([points(), torch.from_numpy(np.random.default_rng(0).normal(size=(300, 40))).float()]):
-        module.neighbors_of(some, spec, torch.device("cpu"), tmp_path / str(n), quiet)
+        module.find_neighbors(some, spec, torch.device("cpu"), tmp_path / str(n), quiet)
     assert len(made) == 2
 
 
@@ -225,7 +225,7 @@ def test_other_lists_under_the_same_name_answer_nothing(tmp_path, features):
     assert mine.ready
     assert not stale.ready
     assert not BlockSearch(tmp_path / "c", mine.lists, mine.sha256, K).ready
-    with pytest.raises(CacheError, match="has come to hold other lists"):
+    with pytest.raises(CacheError, match="was rebuilt with other content"):
         stale((0, 1))
 
 
@@ -234,7 +234,7 @@ def test_an_answer_of_another_shape_is_not_kept(tmp_path, features, truth):
         for block in blocks:
             yield block, {name: part[:-1] for name, part in search(block).items()}
 
-    with pytest.raises(CacheError, match="came with another shape than"):
+    with pytest.raises(CacheError, match="is not of shape"):
         search_in_blocks(features, K, 0.9, tmp_path, quiet, short)
     assert same(search_in_blocks(features, K, 0.9, tmp_path, quiet)[0], truth)
 
@@ -259,8 +259,8 @@ MEASURED = """
     import sys, threading, time
     from pathlib import Path
     import numpy as np, torch
-    from dgal_bench.graph import blocks, knn
-    from dgal_bench.graph.ivf import Lists
+    from dgal_bench.graph import block_search as blocks, knn
+    from dgal_bench.graph.ivf import InvertedLists
 
     def anonymous():
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -274,7 +274,7 @@ MEASURED = """
     def plan(features, *_):
         order = (torch.arange(len(features)) % 500).argsort(stable=True)
         offsets = torch.arange(501) * (len(features) // 500)
-        return Lists(order, offsets, torch.arange(500)[:, None], torch.zeros(500, features.shape[1]), 1.0)
+        return InvertedLists(order, offsets, torch.arange(500)[:, None], torch.zeros(500, features.shape[1]), 1.0)
 
     blocks.plan_lists, blocks._ROW_FLOATS, knn._BLOCK = plan, 2**20, 2**20
     features = torch.from_numpy(np.load(sys.argv[1], mmap_mode="c"))

@@ -62,9 +62,9 @@ def plain_heat(graph, pool, steps):
 
 def bytes_of(kept):
     """Of every tensor that a state holds, also for its way back, each memory counted once."""
-    journal = kept.journal
-    tensors = [*journal._tensors.values(), kept.scratch._places]
-    tensors += [tensor for _, *some in journal._log for tensor in some if tensor is not None]
+    undo_log = kept.tensors
+    tensors = [*undo_log._tensors.values(), kept.scratch._places]
+    tensors += [tensor for _, *some in undo_log._log for tensor in some if tensor is not None]
     return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
 
 
@@ -111,8 +111,8 @@ def test_any_sequence_of_memories_gives_the_bits_and_picks_of_the_whole_product(
             assert len(candidates) == min(strategy.restricted_size, size - n_labeled)
             if (kept := query.remembered.get("diffusion")) is not None:
                 heat = plain_heat(strategy.graph, pool, strategy.diffusion_steps)
-                assert torch.equal(kept.journal[strategy.diffusion_steps], heat)
-                assert bytes_of(kept) <= kept.course.n_bytes
+                assert torch.equal(kept.tensors[strategy.diffusion_steps], heat)
+                assert bytes_of(kept) <= kept.settings.n_bytes
                 memories.append(query.remembered)
 
 
@@ -138,7 +138,7 @@ def test_rounds_of_a_run_on_any_number_of_threads(cloud, threads, n_classes, lar
         candidates, query = asked(strategy, pool, memory)
         torch.set_num_threads(3 - threads)
         assert candidates.tolist() == asked(replace(strategy, memory_limit=0), pool, {})[0].tolist()
-        assert torch.equal(query.remembered["diffusion"].journal[3], plain_heat(cloud, pool, 3))
+        assert torch.equal(query.remembered["diffusion"].tensors[3], plain_heat(cloud, pool, 3))
         torch.set_num_threads(threads)
         memory = query.remembered
         shares.append(query.notes["touched"]())
@@ -176,8 +176,8 @@ def test_a_turn_that_was_broken_off_is_undone(cloud, monkeypatch, large):
     memory = asked(strategy, first, {})[1].remembered
     write, n_writes = UndoLog.write, iter([True, True, False])
 
-    def dies(journal, *words):
-        write(journal, *words)
+    def dies(undo_log, *words):
+        write(undo_log, *words)
         if not next(n_writes):
             raise KeyboardInterrupt
 
@@ -187,7 +187,7 @@ def test_a_turn_that_was_broken_off_is_undone(cloud, monkeypatch, large):
     monkeypatch.setattr(UndoLog, "write", write)
     _, query = asked(strategy, second, memory)
     assert query.notes["touched"]() < 1
-    assert torch.equal(query.remembered["diffusion"].journal[3], plain_heat(cloud, second, 3))
+    assert torch.equal(query.remembered["diffusion"].tensors[3], plain_heat(cloud, second, 3))
 
 
 @pytest.mark.parametrize(("share", "n_done"), [(0.0, 0), (0.5, 0), (0.5, 3)])
@@ -210,10 +210,10 @@ def test_a_way_back_that_was_broken_off_is_gone_to_its_end(cloud, monkeypatch, l
         with monkeypatch.context() as patch:
             patch.setattr(torch.Tensor, "index_copy_", dies)
             with pytest.raises(KeyboardInterrupt):
-                memory["diffusion"].journal.begin(memory["diffusion"].turn)
-    assert not after["diffusion"].journal.begin(after["diffusion"].turn)
+                memory["diffusion"].tensors.begin(memory["diffusion"].version)
+    assert not after["diffusion"].tensors.begin(after["diffusion"].version)
     _, query = asked(strategy, third, memory)
-    assert torch.equal(query.remembered["diffusion"].journal[3], plain_heat(cloud, third, 3))
+    assert torch.equal(query.remembered["diffusion"].tensors[3], plain_heat(cloud, third, 3))
     assert (query.notes["touched"]() < 0.5) == (share > 0)
 
 
@@ -222,9 +222,9 @@ def test_a_state_that_cannot_go_on_is_given_back_before_another_is_made(cloud, m
     strategy, held = Diffusion(cloud, 50, 2), []
     dead = asked(strategy, second, {})[1].remembered
 
-    def looks(course, make=restrict.blank_state):
-        held.append(len(dead["diffusion"].journal._tensors))
-        return make(course)
+    def looks(settings, make=restrict.blank_state):
+        held.append(len(dead["diffusion"].tensors._tensors))
+        return make(settings)
 
     monkeypatch.setattr(restrict, "blank_state", looks)
     candidates, _ = asked(strategy, first, dead)  # fewer labels than are known to it
@@ -378,8 +378,8 @@ def test_rounds_on_the_gpu_stay_there_and_have_the_bits_of_the_whole_product(clo
     for pool in rounds(batch=batch, n_classes=n_classes):
         candidates, query = asked(strategy, pool, memory)
         kept = query.remembered["diffusion"]
-        assert kept.journal[3].device == graph.device
-        assert torch.equal(kept.journal[3], plain_heat(graph, pool, 3))
+        assert kept.tensors[3].device == graph.device
+        assert torch.equal(kept.tensors[3], plain_heat(graph, pool, 3))
         assert candidates.tolist() == asked(replace(strategy, memory_limit=0), pool, {})[0].tolist()
         memory = query.remembered
 

@@ -396,11 +396,11 @@ def test_vae_seals_searches_no_more_on_the_clock_after_a_resume(experiment, tmp_
     """A stop must not make the next query slower: what was searched before is searched again off the clock."""
     searched = []
 
-    def neighbors_of(points, *rest, search=seals.neighbors_of):
+    def neighbor_mask(points, *rest, search=seals.neighbor_mask):
         searched.append(len(points))
         return search(points, *rest)
 
-    monkeypatch.setattr(seals, "neighbors_of", neighbors_of)
+    monkeypatch.setattr(seals, "neighbor_mask", neighbor_mask)
     path, config = tmp_path / "seed-0.jsonl", example_config("vae_seals", "rounds=4")
     run_in_process(experiment, path, config)
     assert searched == [10, 10, 5, 5, 5]  # rehearsed, and then round by round

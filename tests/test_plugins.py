@@ -146,7 +146,7 @@ def test_one_that_has_seen_the_hidden_labels_is_found(tmp_path, experiment, monk
     [
         (
             "return query.pool.unlabeled.tolist()",
-            "the restriction of the strategy left a list, not a flat int64 tensor",
+            "the restriction of the strategy returned a list, not a flat int64 tensor",
         ),
         ("return query.pool.unlabeled[:1].repeat(3)", "left 2 of 3 points twice"),
         ("return query.pool.labeled[:3]", "left 1 of 1 points that are labeled already"),
@@ -252,8 +252,8 @@ MISTAKES = {
     PART.format("pass") + "ACQUISITIONS = {'a': A}": "must be callable as part(query, candidates, batch_size)",
     PART.format("def __call__(self, query): pass") + "ACQUISITIONS = {'a': A}": "must be callable as part(query, cand",
     PART.format(f"x: list[int]\n    {CALLED}") + "ACQUISITIONS = {'a': A}": "setting 'x' must be an int, float, str or",
-    PART.format(f"x: 'int |'\n    {CALLED}") + "ACQUISITIONS = {'a': A}": "the type of a setting cannot be made out",
-    PART.format(f"x: 'np.nope'\n    {CALLED}") + "ACQUISITIONS = {'a': A}": "the type of a setting cannot be made out",
+    PART.format(f"x: 'int |'\n    {CALLED}") + "ACQUISITIONS = {'a': A}": "the type of a setting cannot be resolved",
+    PART.format(f"x: 'np.nope'\n    {CALLED}") + "ACQUISITIONS = {'a': A}": "the type of a setting cannot be resolved",
     PART.format(CALLED) + "ACQUISITIONS = {'margin': A}": "kind 'margin' is taken already",
 }
 

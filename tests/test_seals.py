@@ -13,7 +13,7 @@ from dgal_bench.data.pool import Pool
 from dgal_bench.experiment import Run
 from dgal_bench.graph.knn import build_index
 from dgal_bench.strategies import Resources, build
-from dgal_bench.strategies.seals import ModelNeighbors, neighbors_of
+from dgal_bench.strategies.seals import ModelNeighbors, neighbor_mask
 
 
 def brute_force(features, labeled, k):
@@ -31,7 +31,7 @@ def brute_force(features, labeled, k):
 def test_the_mask_is_the_brute_force_union(backend, k):
     features = torch.randn(120, 6, generator=torch.Generator().manual_seed(k))
     labeled = torch.tensor([3, 77, 8, 110])
-    mask = neighbors_of(labeled, features, build_index(features, backend), k)
+    mask = neighbor_mask(labeled, features, build_index(features, backend), k)
     mask[labeled] = False
     assert torch.nonzero(mask).flatten().tolist() == brute_force(features, labeled, k)
 
@@ -54,7 +54,7 @@ def test_the_models_neighbours_are_exact_for_features_far_from_0_and_close_toget
 def test_a_point_is_no_neighbour_of_its_own_even_among_duplicates():
     features = torch.randn(10, 3).repeat_interleave(20, dim=0)
     labeled = torch.arange(0, 200, 20)
-    mask = neighbors_of(labeled, features, build_index(features), 5)
+    mask = neighbor_mask(labeled, features, build_index(features), 5)
     assert not mask[labeled].any()  # the five nearest are copies of it, never the point itself
     assert int(mask.sum()) == 50
 

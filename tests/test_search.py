@@ -33,7 +33,7 @@ from dgal_bench.graph.ivf import (
     search_lists,
     train,
 )
-from dgal_bench.graph.knn import _all_found, build_index, knn, measure_recall
+from dgal_bench.graph.knn import _all_exact_faiss, build_index, knn, measure_recall
 
 CHOICES = {"dataset": "digits", "representation": "vae", "profile": "cpu", "strategy": "dgmg"}
 
@@ -200,7 +200,7 @@ def test_what_the_products_cannot_tell_apart_is_found_all_the_same(name, sizes, 
     plan = all_probed(features, 4)
     positions, ids, distances = search_lists(plan, features[plan.order], 0, 4, 9)
     check_exact(features, ids, distances, positions)
-    check_exact(features, *_all_found(features, build_index(features, "faiss"), 9))
+    check_exact(features, *_all_exact_faiss(features, build_index(features, "faiss"), 9))
 
 
 @pytest.mark.parametrize("features", [islands(3000), sheet(3000), cloud(3000, 32), cloud(100).repeat(30, 1)], ids=str)

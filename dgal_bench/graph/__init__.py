@@ -1,1 +1,1 @@
-"""The nearest-neighbour graph on the latents, and diffusion over it."""
+"""The nearest-neighbour graph on the features, and diffusion over it."""

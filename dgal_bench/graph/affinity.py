@@ -1,4 +1,4 @@
-"""From neighbours to the affinity W: kernels, the local scales they rest on, and how W is made symmetric."""
+"""From neighbours to the affinity W: kernels, their local scales, and symmetrisation."""
 
 from collections.abc import Callable
 
@@ -12,14 +12,14 @@ from dgal_bench.graph.knn import Neighbors
 
 # The neighbour whose distance is a point's local scale (Zelnik-Manor and Perona, 2004).
 _SCALE_NEIGHBOR = 7
-# Below exp(-80) float32 would round weights to 0 and a row could lose them all.
+# Below exp(-80) float32 would round weights to 0, and a row could lose all of them.
 _MAX_EXPONENT = 80.0
-# Edges of a block of rows: some 100 MB on their way.
+# Edges of a block of rows: about 100 MB in memory.
 _BLOCK = 2_000_000
 
 
 def typical_scale(distances_NK: Tensor) -> float:
-    """The median local scale of points at ascending distances from their neighbours; 1 where all are duplicates."""
+    """The median local scale, from ascending distances to neighbours; 1 where all points are duplicates."""
     raw = _raw_scales(distances_NK)
     finite = raw[torch.isfinite(raw)]
     return float(finite.median()) if len(finite) else 1.0
@@ -28,8 +28,8 @@ def typical_scale(distances_NK: Tensor) -> float:
 def local_scales(distances_nK: Tensor, typical: float) -> Tensor:
     """(n,) distances to the 7th neighbour (or the last), never below 1e-3 of the ``typical`` scale.
 
-    Where duplicates make that distance 0 the next positive one counts, and the typical one where there is none: with
-    the floor alone a pile of duplicates would weigh its edges to the rest exp(-1000) and become an island.
+    Where duplicates make that distance 0, the next positive one is used, or the typical scale where there is none: with
+    the floor alone, the edges of a pile of duplicates to the rest would weigh exp(-1000), and it would be an island.
     """
     raw = _raw_scales(distances_nK)
     return torch.where(torch.isfinite(raw), raw, torch.full_like(raw, typical)).clamp(min=1e-3 * typical)
@@ -79,7 +79,7 @@ SYMMETRIZERS: dict[str, Combine | None] = {
     "max": lambda w, transposed: w.maximum(transposed),
     "none": None,
 }
-"""None: W is left as it is, which is symmetric by chance only."""
+"""None: W stays as it is, and is symmetric only by chance."""
 
 
 def affinity(neighbors: Neighbors, kernel: str = "local_scaling", symmetrize: str = "mean") -> sparse.csr_array:
@@ -88,12 +88,12 @@ def affinity(neighbors: Neighbors, kernel: str = "local_scaling", symmetrize: st
     At most 29 bytes an edge are in memory beside the neighbours: the directed weights once each way in float32, which
     holds them exactly, and the result.
     """
-    directed = _directed(neighbors, choose(KERNELS, kernel, "graph.kernel"))
+    directed = _directed_weights(neighbors, choose(KERNELS, kernel, "graph.kernel"))
     combine = choose(SYMMETRIZERS, symmetrize, "graph.symmetrize")
     if combine is None:
         directed.sort_indices()
         return directed.astype(np.float64)
-    return _combined(directed, combine)
+    return _combine(directed, combine)
 
 
 def is_symmetric(weights: sparse.csr_array) -> bool:
@@ -103,10 +103,10 @@ def is_symmetric(weights: sparse.csr_array) -> bool:
     return all(np.array_equal(getattr(weights, part), getattr(transposed, part)) for part in parts)
 
 
-def _directed(neighbors: Neighbors, weigh: Kernel) -> sparse.csr_array:
+def _directed_weights(neighbors: Neighbors, weigh: Kernel) -> sparse.csr_array:
     """The kernel's weights: (N, N) float32 CSR, columns by distance."""
     size, k = neighbors.ids.shape
-    # a sum with the transpose has up to twice the entries, and scipy wants positions and pointers of one type
+    # a sum with the transpose has up to twice the entries, and scipy needs one type for indices and pointers
     dtype = np.int32 if 2 * size * k < 2**31 else np.int64
     scales = local_scales(neighbors.distances, typical_scale(neighbors.distances))
     weights, ids = np.empty((size, k), dtype=np.float32), np.empty((size, k), dtype=dtype)
@@ -119,10 +119,10 @@ def _directed(neighbors: Neighbors, weigh: Kernel) -> sparse.csr_array:
     return sparse.csr_array((weights.ravel(), ids.ravel(), pointers), shape=(size, size))
 
 
-def _combined(directed: sparse.csr_array, combine: Combine) -> sparse.csr_array:
-    """``combine(directed, directed.T)`` in float64, a block of rows at a time into arrays of the most there can be."""
+def _combine(directed: sparse.csr_array, combine: Combine) -> sparse.csr_array:
+    """``combine(directed, directed.T)`` in float64, in blocks of rows, into arrays of the largest possible size."""
     size, backward = len(directed.indptr) - 1, directed.tocsc()
-    # pages that are never written to take no memory
+    # pages that are never written take no memory
     data, columns = np.empty(2 * directed.nnz), np.empty(2 * directed.nnz, dtype=directed.indices.dtype)
     pointers = np.zeros(size + 1, dtype=directed.indices.dtype)
     for first in range(0, size, step := _rows(directed.nnz // size)):

@@ -1,8 +1,8 @@
-"""The approximate search in blocks of lists: more points than memory holds, and what is done is done for good.
+"""The approximate search in blocks of lists: for more points than memory holds, and resumed after a kill.
 
-The lists, the features in their order and the answer of every block are entries of a cache of their own. So each is
-written whole, checked when it is read, and not made again by a try that goes on after another was killed. A block's
-answer depends not on the other blocks, nor, on CPUs of one kind, on who gives it.
+The lists, the features in their order and the answer of every block are entries of a separate cache. So each is written
+whole, checked when it is read, and not made again after a kill. A block's answer depends on no other block and, on CPUs
+of one kind, not on the machine.
 """
 
 import math
@@ -24,14 +24,14 @@ from dgal_bench.core.types import Features, Index, Progress
 from dgal_bench.graph.ivf import InvertedLists, plan_lists, search_lists
 from dgal_bench.graph.knn import EXPENSIVE, Neighbors, check_finite, knn, measure_recall, pick_backend, warn_low_recall
 
-# Bytes of neighbours that a block may have, about: a block of 64-bit ids and distances is in memory twice.
+# Bytes of neighbours in a block, about: a block of 64-bit ids and distances is in memory twice.
 _BLOCK_BYTES = 64 * 2**20
-# So that a small search shows how far it is, and can be shared.
+# Fewest blocks, so that a small search too shows progress and can be shared.
 _FEWEST = 16
-# Lists where all points are compared, and the points of each before there are that many.
+# Most lists where all points are compared, and points of each up to then.
 _MOST_LISTS = 1024
 _LIST_POINTS = 1024
-# Floats of features that are put in order at once: 32 MB.
+# Floats of features that are reordered at once: 32 MB.
 _ROW_FLOATS = 8 * 2**20
 
 Block = tuple[int, int]
@@ -40,10 +40,10 @@ Block = tuple[int, int]
 
 @dataclass(frozen=True)
 class BlockSearch:
-    """What answers a block, on any machine that has the lists in the cache at ``root``.
+    """Answers a block, on any machine that has the lists in the cache at ``root``.
 
-    ``lists`` is the entry with them and the features in their order; ``sha256`` is its own: another machine's k-means
-    may have other bits, and so other lists under that name.
+    ``lists`` names the entry of the lists and the sorted features, with hash ``sha256``: another machine's k-means may
+    have other bits, and so other lists under that name.
     """
 
     root: Path
@@ -53,7 +53,7 @@ class BlockSearch:
 
     @property
     def ready(self) -> bool:
-        """Whether these lists are there."""
+        """Whether the cache holds these lists."""
         with suppress(OSError, ValueError):
             return cache.open_entry(self.root / self.lists, mapped=True).sha256 == self.sha256
         return False
@@ -62,11 +62,11 @@ class BlockSearch:
         """``ids`` (m, k) int32 and ``distances`` (m, k) float32, for the points of the block in the lists' order.
 
         Raises:
-            CacheError: there are other lists.
+            CacheError: the cache holds other lists.
         """
         entry = cache.open_entry(self.root / self.lists, mapped=True)
         if entry.sha256 != self.sha256:
-            raise CacheError(f"{self.root / self.lists} has come to hold other lists: start the command again")
+            raise CacheError(f"{self.root / self.lists} was rebuilt with other content: start the command again")
         plan, features = read_lists(entry)
         _, ids, distances = search_lists(plan, features, *block, self.k)
         return {"ids": ids.int().numpy(), "distances": distances.numpy()}
@@ -81,7 +81,7 @@ def execute_serially(search: BlockSearch, blocks: Sequence[Block]) -> Iterator[t
     return ((block, search(block)) for block in blocks)
 
 
-def neighbors_of(
+def find_neighbors(
     features: Features,
     spec: GraphConfig,
     device: torch.device,
@@ -89,11 +89,11 @@ def neighbors_of(
     progress: Progress,
     executor: BlockExecutor = execute_serially,
 ) -> tuple[Neighbors, Mapping[str, Any]]:
-    """What ``knn`` finds, and facts of a search of lists: in blocks, wherever that is done on the CPU.
+    """The answer of ``knn``, and facts of a search of lists; on the CPU, such a search is done in blocks.
 
     Arguments as for ``search_in_blocks``; errors also as for ``knn``.
     """
-    pick_backend(spec.backend)  # an unknown or missing one is said, whether or not this search needs it
+    pick_backend(spec.backend)  # an unknown or missing one is an error, also where this search does not need it
     if device.type == "cpu" and len(features) > max(spec.exact_limit, spec.graph_k):
         return search_in_blocks(features, spec.graph_k, spec.recall_target, root, progress, executor)
     return knn(features, spec.graph_k, spec.backend, spec.exact_limit, device, spec.recall_target), {}
@@ -107,66 +107,67 @@ def search_in_blocks(
     progress: Progress,
     executor: BlockExecutor = execute_serially,
 ) -> tuple[Neighbors, Mapping[str, Any]]:
-    """What ``knn`` finds above its exact limit, and facts of the search.
+    """The answer of ``knn`` above its exact limit, and facts of the search.
 
-    The bits of ``knn`` where that searches lists. Where it compares all points so are they here, by lists of which all
-    are probed (``lists L/L``): the same bits up to ties. Beside the answer, some blocks of features and of answers are
-    in memory; ``features`` (N, d) may be mapped.
+    The bits of ``knn`` where that searches lists. Where it compares all points, all lists are probed here
+    (``lists L/L``): the same bits up to ties. Beside the answer, only some blocks of features and of answers are in
+    memory; ``features`` (N, d) may be memory-mapped.
 
     Args:
-        root: a folder for these features only, where a search that was killed has left what this one goes on from.
-        executor: answers the blocks that are still to do.
+        root: a folder for these features only; a search that was killed is resumed from it.
+        executor: answers the missing blocks.
 
     Raises:
         CacheError: the folder cannot be written.
-        ConfigError: ``recall_target`` is no share, or NaN or infinity in the features.
+        ConfigError: ``recall_target`` is outside (0, 1], or NaN or infinity in the features.
     """
     start = perf_counter()
-    with cache.record_keys():  # the entries are nobody's but ours
+    with cache.record_keys():  # no run refers to these entries
         name = f"lists-{k}-{recall_target:g}"
         entry = cache.get_or_make(root, name, lambda folder: _make_lists(folder, features, k, recall_target), True)
         plan, ordered = read_lists(entry)
         blocks = cut_blocks(plan, math.ceil(12 * k * len(plan.order) / _BLOCK_BYTES))
         keys = {block: cache.key_of({"lists": entry.sha256, "k": k, "block": block}) for block in blocks}
         search = BlockSearch(root, name, entry.sha256, k)
-        left = [block for block in blocks if not cache.contains(root, keys[block])]
-        done = len(blocks) - len(left)
+        missing = [block for block in blocks if not cache.contains(root, keys[block])]
+        done = len(blocks) - len(missing)
         progress("neighbours", done, len(blocks))
-        for n, (block, answer) in enumerate(executor(search, left), start=done + 1):
-            _keep(root, keys[block], _check_answer(answer, plan, block, k))
+        for n, (block, answer) in enumerate(executor(search, missing), start=done + 1):
+            _store(root, keys[block], _check_answer(answer, plan, block, k))
             progress("neighbours", n, len(blocks))
-        ids, distances = _merge_answers(plan, k, ((block, _answer(search, keys[block], block)) for block in blocks))
+        ids, distances = _merge_answers(
+            plan, k, ((block, _load_or_search(search, keys[block], block)) for block in blocks)
+        )
     recall = measure_recall(ordered, distances[plan.order])
     facts = {"lists": plan.n_lists, "probes": plan.n_probes, "blocks": len(blocks), "expected_recall": plan.recall}
     facts["search_seconds"] = perf_counter() - start
-    found = Neighbors(ids, distances, f"lists {plan.n_lists}/{plan.n_probes}", recall)
-    return warn_low_recall(found, recall_target), facts
+    neighbors = Neighbors(ids, distances, f"lists {plan.n_lists}/{plan.n_probes}", recall)
+    return warn_low_recall(neighbors, recall_target), facts
 
 
 def read_lists(entry: cache.Entry) -> tuple[InvertedLists, Features]:
-    """The plan, and the features (N, d) in its order."""
+    """The lists, and the features (N, d) in their order."""
     arrays = {name: torch.from_numpy(array) for name, array in entry.arrays.items()}
     features = arrays.pop("features")
     return InvertedLists(**arrays, recall=entry.facts["recall"]), features
 
 
 def cut_blocks(plan: InvertedLists, n_blocks: int) -> list[Block]:
-    """About so many blocks, of about equal shares of the work and none with over twice its share of the points.
+    """About ``n_blocks`` blocks of about equal work, none with more than twice its share of the points.
 
-    Only a list that is larger makes a larger block. Where few blocks are asked for there are more, and where lists are
-    few there are fewer.
+    Only a larger list makes a larger block. There are at least ``_FEWEST`` blocks, if there are as many lists.
     """
     n_blocks = max(n_blocks, _FEWEST)
     compared = plan.sizes[plan.probed].sum(1)
     work = (plan.sizes * compared).double()
     share = (work / work.sum() + plan.sizes / plan.sizes.sum()).cumsum(0) / 2
-    ends = (share * n_blocks).ceil().clamp(1, n_blocks).long()  # to which block each list belongs
+    ends = (share * n_blocks).ceil().clamp(1, n_blocks).long()  # the block of each list
     inner = (torch.nonzero(ends.diff()).flatten() + 1).tolist()
     return list(zip([0, *inner], [*inner, plan.n_lists], strict=True))
 
 
 def _make_lists(folder: Path, features: Features, k: int, recall_target: float) -> tuple[cache.Arrays, dict[str, Any]]:
-    """The plan, and the features in its order; where it saves little, one that compares all points."""
+    """The lists and the features in their order; where lists save little, some that compare all points."""
     check_finite(features)
     plan = plan_lists(features, k, recall_target)
     if plan.pairs >= EXPENSIVE * len(features) ** 2:
@@ -178,9 +179,9 @@ def _make_lists(folder: Path, features: Features, k: int, recall_target: float) 
 
 
 def _all_pairs(size: int, width: int) -> InvertedLists:
-    """Lists of points as they lie, each compared with all: nobody asks for their centroids.
+    """Lists of consecutive points, each compared with all; the centroids are not used.
 
-    As fast as tiles but for a third; and in blocks, so without a copy in memory, and to go on from.
+    A third slower than tiles; but in blocks, so without a copy in memory, and resumable.
     """
     n_lists = min(size, max(_FEWEST, min(_MOST_LISTS, size // _LIST_POINTS)))
     numbers = torch.arange(n_lists)
@@ -190,7 +191,7 @@ def _all_pairs(size: int, width: int) -> InvertedLists:
 
 
 def _write_features(path: Path, features: Features, order: Index) -> np.ndarray:
-    """By ordinary writes: where a disk is full, one to a memory-mapped file would end the process."""
+    """By ordinary writes: on a full disk, a write to a memory-mapped file would kill the process."""
     with path.open("wb") as file:
         header = {"descr": "<f4", "fortran_order": False, "shape": tuple(features.shape)}
         np.lib.format.write_array_header_1_0(file, header)
@@ -205,27 +206,27 @@ def _in_order(features: Features, order: Index) -> Iterator[np.ndarray]:
     """Centred, as in ``knn``."""
     centre = features.mean(dim=0)
     for rows in order.split(max(1, _ROW_FLOATS // features.shape[1])):
-        ascending = rows.sort()  # a disk is read from front to back
+        ascending = rows.sort()  # reads the disk in order
         block = torch.empty(len(rows), features.shape[1])
         block[ascending.indices] = (features[ascending.values] - centre).float()
         yield block.numpy()
 
 
 def _check_answer(answer: cache.Arrays, plan: InvertedLists, block: Block, k: int) -> cache.Arrays:
-    """An answer of the right shape; what is kept is kept for good."""
+    """The answer, if it has the right shape: a stored answer is never replaced."""
     first, last = block
     expected = (int(plan.offsets[last] - plan.offsets[first]), k)
     if any(answer[name].shape != expected for name in ("ids", "distances")):
-        raise CacheError(f"a block of the neighbours came with another shape than {expected}: start the command again")
+        raise CacheError(f"the answer of a block of neighbours is not of shape {expected}: start the command again")
     return answer
 
 
-def _keep(root: Path, key: str, answer: cache.Arrays) -> cache.Entry:
+def _store(root: Path, key: str, answer: cache.Arrays) -> cache.Entry:
     return cache.get_or_make(root, key, lambda folder: (answer, {}))
 
 
-def _answer(search: BlockSearch, key: str, block: Block) -> cache.Arrays:
-    """As it was kept; one that is damaged is given again."""
+def _load_or_search(search: BlockSearch, key: str, block: Block) -> cache.Arrays:
+    """The stored answer; a damaged one is computed again."""
     return cache.get_or_make(search.root, key, lambda folder: (search(block), {})).arrays
 
 

@@ -15,19 +15,19 @@ from dgal_bench.core.errors import choose
 from dgal_bench.core.types import Index, Labels, margins
 from dgal_bench.graph.graph import Graph
 
-# Elements of a product up to which it is made at once: glibc keeps up to 32 MB of freed memory for the next one.
+# Largest product, in elements, that is made as a whole: glibc keeps up to 32 MB of freed memory for the next one.
 _WHOLE = 7 << 20
-# Of a larger one, those that are made at once.
+# Elements of a block of a larger product.
 _BLOCK = 1 << 20
 
 
 def step(graph: Graph, values: Tensor, spare: Tensor | None = None) -> Tensor:
     """M @ values for (N, C) float32 values by node: the same bits for any number of threads.
 
-    ``spare``: (N, C) that may be written over for the answer, which saves its memory.
+    ``spare``: (N, C) to overwrite with the answer, which saves its memory.
     """
-    # A million clustered rows of ten classes, two threads: 33 ms into memory that was in use before. The system may
-    # take 100 ms more to hand out fresh memory for the whole answer; that of a block comes back from the last block.
+    # A million clustered rows of ten classes, two threads: 33 ms into reused memory. Fresh memory for the whole
+    # answer may take the system 100 ms more; a block reuses that of the last block.
     if values.numel() <= _WHOLE:
         return product(graph.indptr, graph.indices, graph.weights, values)
     n_rows = max(1, _BLOCK // values.shape[1])
@@ -43,12 +43,12 @@ def product(indptr: Tensor, indices: Tensor, weights: Tensor, values: Tensor) ->
     A row's bits depend on that row alone: not on the other rows, nor on the number of threads.
     """
     # Bags of CSR rows and not torch's CSR product, which takes 40 ms where a step takes 33 (139 in the natural order of
-    # rows, and bags 126). On a GPU each bag is summed in order too; cuSPARSE may split a row by what stands around it.
+    # rows, and bags 126). On a GPU each bag is summed in order too; cuSPARSE may split a row depending on others.
     return F.embedding_bag(indices, values, indptr, per_sample_weights=weights, mode="sum", include_last_offset=True)
 
 
 def clamped_diffusion(graph: Graph, labeled: Tensor, labels: Labels, n_classes: int, steps: int) -> Tensor:
-    """U (N, C) by node: one-hot labels of ``labeled`` (m,) nodes after T steps of ``U <- M U``, put back after each."""
+    """U (N, C) by node: one-hot labels of ``labeled`` (m,) nodes after T steps of ``U <- M U``, reset after each."""
     values = one_hot(graph, labeled, labels, n_classes)
     seeds, spare = values[labeled], torch.empty_like(values)
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""From neighbours to the transition matrix M = D^-1 W of the random walk (paper 4.1, eq. 2), and images tied to it."""
+"""The transition matrix M = D^-1 W of the random walk (paper 4.1, eq. 2), and images outside it attached to it."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,7 +36,7 @@ class Graph:
         return torch.empty_like(self.points).scatter_(0, self.points, torch.arange(self.size, device=self.device))
 
     def blocks(self, n_rows: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """(indptr, indices, weights) of ``n_rows`` rows after ``n_rows`` rows; cut once."""
+        """(indptr, indices, weights) of successive blocks of ``n_rows`` rows; cut once."""
         if n_rows not in self._cuts:
             firsts = range(0, self.size, n_rows)
             self._cuts[n_rows] = [self._rows(self.indptr[first : first + n_rows + 1]) for first in firsts]
@@ -75,9 +75,9 @@ GRAPH_ARRAYS = ("indptr", "indices", "weights", "degrees", "points")
 
 @dataclass(frozen=True, eq=False)
 class Attachment:
-    """How n images outside the graph hang on it: ``ids`` (n, K) int64, the points of the pool nearest to each.
+    """n images outside the graph, attached to it: ``ids`` (n, K) int64 are the points of the pool nearest to each.
 
-    ``weights`` (n, K) float32: the kernel's, made to sum to 1 in every row.
+    ``weights`` (n, K) float32 are the kernel's, normalised to sum to 1 in every row.
     """
 
     ids: Tensor

@@ -1,4 +1,8 @@
-"""The points of lowest score among many: scored in blocks of rows, and found by the lowest score of each block."""
+"""Diffusion from round to round: of its T iterates and the scores only the rows that new labels touch are made again.
+
+New labels change row i of iterate t only where they lie within t steps of it. Only those rows are computed, from the
+iterate before and to the same bits as by the whole product, which takes over where the rows hold too many edges.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -13,47 +17,44 @@ from dgal_bench.core.types import Index, Labels, TieKeys, refuse_nan, smallest, 
 from dgal_bench.graph.diffusion import product, score, step
 from dgal_bench.graph.graph import Graph
 
-# Tensors that are written in place from turn to turn, with the way back out of the last turn.
-
-
 Name = str | int
 
 
 class UndoLog:
-    """Tensors that each turn changes a little, too large to be copied for that.
+    """Tensors that each update changes a little, too large to copy for each; the last update can be undone.
 
-    A turn is known by its number. ``begin(turn)`` brings the tensors to what they were when that turn had ended, if it
-    is the last one or the one before; ``end()`` names the new one. So whoever holds a number gets those very tensors
-    or learns that they are gone, however often it is used, and also after a turn or a ``begin`` that was broken off.
+    ``begin(version)`` restores the tensors of that version, if it is the last one or the one before; ``end()`` returns
+    the number of the new version. A caller with a number gets exactly those tensors or False, any number of times, also
+    after an update or a ``begin`` that was interrupted.
     """
 
     def __init__(self, tensors: Mapping[Name, Tensor]) -> None:
         self._tensors = dict(tensors)
         self._numbers = count()
-        self._now: int | None = next(self._numbers)
-        self._before: int | None = None
+        self._version: int | None = next(self._numbers)
+        self._previous: int | None = None
         self._log: list[tuple[Name, Tensor | None, Tensor]] = []
 
     def __getitem__(self, name: Name) -> Tensor:
-        """To be read, and not beyond the turn."""
+        """To read only, and only until the next ``begin``."""
         return self._tensors[name]
 
-    def begin(self, turn: int) -> bool:
-        """Start from the end of that turn, 0 at first; False, and nothing is done, where no way leads back to it."""
-        if turn not in (self._now, self._before):
+    def begin(self, version: int) -> bool:
+        """Start from that version, 0 at first; False, and nothing is done, where it cannot be restored."""
+        if version not in (self._version, self._previous):
             return False
-        back = turn != self._now
-        self._now = None  # first, so that half a way back is not taken for the end of a turn
-        if back:
+        undo = version != self._version
+        self._version = None  # first, so that a half-finished undo is not taken for a version
+        if undo:
             self._undo()
         else:
-            self._before = None  # the log leads from here to there no more
+            self._previous = None  # the log no longer leads to it
         self._log = []
-        self._before = turn
+        self._previous = version
         return True
 
     def _undo(self) -> None:
-        """To the beginning of the log, from wherever it leads; it stays, so that this can be done again from midway."""
+        """Back to the beginning of the log; the log stays, so that an interrupted undo can start again."""
         for name, rows, old in reversed(self._log):
             if rows is None:
                 self._tensors[name] = old
@@ -61,8 +62,8 @@ class UndoLog:
                 self._tensors[name].index_copy_(0, rows, old)
 
     def end(self) -> int:
-        self._now = next(self._numbers)
-        return self._now
+        self._version = next(self._numbers)
+        return self._version
 
     def write(self, name: Name, rows: Tensor, values: Tensor) -> None:
         """Put values into distinct rows (r,) int64 of a tensor."""
@@ -71,36 +72,36 @@ class UndoLog:
         tensor.index_copy_(0, rows, values)
 
     def replace(self, name: Name, tensor: Tensor) -> None:
-        """Put another tensor in the place of one; it is the journal's from now on."""
+        """Put another tensor in the place of one; the caller must not write to it afterwards."""
         self._log.append((name, None, self._tensors[name]))
         self._tensors[name] = tensor
 
     def forget(self) -> None:
-        """Give all memory back: every turn is gone, for whoever holds its number."""
-        self._now = self._before = None
+        """Free all memory: no version can be restored any more."""
+        self._version = self._previous = None
         self._tensors, self._log = {}, []
 
 
 class Scratch:
-    """An array that finds the distinct ones of many of N numbers."""
+    """A reusable array that removes duplicates from numbers below N."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self._places = torch.empty(size, dtype=torch.int32, device=device)
 
     def distinct(self, numbers: Tensor) -> Tensor:
-        """Each once, in no order: without a sort, and without a look at all N."""
-        mine = torch.arange(len(numbers), dtype=torch.int32, device=numbers.device)
-        self._places[numbers] = mine
-        return numbers[self._places[numbers] == mine]
+        """Each number once, in no order: without a sort, and without a pass over all N."""
+        places = torch.arange(len(numbers), dtype=torch.int32, device=numbers.device)
+        self._places[numbers] = places
+        return numbers[self._places[numbers] == places]
 
 
-# Nodes of a block that is looked into or passed over as a whole.
+# Nodes of a block, which is searched or skipped as a whole by its lowest score.
 _BLOCK = 64
-# Elements of heat that are scored at once: with what a score makes on its way they stay in the cache.
+# Elements of heat that are scored at once: with the intermediate tensors of a score they stay in the cache.
 _SCORED = 1 << 17
 
-# Rows that are scored at once at least: on a GPU, with fewer, torch may sum a row in another order (its reductions
-# spread over the threads that rows would have had), and a row's bits would depend on how many have changed with it.
+# Fewest rows that are scored at once: with fewer, torch may sum a row in another order on a GPU (its reductions use the
+# idle threads), and a row's bits would depend on how many rows have changed with it.
 _ROWS = 16
 
 Score = Callable[[Tensor], Tensor]
@@ -108,7 +109,7 @@ Score = Callable[[Tensor], Tensor]
 
 
 def score_rows(score: Score, heat_nC: Tensor) -> Tensor:
-    """(n,) scores of the rows, a cacheful at a time: the same bits whatever rows they are among."""
+    """(n,) scores of the rows, in blocks that fit the cache: a row's bits do not depend on the other rows."""
     blocks = heat_nC.split(max(_ROWS, _SCORED // heat_nC.shape[1]))
     return torch.cat([score(F.pad(block, (0, 0, 0, max(0, _ROWS - len(block)))))[: len(block)] for block in blocks])
 
@@ -122,7 +123,7 @@ def rank_scores(score: Score, heat_NC: Tensor, labeled: Tensor) -> tuple[Tensor,
 
 
 def ranks_without_heat(score: Score, graph: Graph, n_classes: int) -> dict[Name, Tensor]:
-    """The journal's ``scores`` and ``minima`` where no label is known: the score of an unreached point everywhere."""
+    """``scores`` and ``minima`` where no label is known: the score of an unreached point everywhere."""
     n_blocks = -(-graph.size // _BLOCK)
     unreached = score_rows(score, torch.zeros(1, n_classes, device=graph.device))
     scores = unreached.repeat(n_blocks * _BLOCK)
@@ -135,31 +136,30 @@ def rank_bytes(size: int) -> int:
     return 4 * -(-size // _BLOCK) * (_BLOCK + 1)
 
 
-def rank_again(
-    score: Score, heat_NC: Tensor, labeled: Tensor, touched: Tensor | None, journal: UndoLog, scratch: Scratch
+def update_ranks(
+    score: Score, heat_NC: Tensor, labeled: Tensor, touched: Tensor | None, tensors: UndoLog, scratch: Scratch
 ) -> tuple[Tensor, Tensor]:
-    """The journal's ``scores`` and ``minima``, up to date where only the rows ``touched`` have changed, None for all.
+    """``scores`` and ``minima`` of ``tensors``, brought up to date for the rows ``touched``, None for all.
 
-    What is newly labeled is among them.
+    ``touched`` holds the newly labeled nodes too.
     """
     if touched is None:
         for name, tensor in zip(("scores", "minima"), rank_scores(score, heat_NC, labeled), strict=True):
-            journal.replace(name, tensor)
+            tensors.replace(name, tensor)
     elif len(touched):
-        journal.write("scores", touched, score_rows(score, heat_NC.index_select(0, touched)))
-        journal["scores"][labeled] = torch.inf
+        tensors.write("scores", touched, score_rows(score, heat_NC.index_select(0, touched)))
+        tensors["scores"][labeled] = torch.inf
         blocks = scratch.distinct(touched // _BLOCK)
-        journal.write("minima", blocks, journal["scores"].view(-1, _BLOCK).index_select(0, blocks).amin(dim=1))
-    return journal["scores"], journal["minima"]
+        tensors.write("minima", blocks, tensors["scores"].view(-1, _BLOCK).index_select(0, blocks).amin(dim=1))
+    return tensors["scores"], tensors["minima"]
 
 
 def lowest_scores(
     graph: Graph, scores: Tensor, minima: Tensor, size: int, ties: TieKeys
 ) -> tuple[Index, Callable[[], float]]:
-    """Positions of the ``size`` lowest scores by (score, tie key), as ``smallest``; and their tied share.
+    """Positions of the ``size`` lowest finite scores by (score, tie key), as ``smallest``; and their tied share.
 
-    No more than there are finite ones. The block of every point that can be among them has a minimum no larger than
-    the ``size``-th smallest minimum.
+    The block of every point that can be among them has a minimum no larger than the ``size``-th smallest minimum.
 
     Raises:
         UserError: a score is NaN.
@@ -176,46 +176,43 @@ def lowest_scores(
     return graph.points[nodes[chosen.to(graph.device)]].cpu(), lambda: tied_share(values, chosen)
 
 
-# What a diffusion keeps from round to round: iterates and scores, at the end of a turn that later ones write over.
-
-
 @dataclass(frozen=True)
 class DiffusionSettings:
-    """What a diffusion's state follows from beside the labels; equal where the state of one is that of the other."""
+    """What a diffusion's state depends on beside the labels: equal settings and labels give equal states."""
 
-    graph: Graph  # the object: another one of the same content is another graph
+    graph: Graph  # compared by identity
     n_classes: int
     steps: int
     score: str
     p: float
 
     @property
-    def measure(self) -> Score:
+    def score_function(self) -> Score:
         return score(self.score, self.p)
 
     @property
     def n_bytes(self) -> int:
-        """The most that a state, the way back out of a turn and an iterate about to be written can take.
+        """The most that a state, its undo log and an iterate about to be written can take.
 
-        A turn may replace every tensor, or write to each of its rows and note which those were.
+        An update may replace every tensor, or write to all rows of it and log their places.
         """
         size, iterate = self.graph.size, 4 * self.graph.size * self.n_classes
         state = (self.steps + 1) * iterate + rank_bytes(size)
         places, scratch = 8 * size * (self.steps + 3), 4 * size
-        return 2 * state + places + iterate + 2 * scratch  # a state that is begun anew has a scratch of its own
+        return 2 * state + places + iterate + 2 * scratch  # a new state has a scratch of its own
 
 
 @dataclass(frozen=True, eq=False)
 class DiffusionState:
-    """``journal`` holds the iterates 0..T (N, C) and the ranks by the last, by node, and ``turn`` is when it did so.
+    """A version of ``tensors``: the iterates 0..T (N, C), and scores and minima of the last, by node.
 
-    ``labeled`` positions and ``labels`` are those that had been diffused.
+    ``labeled`` positions and ``labels`` are those that were diffused.
     """
 
-    course: DiffusionSettings
-    journal: UndoLog
+    settings: DiffusionSettings
+    tensors: UndoLog
     scratch: Scratch
-    turn: int
+    version: int
     labeled: Index
     labels: Labels
 
@@ -223,44 +220,39 @@ class DiffusionState:
     def n_labeled(self) -> int:
         return len(self.labeled)
 
-    def goes_on(self, course: DiffusionSettings, labeled: Index, labels: Labels) -> bool:
-        """Begin a turn, if these labels are the kept ones and more, and the kept state is not written over for good."""
+    def begin(self, settings: DiffusionSettings, labeled: Index, labels: Labels) -> bool:
+        """Begin an update; False where these labels do not extend the state's, or its version cannot be restored."""
         old = slice(self.n_labeled)
         same = torch.equal(self.labeled, labeled[old]) and torch.equal(self.labels, labels[old])
-        return self.course == course and same and self.journal.begin(self.turn)
+        return self.settings == settings and same and self.tensors.begin(self.version)
 
-    def ended(self, labeled: Index, labels: Labels) -> "DiffusionState":
-        """The state of these labels, which the turn has brought about."""
-        return replace(self, turn=self.journal.end(), labeled=labeled, labels=labels)
+    def end(self, labeled: Index, labels: Labels) -> "DiffusionState":
+        """The state of these labels, after the update."""
+        return replace(self, version=self.tensors.end(), labeled=labeled, labels=labels)
 
 
-def blank_state(course: DiffusionSettings) -> DiffusionState:
-    """A turn begun on no label at all."""
-    graph, shape = course.graph, (course.graph.size, course.n_classes)
-    # numpy's zeros and not torch's: on a CPU the system gives no memory for them before they are written to
-    zeros = [torch.from_numpy(np.zeros(shape, dtype=np.float32)).to(graph.device) for _ in range(course.steps + 1)]
+def blank_state(settings: DiffusionSettings) -> DiffusionState:
+    """The state of no label at all, with an update begun."""
+    graph, shape = settings.graph, (settings.graph.size, settings.n_classes)
+    # NumPy's zeros, not torch's: on a CPU the system gives no memory for them before they are written to
+    zeros = [torch.from_numpy(np.zeros(shape, dtype=np.float32)).to(graph.device) for _ in range(settings.steps + 1)]
     iterates: dict[Name, Tensor] = dict(enumerate(zeros))
-    journal = UndoLog(iterates | ranks_without_heat(course.measure, graph, course.n_classes))
-    journal.begin(turn := 0)
+    tensors = UndoLog(iterates | ranks_without_heat(settings.score_function, graph, settings.n_classes))
+    tensors.begin(version := 0)
     nothing = torch.empty(0, dtype=torch.int64)
-    return DiffusionState(course, journal, Scratch(graph.size, graph.device), turn, nothing, nothing)
-
-
-# Diffusion that goes on from round to round: of its T iterates only the rows that new labels touch are made again.
-# New labels change row i of iterate t only where they lie within t steps of it. Those rows alone are computed, from
-# the iterate before and to the same bits as by the whole product, which takes over where they hold too many edges.
+    return DiffusionState(settings, tensors, Scratch(graph.size, graph.device), version, nothing, nothing)
 
 
 # Share of all edges above which gathering them costs more than the whole product (from 60,000 to a million points).
 _LARGE = 0.1
 
 
-def advance(kept: DiffusionState, labeled: Tensor, labels: Labels) -> tuple[Tensor | None, float]:
-    """Bring the iterates 0..T of the journal up to date with labels that are new since ``kept``, in the turn begun.
+def advance(state: DiffusionState, labeled: Tensor, labels: Labels) -> tuple[Tensor | None, float]:
+    """Bring the iterates 0..T up to date with the labels that are new since ``state``, in the update begun.
 
     Args:
-        kept: of the first of these labels, and no others; on a graph with a symmetric affinity, so that who hears of a
-            node is whom it hears of.
+        state: of the first of these labels, and no others; on a graph with a symmetric affinity, so that the nodes that
+            a node affects are those in its own row.
         labeled: (m,) distinct nodes.
         labels: (m,) their classes.
 
@@ -268,28 +260,28 @@ def advance(kept: DiffusionState, labeled: Tensor, labels: Labels) -> tuple[Tens
         The nodes whose row in iterate T may have changed, None for all, and the share of the edges of T whole products
         that were multiplied.
     """
-    graph, steps, journal, n_multiplied = kept.course.graph, kept.course.steps, kept.journal, 0
-    seeds_mC = F.one_hot(labels.to(graph.device), kept.course.n_classes).float()
-    new = labeled[kept.n_labeled :]
-    journal.write(0, new, seeds_mC[kept.n_labeled :])
-    touched, part = new, _part(graph, new)
+    graph, steps, tensors, n_multiplied = state.settings.graph, state.settings.steps, state.tensors, 0
+    seeds_mC = F.one_hot(labels.to(graph.device), state.settings.n_classes).float()
+    new = labeled[state.n_labeled :]
+    tensors.write(0, new, seeds_mC[state.n_labeled :])
+    touched, rows = new, _rows_of(graph, new)
     for t in range(1, steps + 1):
-        if part is not None:
-            touched = kept.scratch.distinct(torch.cat([new, part.indices.long()]))
-            part = _part(graph, touched)
-        if part is None:
-            after = step(graph, journal[t - 1])
+        if rows is not None:
+            touched = state.scratch.distinct(torch.cat([new, rows.indices.long()]))
+            rows = _rows_of(graph, touched)
+        if rows is None:
+            after = step(graph, tensors[t - 1])
             after[labeled] = seeds_mC
-            journal.replace(t, after)
+            tensors.replace(t, after)
         else:
-            journal.write(t, touched, product(part.indptr, part.indices, part.weights, journal[t - 1]))
-            journal[t][labeled] = seeds_mC
-        n_multiplied += len(graph.indices if part is None else part.indices)
-    return None if part is None else touched, n_multiplied / max(1, steps * len(graph.indices))
+            tensors.write(t, touched, product(rows.indptr, rows.indices, rows.weights, tensors[t - 1]))
+            tensors[t][labeled] = seeds_mC
+        n_multiplied += len(graph.indices if rows is None else rows.indices)
+    return None if rows is None else touched, n_multiplied / max(1, steps * len(graph.indices))
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _Rows:
     """Some rows of M in CSR form."""
 
     indptr: Tensor
@@ -297,7 +289,7 @@ class _Part:
     weights: Tensor
 
 
-def _part(graph: Graph, nodes: Tensor) -> _Part | None:
+def _rows_of(graph: Graph, nodes: Tensor) -> _Rows | None:
     """The rows of some nodes, or None where they hold too many edges."""
     starts = graph.indptr.index_select(0, nodes)
     counts = graph.indptr.index_select(0, nodes + 1) - starts
@@ -307,4 +299,4 @@ def _part(graph: Graph, nodes: Tensor) -> _Part | None:
         return None
     shifts = torch.repeat_interleave(starts - pointers[:-1], counts, output_size=n_edges)
     edges = shifts + torch.arange(n_edges, dtype=starts.dtype, device=graph.device)
-    return _Part(pointers, graph.indices.index_select(0, edges), graph.weights.index_select(0, edges))
+    return _Rows(pointers, graph.indices.index_select(0, edges), graph.weights.index_select(0, edges))

@@ -1,4 +1,4 @@
-"""The K nearest neighbours of every point: by tiles or lists of our own, or by FAISS on a GPU that it and torch see."""
+"""The K nearest neighbours of every point, and a search index: by tiles or lists of our own, or by FAISS on a GPU."""
 
 import importlib.util
 import logging
@@ -23,25 +23,22 @@ from dgal_bench.graph.exact_knn import (
     distance_table,
     exact,
     nearest_others,
+    rank_and_check,
     rank_exactly,
     search_again,
     search_width,
     widened_k,
-    with_doubts,
 )
 from dgal_bench.graph.ivf import InvertedLists, plan_lists, search_lists
-
-# Who answers queries against a base: FAISS where it is installed (on the GPU where it and torch see one), or torch.
-
-
-# Lists that FAISS's inverted file compares a query with, whatever recall is asked for.
-IVF_PROBES = 16
-# FAISS's own limit on k on a GPU.
-_GPU_MOST = 2048
 
 _CPU = torch.device("cpu")
 
 log = logging.getLogger(__name__)
+
+# Lists that FAISS's inverted file compares a query with, whatever the recall target.
+IVF_PROBES = 16
+# FAISS's own limit on k on a GPU.
+_GPU_MAX_K = 2048
 
 SearchIndex = Callable[[Features, int], Tensor]
 """(queries (m, d), k) -> (m, k) int64 positions in what was indexed, nearest first, -1 for none."""
@@ -52,8 +49,8 @@ def build_index(
 ) -> SearchIndex:
     """An index over ``base`` (N, d), by Euclidean distance: exact up to ``exact_limit`` points.
 
-    A point of the base is found among its own neighbours, except where exact duplicates stand in for it. Errors as in
-    ``pick_backend``.
+    FAISS searches on the GPU where it and torch see one. A point of the base is among its own neighbours, except where
+    exact duplicates take its place. Errors as in ``pick_backend``.
     """
     name = pick_backend(backend)
     approximate = name == "faiss" and len(base) > exact_limit
@@ -65,12 +62,12 @@ def pick_backend(backend: str) -> str:
     """``auto`` resolved: FAISS where installed and not on macOS (two OpenMP runtimes can crash there), else torch.
 
     Raises:
-        ConfigError: an unknown backend, FAISS asked for and missing, or two packages that both own its module.
+        ConfigError: an unknown backend, ``faiss`` where it is missing, or two packages that own its module.
     """
     if backend == "auto" and sys.platform == "darwin":
         return "torch"
     if backend == "auto" and importlib.util.find_spec("faiss") is None:
-        _say_that_faiss_is_missing()
+        _warn_faiss_missing()
         return "torch"
     name = "faiss" if backend == "auto" else backend
     choose(BACKENDS, name, "graph.backend")
@@ -80,7 +77,7 @@ def pick_backend(backend: str) -> str:
 
 
 @cache
-def _say_that_faiss_is_missing() -> None:
+def _warn_faiss_missing() -> None:
     log.warning(
         "faiss is not installed: the torch backend builds the graph (as fast on a CPU; SEALS is slower); "
         "pip install faiss-cpu, or set graph.backend=torch"
@@ -101,7 +98,7 @@ def _check_faiss() -> None:
 
 @cache
 def faiss_packages() -> tuple[str, ...]:
-    """The installed distributions that own the module ``faiss``: one, or something is wrong."""
+    """The installed distributions that own the module ``faiss``; more than one is a broken installation."""
     return tuple(sorted(set(packages_distributions().get("faiss", ()))))
 
 
@@ -118,7 +115,7 @@ def _index_torch(base: Features, device: torch.device) -> SearchIndex:
 
 
 def searches_on_gpu(device: torch.device) -> bool:
-    """Without a driver any FAISS GPU call aborts the process."""
+    """Asks torch first: without a driver any FAISS GPU call aborts the process."""
     import faiss
 
     return device.type == "cuda" and hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
@@ -141,7 +138,7 @@ def _index_faiss_ivf(base: Features, device: torch.device) -> SearchIndex:
 
 
 def _faiss_search(index: Any, base: Features, device: torch.device) -> SearchIndex:
-    """The filled index as a function; where the GPU's limit on k is passed, the CPU's copy answers."""
+    """The filled index as a function; above the GPU's limit on k a copy on the CPU answers."""
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
@@ -157,9 +154,9 @@ def _faiss_search(index: Any, base: Features, device: torch.device) -> SearchInd
 
     def search(queries: Features, k: int) -> Tensor:
         faiss.omp_set_num_threads(torch.get_num_threads())
-        able = faiss.index_gpu_to_cpu(index) if on_gpu and k > _GPU_MOST else index
-        found: np.ndarray = able.search(queries.numpy(), k)[1]
-        return torch.from_numpy(found.astype(np.int64))
+        searched = faiss.index_gpu_to_cpu(index) if on_gpu and k > _GPU_MAX_K else index
+        ids: np.ndarray = searched.search(queries.numpy(), k)[1]
+        return torch.from_numpy(ids.astype(np.int64))
 
     return search
 
@@ -167,15 +164,15 @@ def _faiss_search(index: Any, base: Features, device: torch.device) -> SearchInd
 BACKENDS: dict[str, Callable[[Features, torch.device], SearchIndex]] = {"faiss": _index_faiss, "torch": _index_torch}
 
 
-# Numbers that are looked at or copied at once: 64 MB in float32.
+# Numbers that are checked or copied at once: 64 MB in float32.
 _BLOCK = 16_000_000
 # Queries of the sample on which the recall of an approximate search is measured.
 _RECALL_SAMPLE = 500
-# Two sums of the same distance may differ by some units of rounding: they come from different devices and products.
+# Relative difference of two sums of the same distance by rounding: they come from different devices and products.
 _ROUNDING = 1e-6
-# |x| sqrt(d) from which on squared distances, and what bounds their rounding, could pass float32's largest number.
+# |x| sqrt(d) from which squared distances, and the bound of their rounding error, could exceed float32's range.
 _TOO_LARGE = 1e18
-# Of all pairs, from which on comparing all is the faster search: its tiles are larger.
+# Share of all pairs from which comparing all points is faster: its tiles are larger.
 EXPENSIVE = 0.7
 
 
@@ -183,8 +180,8 @@ EXPENSIVE = 0.7
 class Neighbors:
     """Each point's K nearest others: ``ids`` (N, K) int64, ``distances`` (N, K) float32, Euclidean and ascending.
 
-    A point is never its own neighbour. ``method`` says what searched: ``tiles``, ``lists L/P`` (P of L lists probed),
-    ``faiss`` or ``faiss-ivf``. ``recall`` is 1 for an exact search, otherwise measured against one on a sample.
+    A point is never its own neighbour. ``method`` is ``tiles``, ``lists L/P`` (P of L lists probed), ``faiss`` or
+    ``faiss-ivf``. ``recall`` is 1 for an exact search, otherwise measured against an exact search of a sample.
     """
 
     ids: Tensor
@@ -207,16 +204,16 @@ def knn(
 ) -> Neighbors:
     """The K nearest neighbours of every point by Euclidean distance; equal distances in order of position.
 
-    Which of several points that are equally far is the K-th is free where they are more than a search looks at, some
-    beyond K. It is always the same one on the same device.
+    Where more points are at the K-th distance than a search compares (some beyond K), any of them may be the K-th;
+    on the same device it is always the same one.
 
     Args:
         features: (N, d) finite floats.
         k: 1..N-1.
-        backend: ``faiss``, ``torch``, or ``auto`` for the first that is there; it makes a difference on a GPU only.
+        backend: ``faiss``, ``torch``, or ``auto`` for the first that is installed; it matters on a GPU only.
         exact_limit: above this many points the search is approximate, where that is less work.
         device: where to search.
-        recall_target: share of the true neighbours that an approximate search shall find; FAISS's does not ask.
+        recall_target: share of the true neighbours that an approximate search must find; ignored by FAISS.
 
     Raises:
         ConfigError: k or the target out of range, NaN, infinity or too large numbers in the features, an unknown or
@@ -240,9 +237,9 @@ def knn(
 
 def check_finite(features: Features) -> None:
     rows = max(1, _BLOCK // features.shape[1])
-    largest = features.new_empty(len(features))  # made first: small answers between blocks would keep each of them
-    for block, answer in zip(features.split(rows), largest.split(rows), strict=True):
-        torch.amax(block.abs(), dim=1, out=answer)
+    largest = features.new_empty(len(features))  # allocated first: results between blocks would keep their memory
+    for block, out in zip(features.split(rows), largest.split(rows), strict=True):
+        torch.amax(block.abs(), dim=1, out=out)
     if bad := int((~torch.isfinite(largest)).sum()):
         raise ConfigError(
             f"{bad} of {len(features)} feature rows hold NaN or infinity: the search would lose them silently"
@@ -254,7 +251,7 @@ def check_finite(features: Features) -> None:
 
 
 def warn_low_recall(neighbors: Neighbors, recall_target: float) -> Neighbors:
-    """As they are; a recall below the target is said."""
+    """The same neighbours, after a warning where their recall is below the target."""
     if neighbors.recall < recall_target:
         fixed = f"; FAISS's index always probes {IVF_PROBES} lists" if neighbors.method == "faiss-ivf" else ""
         log.warning(
@@ -265,25 +262,26 @@ def warn_low_recall(neighbors: Neighbors, recall_target: float) -> Neighbors:
 
 
 def _centre(features: Features) -> Features:
-    """Centred, the products of the expansion are as small as they can be."""
+    """Centred, so that the products of the expansion are as small as possible."""
     return (features - features.mean(dim=0)).float().contiguous()
 
 
 def _by_lists(features: Features, plan: InvertedLists, k: int, device: torch.device) -> Neighbors:
-    """With one copy of the features, in the lists' order, and the recall measured on every n-th of its rows."""
+    """With one copy of the features, in the lists' order, and the recall measured on evenly spaced rows of it."""
     size, n_features = features.shape
     centre = features.mean(dim=0)
     in_order = torch.empty(size, n_features, device=device)
     for rows in torch.arange(size).split(max(1, _BLOCK // n_features)):
         in_order[rows] = (features[plan.order[rows]] - centre).float().to(device)
     ids, distances = torch.empty(size, k, dtype=torch.int64), torch.empty(size, k)
-    positions, found, lengths = search_lists(plan, in_order, 0, plan.n_lists, k)
-    ids[positions], distances[positions] = found, lengths
-    return Neighbors(ids, distances, f"lists {plan.n_lists}/{plan.n_probes}", measure_recall(in_order, lengths))
+    positions, sorted_ids, sorted_distances = search_lists(plan, in_order, 0, plan.n_lists, k)
+    ids[positions], distances[positions] = sorted_ids, sorted_distances
+    recall = measure_recall(in_order, sorted_distances)
+    return Neighbors(ids, distances, f"lists {plan.n_lists}/{plan.n_probes}", recall)
 
 
 def measure_recall(features: Features, distances: Tensor) -> float:
-    """Share of the found neighbours (N, K) that are as near as the true ones, on an evenly spaced sample of queries."""
+    """Share of ``distances`` (N, K) that are at most the true K-th distance, on an evenly spaced sample of queries."""
     sample = torch.linspace(0, len(features) - 1, _RECALL_SAMPLE).long().unique()
     with workers() as each:
         truth = exact(features, sample, distances.shape[1], each)[1]
@@ -291,32 +289,32 @@ def measure_recall(features: Features, distances: Tensor) -> float:
 
 
 def _by_faiss(features: Features, k: int, exact_limit: int, device: torch.device) -> Neighbors:
-    """On a GPU, of centred features."""
+    """On a GPU; ``features`` are centred."""
     size = len(features)
     search = build_index(features, "faiss", exact_limit, device)
     if size <= exact_limit:
-        return Neighbors(*_all_found(features, search, k), "faiss", 1.0)
-    ids, distances = _without_self(features, search, k)
+        return Neighbors(*_all_exact_faiss(features, search, k), "faiss", 1.0)
+    ids, distances = _all_approximate(features, search, k)
     return Neighbors(ids, distances, "faiss-ivf", measure_recall(features.to(device), distances))
 
 
-def _all_found(features: Features, search: SearchIndex, k: int) -> tuple[Tensor, Tensor]:
-    """Ids and distances (N, k) of every point's nearest others, by a search that is exact but for its products."""
+def _all_exact_faiss(features: Features, search: SearchIndex, k: int) -> tuple[Tensor, Tensor]:
+    """Ids and distances (N, k) of every point's nearest others, by a search that is exact but for rounding."""
     size = len(features)
     norms = features.norm(dim=1)
 
     def nearest(points: Index) -> tuple[Tensor, Tensor, Tensor]:
         queries = features[points]
-        found = search(queries, search_width(k, size))
-        return with_doubts(features, queries, points, found, norms[points] + norms.max(), k)
+        ids = search(queries, search_width(k, size))
+        return rank_and_check(features, queries, points, ids, norms[points] + norms.max(), k)
 
-    ids, distances, doubt = (torch.cat(part) for part in zip(*map(nearest, _blocks(features)), strict=True))
-    search_again(features, features, torch.arange(size), (ids, distances), doubt, map)
+    ids, distances, reach = (torch.cat(part) for part in zip(*map(nearest, _blocks(features)), strict=True))
+    search_again(features, features, torch.arange(size), (ids, distances), reach, map)
     return ids, distances
 
 
-def _without_self(features: Features, search: SearchIndex, k: int) -> tuple[Tensor, Tensor]:
-    """The same as an approximate search finds them."""
+def _all_approximate(features: Features, search: SearchIndex, k: int) -> tuple[Tensor, Tensor]:
+    """The same by an approximate search."""
     size = len(features)
 
     def nearest(points: Index) -> tuple[Tensor, Tensor]:
@@ -331,6 +329,6 @@ def _without_self(features: Features, search: SearchIndex, k: int) -> tuple[Tens
 
 
 def _blocks(features: Features) -> Sequence[Index]:
-    """The rows of ``features``, as many at a time as may be looked at."""
+    """The rows of ``features``, in blocks of at most ``_BLOCK`` numbers."""
     blocks: Sequence[Index] = torch.arange(len(features)).split(max(1, _BLOCK // features.shape[1]))
     return blocks

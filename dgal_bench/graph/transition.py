@@ -1,4 +1,4 @@
-"""From neighbours to the transition matrix M = D^-1 W of the random walk (paper 4.1, eq. 2), and images tied to it."""
+"""From neighbours to the transition matrix M = D^-1 W (paper 4.1, eq. 2), and images attached to the graph."""
 
 from collections.abc import Iterator
 
@@ -17,21 +17,21 @@ from dgal_bench.graph.exact_knn import nearest_to
 from dgal_bench.graph.graph import GRAPH_ARRAYS, Attachment, Graph
 from dgal_bench.graph.knn import Neighbors, pick_backend
 
-# Edges that are put in their place at once: some 200 MB on their way.
+# Edges that are reordered at once: about 200 MB in memory.
 _EDGES = 8_000_000
 
 
 def transition(neighbors: Neighbors, kernel: str = "local_scaling", symmetrize: str = "mean") -> Graph:
     """M = D^-1 W; a row without weight stays zero."""
-    made_symmetric = SYMMETRIZERS.get(symmetrize) is not None
-    return from_affinity(affinity(neighbors, kernel, symmetrize), neighbors.k, made_symmetric or None)
+    symmetric = True if SYMMETRIZERS.get(symmetrize) else None
+    return from_affinity(affinity(neighbors, kernel, symmetrize), neighbors.k, symmetric)
 
 
 def from_affinity(weights: sparse.csr_array, graph_k: int, symmetric: bool | None = None) -> Graph:
     """Normalise the rows of any non-negative CSR matrix between positions, and put them in an order of nodes.
 
     Beside the matrix and the graph only blocks of edges are in memory, and where W is asymmetric W + W^T.
-    ``symmetric``: where it is known; else it is looked at.
+    ``symmetric``: whether W is; None: to be checked.
     """
     symmetric = is_symmetric(weights) if symmetric is None else symmetric
     size = weights.shape[0]
@@ -56,7 +56,7 @@ def from_affinity(weights: sparse.csr_array, graph_k: int, symmetric: bool | Non
 
 
 def node_order(weights: sparse.csr_array, symmetric: bool) -> npt.NDArray[np.int64]:
-    """(N,) positions in an order that keeps neighbours together: reverse Cuthill and McKee (George and Liu, 1981).
+    """(N,) positions in an order with neighbours near each other: reverse Cuthill and McKee (George and Liu, 1981).
 
     With a million clustered rows of ten classes a product takes a quarter of its time in order of position.
     """
@@ -65,7 +65,7 @@ def node_order(weights: sparse.csr_array, symmetric: bool) -> npt.NDArray[np.int
 
 
 def _row_blocks(pointers: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that have some _EDGES entries each, or are one row."""
+    """Ranges of rows with at most _EDGES entries, or of one row."""
     first, size = 0, len(pointers) - 1
     while first < size:
         last = max(first + 1, int(np.searchsorted(pointers, pointers[first] + _EDGES, side="right")) - 1)
@@ -76,17 +76,17 @@ def _row_blocks(pointers: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
 def attach(
     neighbors: Neighbors, base: Features, queries: Features, kernel: str = "local_scaling", backend: str = "auto"
 ) -> Attachment:
-    """Each query tied to as many of its nearest base points as a base point has neighbours, weighted by the kernel.
+    """Attach each query to as many nearest base points as a base point has neighbours, weighted by the kernel.
 
-    A query's ties depend on no other query. One that coincides with a base point is tied to it as to any other. Exact,
-    on the CPU, a block of ``base`` at a time: it may be memory-mapped.
+    The result for a query depends on no other query. A base point that coincides with it is treated like any other.
+    Exact, on the CPU, in blocks of ``base``, which may be memory-mapped.
 
     Args:
         neighbors: of the base points among themselves; their scales and K.
         base: (N, d) finite floats.
         queries: (n, d) floats.
         kernel: as for the graph's own edges.
-        backend: as for the graph; here no backend is faster than another.
+        backend: as for the graph; it is only checked.
 
     Raises:
         ConfigError: NaN or infinity in the queries, an unknown kernel or backend.
@@ -94,7 +94,7 @@ def attach(
     weigh = choose(KERNELS, kernel, "graph.kernel")
     if bad := int((~torch.isfinite(queries)).any(dim=1).sum()):
         raise ConfigError(f"{bad} of {len(queries)} feature rows of the test images hold NaN or infinity")
-    pick_backend(backend)  # an unknown or missing one is said, though this search needs none
+    pick_backend(backend)  # an unknown or missing one is an error, though this search needs none
     with workers() as each:
         ids, distances = nearest_to(base, queries, neighbors.k, each)
     typical = typical_scale(neighbors.distances)
@@ -104,7 +104,7 @@ def attach(
 
 
 def diagnostics(neighbors: Neighbors, graph: Graph) -> dict[str, float | int | str]:
-    """What to know of a graph before trusting it: components, stragglers, hubs, and how it was searched."""
+    """Facts to judge a graph by: components, points outside the largest, hubs, and how it was searched."""
     sizes = component_sizes(graph)
     in_degree = _in_degrees(neighbors.ids, graph.size)
     spread = in_degree.std()
@@ -124,13 +124,13 @@ def diagnostics(neighbors: Neighbors, graph: Graph) -> dict[str, float | int | s
 
 
 def is_exact(method: str) -> bool:
-    """By how it was searched, see ``Neighbors``: a sample of an approximate search may well be without a miss."""
+    """By ``Neighbors.method``, not by recall: an approximate search may miss nothing on a sample."""
     name, _, lists = method.partition(" ")
     return name in ("tiles", "faiss") or (name == "lists" and len(set(lists.split("/"))) == 1)
 
 
 def component_sizes(graph: Graph) -> npt.NDArray[np.int64]:
-    """How many points each weakly connected component has: by ``node_order`` each is a range that no edge leaves."""
+    """Points of each weakly connected component: by ``node_order`` a component is a range that no edge leaves."""
     pointers, indices = graph.indptr.numpy(), graph.indices.numpy()
     rows = np.flatnonzero(np.diff(pointers))
     if not len(rows):
@@ -138,13 +138,13 @@ def component_sizes(graph: Graph) -> npt.NDArray[np.int64]:
     first = np.minimum(rows, np.minimum.reduceat(indices, pointers[rows]))
     last = np.maximum(rows, np.maximum.reduceat(indices, pointers[rows]))
     # edges across the gap before each node: they begin before it, and end at it or beyond
-    begun, ended = (np.bincount(ends + 1, minlength=graph.size + 1)[: graph.size] for ends in (first, last))
-    return np.diff(np.append(np.flatnonzero(np.cumsum(begun - ended) == 0), graph.size))
+    n_begun, n_ended = (np.bincount(nodes + 1, minlength=graph.size + 1)[: graph.size] for nodes in (first, last))
+    return np.diff(np.append(np.flatnonzero(np.cumsum(n_begun - n_ended) == 0), graph.size))
 
 
 def _in_degrees(ids: Tensor, size: int) -> npt.NDArray[np.float64]:
     """(N,) how often each point is among the ids (N, K)."""
     counts = np.zeros(size)
-    for column in ids.numpy().T:  # not all at once: a count makes a copy of what it counts
+    for column in ids.numpy().T:  # column by column: bincount copies its input
         counts += np.bincount(column, minlength=size)
     return counts

@@ -18,7 +18,7 @@ from dgal_bench.strategies.seals import GraphNeighbors, ModelNeighbors, NewIndex
 from dgal_bench.strategies.uncertainty import Entropy, LeastConfidence, Margin, Random
 from dgal_bench.strategies.vaal import Adversary
 
-__all__ = ["Acquisition", "Query", "Resources", "Restriction", "Selection", "Strategy", "build", "resolved"]
+__all__ = ["Acquisition", "Query", "Resources", "Restriction", "Selection", "Strategy", "build", "resolve_parts"]
 
 RESTRICTIONS: dict[str, Any] = {
     "everything": Everything,
@@ -39,27 +39,28 @@ ACQUISITIONS: dict[str, Any] = {
 }
 
 PLUGIN_ORIGINS: dict[tuple[str, str], str] = {}
-"""(role, kind) -> the plugin that added it, with the hash of its code; the parts of this package are in none."""
+"""(role, kind) -> the plugin that added it, with the hash of its code; no entry for the parts of this package."""
 
 
 @dataclass(frozen=True, eq=False)
 class Resources:
-    """What a part may walk on: made by set-up, handed to the fields of these names, and no settings."""
+    """What set-up makes for parts: handed to the fields of these names, which are not settings."""
 
     graph: Graph
     features: Features  # (N, d): what the graph was built on
-    new_index: NewIndex  # a nearest-neighbour index over any (N, d) features, by the configured backend
+    new_index: NewIndex  # indexes any (N, d) features by the configured backend
 
 
 RESOURCES = tuple(field.name for field in dataclasses.fields(Resources))
 
 
 def build(config: StrategyConfig, resources: Resources) -> Strategy:
-    """The strategy that the configuration spells out; errors as in ``resolved``."""
+    """The strategy of a configuration; errors as in ``resolve_parts``."""
     parts = {}
     for role, registry in (("restrict", RESTRICTIONS), ("acquire", ACQUISITIONS)):
         kind, settings = _check_part(getattr(config, role), registry, role)
-        parts[role] = kind(**settings, **{name: getattr(resources, name) for name in RESOURCES if name in _names(kind)})
+        resource_fields = {name: getattr(resources, name) for name in RESOURCES if name in _field_names(kind)}
+        parts[role] = kind(**settings, **resource_fields)
     return Strategy(config.name, **parts)
 
 
@@ -67,7 +68,7 @@ def resolve_parts(config: StrategyConfig) -> StrategyConfig:
     """The same with every setting of its parts written out, so that the hash covers the defaults too.
 
     Raises:
-        ConfigError: an unknown kind or setting, a value of the wrong type or out of range; names the nearest.
+        ConfigError: an unknown kind or setting (with the nearest name), a value of the wrong type or out of range.
     """
     return StrategyConfig(
         config.name,
@@ -104,10 +105,10 @@ def _check_part(part: Mapping[str, Any], registry: Mapping[str, Any], role: str)
     missing = [n for n, f in fields.items() if n not in settings and f.default is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"{where} of kind '{part['kind']}' needs {', '.join(missing)}")
-    if origin and _names(kind) & set(RESOURCES):
-        return kind, settings  # a stranger's may look at its graph when it is made: ``build`` has one
+    if origin and _field_names(kind) & set(RESOURCES):
+        return kind, settings  # a plugin's part may use its graph when it is made: ``build`` passes one
     try:
-        kind(**settings, **{name: None for name in RESOURCES if name in _names(kind)})
+        kind(**settings, **{name: None for name in RESOURCES if name in _field_names(kind)})
     except ConfigError as error:
         raise ConfigError(f"{where}.{error}") from error
     except Exception as error:
@@ -115,17 +116,17 @@ def _check_part(part: Mapping[str, Any], registry: Mapping[str, Any], role: str)
     return kind, settings
 
 
-def _names(kind: Any) -> set[str]:
+def _field_names(kind: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(kind)}
 
 
 def _check_type(key: str, value: Any, annotation: Any) -> Any:
-    """The value, a whole number turned into a float where one is wanted: equal settings have equal hashes."""
+    """The value; a whole number becomes a float for a float setting, so that equal settings have equal hashes."""
     if annotation is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, annotation) or (isinstance(value, bool) and annotation is not bool):
         name = getattr(annotation, "__name__", None) or str(annotation)
         raise ConfigError(f"{key}={value!r} is not of type {name}")
     if isinstance(value, float) and not isfinite(value):
-        raise ConfigError(f"{key}={value!r}: use a finite number")  # a results file holds no other
+        raise ConfigError(f"{key}={value!r}: use a finite number")  # a results file cannot hold others
     return value

@@ -12,10 +12,10 @@ from dgal_bench.strategies.base import Query
 
 @dataclass(frozen=True)
 class Badge:
-    """Diverse and uncertain: the gradients that the output layer would get from the network's own answers.
+    """Diverse and uncertain, by the gradients of the output layer for the classes that the network predicts.
 
-    The first pick has the longest gradient, each next is drawn with probability proportional to its squared distance
-    to the nearest pick. ``indistinct`` in the row: picks drawn uniformly, since no gradient told points apart.
+    The first pick has the longest gradient; each next is drawn with probability proportional to its squared distance
+    to the nearest pick. ``indistinct`` in the row: picks drawn uniformly, because every distance was 0.
     """
 
     def __call__(self, query: Query, candidates: Index, batch_size: int) -> Index:
@@ -41,7 +41,7 @@ def gradient_errors(log_probs: Tensor) -> Tensor:
 def seed_batch(
     errors_NC: Tensor, features_Nd: Features, batch_size: int, ids: Index, ties: TieKeys, rng: np.random.Generator
 ) -> tuple[Index, int]:
-    """k-means++ seeding over the gradients g_i = q_i (x) h_i in O(N (C + d)) time a pick and O(N) memory beside them.
+    """k-means++ seeding over the gradients g_i = q_i (x) h_i in O(N (C + d)) time per pick and O(N) more memory.
 
     |g_i - g_j|^2 = |q_i|^2 |h_i|^2 + |q_j|^2 |h_j|^2 - 2 (q_i.q_j)(h_i.h_j): no (N, C d) matrix.
 
@@ -51,7 +51,7 @@ def seed_batch(
         batch_size: picks, at most N.
         ids: (N,) the positions of the rows.
         ties: their tie keys, among equally long gradients.
-        rng: one ``random()`` a pick, or one ``integers()`` where every distance is 0.
+        rng: one ``random()`` per pick, or one ``integers()`` where every distance is 0.
 
     Returns:
         (B,) distinct places, and how many of them were drawn uniformly because every distance was 0.
@@ -72,7 +72,7 @@ def seed_batch(
 
 
 def _squared_distances(errors_NC: Tensor, features_Nd: Features, norms: Tensor, pick: int) -> Tensor:
-    """(N,) squared distances of all gradients to that of ``pick``; exactly 0 where they cannot be told from it."""
+    """(N,) squared distances of all gradients to that of ``pick``; exactly 0 where both are equal up to rounding."""
     scale = norms + norms[pick]
     product = (errors_NC @ errors_NC[pick]).mul_(features_Nd @ features_Nd[pick])
     squared = torch.add(scale, product, alpha=-2, out=product)
@@ -102,6 +102,6 @@ def draw(weights: Tensor, rng: np.random.Generator) -> int | None:
 
 def _draw_uniformly(picks: list[int], size: int, rng: np.random.Generator) -> int:
     """One of the places that are not among the picks."""
-    left = torch.ones(size, dtype=torch.bool)
-    left[picks] = False
-    return int(torch.nonzero(left).flatten()[rng.integers(size - len(picks))])
+    unpicked = torch.ones(size, dtype=torch.bool)
+    unpicked[picks] = False
+    return int(torch.nonzero(unpicked).flatten()[rng.integers(size - len(picks))])

@@ -1,4 +1,4 @@
-"""The parts of a strategy and everything it may see: ``Strategy("dgmg", Diffusion(graph, ...), Margin())``."""
+"""A strategy, ``Strategy("dgmg", Diffusion(graph, ...), Margin())``, its parts, and the ``Query`` that they may see."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,12 +23,12 @@ class Predict(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """What a strategy may see in one round: no true label is in reach of it.
+    """What a strategy may see in one round; no label of an unlabeled point is among it.
 
-    ``rng`` is this round's own stream, ``ties`` the round's order of equal scores. ``memory`` holds what the last
-    round's query of this run left by ``remember``: nothing in the first one, and after a resume what a rehearsal of
-    that round leaves. In a ``rehearsal``, before a process's first clock, the network is untrained and answers for two
-    batches only, and work that would take long may be cut short.
+    ``rng`` is this round's own stream, ``ties`` the round's order of equal scores. ``memory`` holds what the previous
+    round's query of this run remembered: nothing in the first round, and after a resume what a rehearsal of that round
+    remembers. In a ``rehearsal``, before the first timed query of a process, the network is untrained and answers for
+    two batches only, and long work may be cut short.
     """
 
     pool: Pool
@@ -45,13 +45,13 @@ class Query:
     remembered: dict[str, Any] = field(default_factory=dict)
 
     def note(self, name: str, fact: Callable[[], float]) -> None:
-        """Leave a fact for the round's row; the function is called after the clock has stopped."""
+        """Add a fact to the round's row; the function is called after the clock has stopped."""
         self.notes[name] = fact
 
     def remember(self, name: str, value: Any) -> None:
-        """Leave for the next round's ``memory`` what saves time there; picks must be the same without it.
+        """Put into the next round's ``memory`` what saves time there; picks must be the same without it.
 
-        It follows from the pool and the set-up alone, never from the network: a rehearsal has no trained one.
+        It must depend on the pool and the set-up alone, never on the network: a rehearsal has no trained one.
         """
         self.remembered[name] = value
 
@@ -63,7 +63,7 @@ class Restriction(Protocol):
 
 
 class Acquisition(Protocol):
-    """Picks the batch from the candidates: ``acquire(query, candidates, batch_size) -> Index`` of exactly that many."""
+    """Picks the batch from the candidates: ``acquire(query, candidates, batch_size) -> Index`` of exactly that size."""
 
     def __call__(self, query: Query, candidates: Index, batch_size: int, /) -> Index: ...
 
@@ -85,17 +85,17 @@ class Strategy:
     acquire: Acquisition
 
     def select(self, query: Query, batch_size: int) -> Selection:
-        """The batch; a restriction that leaves fewer points than that is topped up uniformly, and the row says so.
+        """The batch; fewer candidates than that are topped up uniformly, and the row says so.
 
         Raises:
-            StrategyError: what the restriction left is no tensor, or too few points and not even distinct unlabeled
-                positions. Otherwise the batch and the candidates are checked by the loop, off the clock.
+            StrategyError: the candidates are no tensor, or too few and not distinct unlabeled positions. All other
+                checks of batch and candidates are the loop's, off the clock.
         """
         with query.clock.phase("select"):
             candidates = self.restrict(query)
             if not isinstance(candidates, Tensor):
                 raise StrategyError(
-                    f"the restriction of the strategy left a {type(candidates).__name__}, "
+                    f"the restriction of the strategy returned a {type(candidates).__name__}, "
                     "not a flat int64 tensor of positions"
                 )
             if len(candidates) < batch_size:
@@ -106,7 +106,7 @@ class Strategy:
 
 
 def _top_up(query: Query, candidates: Index, size: int) -> Index:
-    """The candidates and as many other unlabeled points, drawn uniformly, as make ``size`` of them."""
+    """``size`` points: the candidates, and other unlabeled points drawn uniformly."""
     n_missing = size - len(candidates)
     query.pool.check(candidates, len(candidates), "left")
     others = query.pool.unlabeled

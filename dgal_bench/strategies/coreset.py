@@ -8,17 +8,17 @@ from torch import Tensor
 from dgal_bench.core.types import CLOSE, SAME, Features, Index, TieKeys
 from dgal_bench.strategies.base import Query
 
-# Elements of one block of distances to the first centres: 2 MB in float32, which stay in a core's cache.
+# Distances to the first centres in a block: 2 MB in float32, which stay in a core's cache.
 _BLOCK = 500_000
-# Pairs of near points whose differences are formed at a time.
+# Pairs of near points whose differences are computed at a time.
 _PAIRS = 100_000
 
 
 @dataclass(frozen=True)
 class KCenter:
-    """B times the candidate farthest from all labeled points and picks: a greedy cover, at most twice the best radius.
+    """Picks the candidate farthest from all labeled points and picks: a greedy cover, at most twice the best radius.
 
-    ``indistinct`` in the row: picks at distance 0, where every candidate left coincided with a centre.
+    ``indistinct`` in the row: picks at distance 0, where every remaining candidate coincided with a centre.
     """
 
     def __call__(self, query: Query, candidates: Index, batch_size: int) -> Index:
@@ -46,7 +46,7 @@ def farthest_first(
         (B,) distinct places in order of picking, and how many of them were at distance 0 from a centre.
     """
     mean = features_Nd.mean(dim=0)
-    points, centres = features_Nd - mean, centres_kd - mean  # centred, the expansion below loses the fewest digits
+    points, centres = features_Nd - mean, centres_kd - mean  # centred: the expansion below loses the fewest digits
     norms = points.square().sum(dim=1)
     nearest = _nearest_centre(points, norms, centres)
     picks: list[int] = []
@@ -61,7 +61,7 @@ def farthest_first(
         squared = torch.addmv(scale, points, points[pick], alpha=-2)
         _refine(squared[:, None], scale[:, None], points, points[pick, None])
         torch.minimum(nearest, squared, out=nearest)
-        nearest[pick] = -1  # below any distance: never again
+        nearest[pick] = -1  # below any distance: not picked again
     return torch.tensor(picks), n_indistinct
 
 
@@ -83,7 +83,7 @@ def _nearest_centre(points_Nd: Tensor, norms_N: Tensor, centres_kd: Tensor) -> T
 
 
 def _refine(squared_nk: Tensor, scale_nk: Tensor, points_nd: Tensor, centres_kd: Tensor) -> None:
-    """Put the squared lengths of the differences where points are near, exactly 0 where they coincide; in place."""
+    """Recompute, in place, near pairs from their differences; exactly 0 where points coincide."""
     rows, columns = torch.nonzero(squared_nk <= CLOSE * scale_nk, as_tuple=True)
     for r, c in zip(rows.split(_PAIRS), columns.split(_PAIRS), strict=True):
         exact = (points_nd[r] - centres_kd[c]).square_().sum(dim=1)

@@ -1,9 +1,9 @@
 """Strategies from outside the package: a file, or an entry point, with one or more of three literal dictionaries.
 
-``RESTRICTIONS`` and ``ACQUISITIONS``: kind -> frozen dataclass. ``STRATEGIES``: name -> its sentence, as the content of
-a file in conf/strategy: ``{"restrict": {"kind": ...}, "acquire": {"kind": ...}}``. The sha256 of the plugin's file
-stands beside the kind of each of its parts in the configuration (of a package: of all its files; what it imports from
-elsewhere is not covered): rows of different code are never mixed. A part with a field ``graph`` is given the graph.
+``RESTRICTIONS`` and ``ACQUISITIONS``: kind -> frozen dataclass. ``STRATEGIES``: name -> the content of a file in
+conf/strategy: ``{"restrict": {"kind": ...}, "acquire": {"kind": ...}}``. The sha256 of the plugin's file (of a package:
+of all its files; not of what it imports from elsewhere) stands in the configuration beside the kind of each of its
+parts, so that rows of different code are never mixed. A part with a field ``graph`` is given the graph.
 """
 
 import dataclasses
@@ -36,11 +36,11 @@ class Plugin:
 
 
 INSTALLED: dict[str, Plugin] = {}
-"""By reference: what this process has added to its registries."""
+"""The plugins in the registries of this process, by reference."""
 
 
 def install(references: Sequence[str]) -> tuple[str, ...]:
-    """Add every plugin to the registries of this process; twice does no harm.
+    """Add every plugin to the registries of this process, each once.
 
     Args:
         references: paths of .py files, or names of entry points of the group ``dgal_bench.plugins``.
@@ -49,7 +49,7 @@ def install(references: Sequence[str]) -> tuple[str, ...]:
         The references with absolute paths, for another process.
 
     Raises:
-        ConfigError: no such file or entry point, it fails when run, or what it holds is not of the right kind.
+        ConfigError: no such file or entry point, it fails when run, or its content is invalid.
     """
     absolute = tuple(str(Path(r).resolve()) if _is_file(r) else r for r in references)
     for reference in absolute:
@@ -63,7 +63,7 @@ def _is_file(reference: str) -> bool:
 
 
 def load(reference: str) -> Plugin:
-    """Run a plugin and check what it holds; nothing is registered."""
+    """Execute a plugin and check its content; nothing is registered."""
     names, path, sha256 = _run_file(Path(reference)) if _is_file(reference) else _run_entry_point(reference)
     origin = f"{path.name}@{sha256[:16]}"
     tables = [names.get(name, {}) for name in TABLES]
@@ -81,7 +81,7 @@ def load(reference: str) -> Plugin:
 
 
 def _run_file(path: Path) -> tuple[dict[str, Any], Path, str]:
-    """Run from the very bytes that are hashed, without a cache of compiled code beside the user's file."""
+    """Execute the same bytes that are hashed, without a cache of compiled code beside the user's file."""
     try:
         source = path.read_bytes()
     except OSError as error:
@@ -89,9 +89,9 @@ def _run_file(path: Path) -> tuple[dict[str, Any], Path, str]:
     sha256 = hashlib.sha256(source).hexdigest()
     module = types.ModuleType(f"dgal_bench_plugin_{path.stem}_{sha256[:8]}")
     module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where a dataclass looks its annotations up
+    sys.modules[module.__name__] = module  # where a dataclass looks up its annotations
     try:
-        exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102 - running it is what was asked for
+        exec(compile(source, str(path), "exec"), module.__dict__)  # noqa: S102 - the user asked to execute it
     except SyntaxError as error:
         raise ConfigError(f"plugins={path} is not valid Python: {error.msg} (line {error.lineno})") from error
     except (Exception, SystemExit) as error:
@@ -100,17 +100,17 @@ def _run_file(path: Path) -> tuple[dict[str, Any], Path, str]:
 
 
 def _run_entry_point(name: str) -> tuple[dict[str, Any], Path, str]:
-    known = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in known:
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in points:
         raise ConfigError(
-            f"plugins={name} is neither a .py file nor an entry point of the group {GROUP}{did_you_mean(name, known)}"
+            f"plugins={name} is neither a .py file nor an entry point of the group {GROUP}{did_you_mean(name, points)}"
         )
     try:
-        module = known[name].load()
+        module = points[name].load()
     except (Exception, SystemExit) as error:
         raise ConfigError(f"plugins={name} fails when it is imported: {innermost_error(error)}") from error
     if not isinstance(module, types.ModuleType) or module.__file__ is None:
-        raise ConfigError(f"plugins={name}: the entry point {known[name].value} must name a module with a file")
+        raise ConfigError(f"plugins={name}: the entry point {points[name].value} must name a module with a file")
     path = Path(module.__file__)
     files = sorted(path.parent.rglob("*.py")) if hasattr(module, "__path__") else [path]
     return vars(module), path, hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
@@ -122,20 +122,20 @@ def _check_part(what: str, part: Any, n_arguments: int) -> None:
     try:
         hints = get_type_hints(part)
     except Exception as error:
-        raise ConfigError(f"{what}: the type of a setting cannot be made out: {error}") from error
+        raise ConfigError(f"{what}: the type of a setting cannot be resolved: {error}") from error
     for field in dataclasses.fields(part):
         hint = hints[field.name]
         union = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-        if field.name not in RESOURCES and not all(one in _SIMPLE for one in union):
+        if field.name not in RESOURCES and not all(option in _SIMPLE for option in union):
             raise ConfigError(
                 f"{what}: setting '{field.name}' must be an int, float, str or bool (or None), not {hint}"
             )
-    asked = "query" if n_arguments == 1 else "query, candidates, batch_size"
+    arguments = "query" if n_arguments == 1 else "query, candidates, batch_size"
     try:
-        own_call = next(vars(one)["__call__"] for one in part.__mro__ if "__call__" in vars(one))
+        own_call = next(vars(cls)["__call__"] for cls in part.__mro__ if "__call__" in vars(cls))
         inspect.signature(own_call).bind(None, *range(n_arguments))
     except (TypeError, StopIteration):
-        raise ConfigError(f"{what} must be callable as part({asked})") from None
+        raise ConfigError(f"{what} must be callable as part({arguments})") from None
 
 
 def _check_sentence(what: str, sentence: Any) -> None:
@@ -149,13 +149,13 @@ def _check_sentence(what: str, sentence: Any) -> None:
 
 
 def reload_all() -> None:
-    """Run every plugin afresh, as a new process would: nothing that its module remembers is left."""
+    """Execute every plugin again, as a new process would: the state of its module is lost."""
     for reference, plugin in INSTALLED.items():
-        again = load(reference)
+        fresh = load(reference)
         for kind in plugin.restrictions:
-            RESTRICTIONS[kind] = again.restrictions[kind]
+            RESTRICTIONS[kind] = fresh.restrictions[kind]
         for kind in plugin.acquisitions:
-            ACQUISITIONS[kind] = again.acquisitions[kind]
+            ACQUISITIONS[kind] = fresh.acquisitions[kind]
 
 
 def _register(plugin: Plugin) -> Plugin:

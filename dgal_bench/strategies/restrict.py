@@ -1,4 +1,4 @@
-"""Restrictions: which unlabeled points the network is asked about."""
+"""Restrictions: the unlabeled points that the network scores."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from dgal_bench.graph.incremental import (
     advance,
     blank_state,
     lowest_scores,
-    rank_again,
     rank_scores,
+    update_ranks,
 )
 from dgal_bench.strategies.base import Query
 
@@ -25,7 +25,7 @@ TIE_BREAKS: Mapping[str, Callable[[TieKeys], TieKeys]] = {
     "hash": lambda ties: ties,
     "position": lambda _: lambda ids: ids,
 }
-"""What decides between equal scores: the round's seeded hash, or the place in the data set, as a sort would."""
+"""The order of equal scores: the round's seeded hash, or the position in the data set, as in a stable sort."""
 
 
 def at_least_one(name: str, value: float | None) -> None:
@@ -35,7 +35,7 @@ def at_least_one(name: str, value: float | None) -> None:
 
 
 def draw_uniform(points: Index, size: int | None, rng: np.random.Generator) -> Index:
-    """``size`` of the points, uniformly without replacement; all of them where there are no more, or it is None."""
+    """``size`` of the points, uniformly without replacement; all where there are fewer, or ``size`` is None."""
     if size is None:
         return points
     return points[torch.from_numpy(rng.choice(len(points), min(size, len(points)), replace=False))]
@@ -51,7 +51,7 @@ class Everything:
 
 @dataclass(frozen=True)
 class Uniform:
-    """``restricted_size`` unlabeled points drawn uniformly: what any cleverer restriction must beat (RSMG)."""
+    """``restricted_size`` unlabeled points drawn uniformly: the baseline for every other restriction (RSMG)."""
 
     restricted_size: int
 
@@ -67,9 +67,9 @@ class Diffusion:
     """DGAL (paper, Alg. 2): the ``restricted_size`` unlabeled points most uncertain under the diffused labels.
 
     ``diffusion_steps`` T is ceil(log_K N) unless given; ``score`` is one of graph.diffusion's (eq. 9, App. C), and
-    ``p`` the norm of ``ova_norm``; ``tie_break`` is one of TIE_BREAKS. Where T + 1 iterates of N x C and the way back
-    out of a round, which may be as much again, fit into ``memory_limit`` bytes, they are remembered, and the next round
-    computes only what its new labels touch; else every round computes all, to the same picks.
+    ``p`` the norm of ``ova_norm``; ``tie_break`` is one of TIE_BREAKS. Where T + 1 iterates of N x C and an undo log,
+    at most as large again, fit into ``memory_limit`` bytes, they are remembered, and the next round computes only what
+    its new labels touch; else every round computes all, to the same picks.
     """
 
     graph: Graph
@@ -91,19 +91,19 @@ class Diffusion:
 
     def __call__(self, query: Query) -> Index:
         pool, graph = query.pool, self.graph
-        course = DiffusionSettings(graph, pool.n_classes, self._steps, self.score, self.p)
+        settings = DiffusionSettings(graph, pool.n_classes, self._steps, self.score, self.p)
         with query.clock.phase("diffuse"):
-            labeled, kept, touched, share = graph.nodes[pool.labeled], self._kept(query, course), None, 1.0
-            if kept is None:
-                heat_NC = clamped_diffusion(graph, labeled, pool.labels, pool.n_classes, course.steps)
+            labeled, state, touched, share = graph.nodes[pool.labeled], self._begin(query, settings), None, 1.0
+            if state is None:
+                heat_NC = clamped_diffusion(graph, labeled, pool.labels, pool.n_classes, settings.steps)
             else:
-                touched, share = advance(kept, labeled, pool.labels)
-                heat_NC = kept.journal[course.steps]
-        if kept is None:
-            ranks = rank_scores(course.measure, heat_NC, labeled)
+                touched, share = advance(state, labeled, pool.labels)
+                heat_NC = state.tensors[settings.steps]
+        if state is None:
+            ranks = rank_scores(settings.score_function, heat_NC, labeled)
         else:
-            ranks = rank_again(course.measure, heat_NC, labeled, touched, kept.journal, kept.scratch)
-            query.remember("diffusion", kept.ended(pool.labeled, pool.labels))
+            ranks = update_ranks(settings.score_function, heat_NC, labeled, touched, state.tensors, state.scratch)
+            query.remember("diffusion", state.end(pool.labeled, pool.labels))
         size = min(self.restricted_size, pool.size - len(labeled))
         candidates, tied = lowest_scores(graph, *ranks, size, TIE_BREAKS[self.tie_break](query.ties))
         query.note("ties", tied)
@@ -114,13 +114,13 @@ class Diffusion:
     def _steps(self) -> int:
         return self.graph.default_steps if self.diffusion_steps is None else self.diffusion_steps
 
-    def _kept(self, query: Query, course: DiffusionSettings) -> DiffusionState | None:
-        """Where to go on: from the last round if that can be, else from no label; None where nothing is remembered."""
-        if not self.graph.symmetric or course.n_bytes > self.memory_limit:
+    def _begin(self, query: Query, settings: DiffusionSettings) -> DiffusionState | None:
+        """The state to update: the last round's if possible, else a blank one; None where nothing is remembered."""
+        if not self.graph.symmetric or settings.n_bytes > self.memory_limit:
             return None
-        kept: DiffusionState | None = query.memory.get("diffusion")
-        if kept is not None:
-            if kept.goes_on(course, query.pool.labeled, query.pool.labels):
-                return kept
-            kept.journal.forget()  # the caller holds on to it, and two would be more than the limit
-        return blank_state(course)
+        state: DiffusionState | None = query.memory.get("diffusion")
+        if state is not None:
+            if state.begin(settings, query.pool.labeled, query.pool.labels):
+                return state
+            state.tensors.forget()  # the caller still refers to it, and two states would exceed the limit
+        return blank_state(settings)

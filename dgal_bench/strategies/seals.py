@@ -1,4 +1,4 @@
-"""SEALS (Coleman et al., 2022): only the nearest neighbours of labeled points are shown to the network (paper 5.3)."""
+"""SEALS (Coleman et al., 2022): the network scores only the nearest neighbours of labeled points (paper 5.3)."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ from dgal_bench.graph.knn import SearchIndex
 from dgal_bench.strategies.base import Query
 from dgal_bench.strategies.restrict import at_least_one, draw_uniform
 
-# Labeled points whose neighbours are ranked at a time: some 100 neighbours each.
+# Labeled points whose neighbours are ranked at a time: about 100 neighbours each.
 _POINTS = 1000
 
 
@@ -26,7 +26,7 @@ class NewIndex(Protocol):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Neighbors:
-    """What both share: ``seals_k`` neighbours of each label, their union cut to ``restricted_size`` or left whole."""
+    """``seals_k`` neighbours of each labeled point, their union cut to ``restricted_size`` if that is given."""
 
     new_index: NewIndex
     seals_k: int = 100
@@ -41,8 +41,8 @@ class _Neighbors:
 class ModelNeighbors(_Neighbors):
     """SEALS: the union of the labeled points' ``seals_k`` nearest pool points under the current network's features.
 
-    The whole pool is embedded and indexed anew in every round, on the clock; the union is never pruned, so that it
-    holds at most seals_k points per label. With ``restricted_size`` it is cut uniformly to that many ("matched").
+    Every round embeds and indexes the whole pool, on the clock; the union is never pruned, so that it holds at most
+    seals_k points per label. With ``restricted_size`` it is cut uniformly to that many ("matched").
     """
 
     def __call__(self, query: Query) -> Index:
@@ -53,16 +53,16 @@ class ModelNeighbors(_Neighbors):
             # Exact at any size: an inverted file would cost more to train than it saves for so few searches.
             search = self.new_index(features, exact_limit=pool.size)
         with query.clock.phase("search"):
-            near = neighbors_of(pool.labeled, features, search, self.seals_k)
+            near = neighbor_mask(pool.labeled, features, search, self.seals_k)
         return draw_uniform(without_labeled(near, pool), self.restricted_size, query.rng)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GraphNeighbors(_Neighbors):
-    """VAE-SEALS: the same union in the latents that the graph was built on, each labeled point searched once.
+    """VAE-SEALS: the same union in the features that the graph was built on; each labeled point is searched once.
 
     The paper's Algorithm 3 trains its embedding on the labeled set; 5.3 says "the same VAE latent space as DGMG",
-    which is what is done here: ten images cannot train a VAE. Grows by at most seals_k points per label.
+    as here: ten images cannot train a VAE. The union grows by at most seals_k points per label.
     """
 
     features: Features
@@ -77,26 +77,26 @@ class GraphNeighbors(_Neighbors):
         pool = query.pool
         with query.clock.phase("search"):
             near: Tensor = query.memory.get("near", torch.zeros(pool.size, dtype=torch.bool))
-            new = pool.labeled[query.memory.get("n_searched", 0) :]  # in order of acquisition: the last are new
-            near = near | neighbors_of(new, *self._indexed, self.seals_k)
+            new = pool.labeled[query.memory.get("n_searched", 0) :]  # labeled is in order of acquisition
+            near = near | neighbor_mask(new, *self._indexed, self.seals_k)
             query.remember("near", near)
             query.remember("n_searched", len(pool.labeled))
         return draw_uniform(without_labeled(near, pool), self.restricted_size, query.rng)
 
 
-def neighbors_of(points: Index, features: Features, search: SearchIndex, k: int) -> Tensor:
+def neighbor_mask(points: Index, features: Features, search: SearchIndex, k: int) -> Tensor:
     """(N,) mask of the union of the points' k nearest others in ``features`` (N, d), which ``search`` indexes."""
     size = len(features)
     k = min(k, size - 1)
     near = torch.zeros(size, dtype=torch.bool)
-    for some in points.split(_POINTS):
-        ids, distances = nearest_others(features, some, search(features[some], search_width(k, size)), k)
+    for block in points.split(_POINTS):
+        ids, distances = nearest_others(features, block, search(features[block], search_width(k, size)), k)
         near[ids[torch.isfinite(distances)]] = True
     return near
 
 
 def without_labeled(near: Tensor, pool: Pool) -> Index:
-    """Ascending positions of a mask, without those that are labeled."""
+    """Ascending positions of a mask, without the labeled ones."""
     candidates = near.clone()
     candidates[pool.labeled] = False
     return torch.nonzero(candidates).flatten()

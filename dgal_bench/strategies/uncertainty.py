@@ -1,4 +1,4 @@
-"""Acquisitions that rank candidates one by one (paper 4.3, 5.1), and the one that does not look at all."""
+"""Acquisitions that rank candidates one by one (paper 4.3, 5.1), and the random one."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from dgal_bench.strategies.base import Query
 
 @dataclass(frozen=True)
 class Random:
-    """Uniform among the candidates, without asking the network."""
+    """Uniform among the candidates, without a pass through the network."""
 
     def __call__(self, query: Query, candidates: Index, batch_size: int) -> Index:
         return candidates[torch.from_numpy(query.rng.choice(len(candidates), batch_size, replace=False))]
