@@ -243,7 +243,7 @@ def contend(host, path, start, rounds, results):
             inside.unlink()
         except (FileExistsError, LockHeldError):
             doubled += 1
-        lease._over.set()
+        lease._end.set()
         grow_old(lease._file, 1000)  # dead
     results.put(doubled)
 

@@ -1,4 +1,4 @@
-"""One run's configuration out of ``conf/`` groups and ``key=value`` overrides, with OmegaConf, in Hydra's surface."""
+"""One run's configuration from ``conf/`` groups and ``key=value`` overrides, as in Hydra, with OmegaConf."""
 
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -16,17 +16,17 @@ GROUPS = ("dataset", "representation", "profile", "strategy")
 
 
 def conf_dir() -> Path:
-    """The folder of the groups: inside the package when installed from a wheel, beside it in a checkout."""
+    """The folder of the groups: inside the package of a wheel, beside it in a checkout."""
     packaged = Path(__file__).parents[1] / "conf"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "conf"
 
 
 _ADDED_CHOICES: dict[tuple[str, str], DictConfig] = {}
-"""Choices that come from no file of ours but from a plugin, by group and name."""
+"""Choices that plugins added, by group and name."""
 
 
 def add_choice(group: str, name: str, content: Mapping[str, Any]) -> None:
-    """Let ``name`` be a choice of the group, as if there were a file of that content."""
+    """Make ``name`` a choice of the group, as a file of that content would."""
     try:
         _ADDED_CHOICES[group, name] = OmegaConf.create(dict(content))
     except OmegaConfBaseException as error:
@@ -35,9 +35,9 @@ def add_choice(group: str, name: str, content: Mapping[str, Any]) -> None:
 
 
 def group_names(group: str) -> list[str]:
-    """The choices of a group: the names of its files, and what plugins added."""
+    """The choices of a group: its files and what plugins added."""
     files = [path.stem for path in (conf_dir() / group).glob("*.yaml")]
-    return sorted(files + [name for of, name in _ADDED_CHOICES if of == group])
+    return sorted(files + [name for owner, name in _ADDED_CHOICES if owner == group])
 
 
 @cache
@@ -65,11 +65,11 @@ def compose(choices: Mapping[str, str], overrides: Iterable[str] = ()) -> RunCon
     """
     overrides = list(overrides)
     try:
-        chosen = _compose_choices(*(choices[group] for group in GROUPS))
-        known = _to_plain(chosen)
+        base = _compose_choices(*(choices[group] for group in GROUPS))
+        plain: Any = OmegaConf.to_container(base, resolve=False)
         for override in overrides:
-            check_key(override.partition("=")[0], known)
-        composed = OmegaConf.merge(chosen, *map(_parse_override, overrides))
+            check_key(override.partition("=")[0], plain)
+        composed = OmegaConf.merge(base, *map(_parse_override, overrides))
         assert isinstance(composed, DictConfig)
         config = from_dict(_resolve_choices(composed))
     except OmegaConfBaseException as error:
@@ -83,15 +83,15 @@ def compose(choices: Mapping[str, str], overrides: Iterable[str] = ()) -> RunCon
 
 @cache
 def _compose_choices(dataset: str, representation: str, profile: str, strategy: str) -> DictConfig:
-    """The files of these choices merged, which takes as long as all that follows; nobody may write into it."""
-    differing = read_group("profile", profile)
+    """The files of these choices merged: half of the time of ``compose``. Cached: callers must not write to it."""
+    profiles = read_group("profile", profile)
     merged = OmegaConf.merge(
         _file("config.yaml"),
         read_group("dataset", dataset),
         read_group("representation", representation),
         OmegaConf.create({"profile": profile}),
-        differing.get("all") or {},
-        differing.get(dataset) or {},
+        profiles.get("all") or {},
+        profiles.get(dataset) or {},
         read_group("strategy", strategy),
     )
     assert isinstance(merged, DictConfig)
@@ -99,36 +99,36 @@ def _compose_choices(dataset: str, representation: str, profile: str, strategy: 
 
 
 def dataset_kinds() -> set[str]:
-    """How data sets may be read: what the presets say, their own names where they say nothing."""
+    """The ``kind`` of every preset; a preset without one is of its own name."""
     presets = {name: read_group("dataset", name).dataset for name in group_names("dataset")}
     return {str(preset.get("kind", name)) for name, preset in presets.items()}
 
 
-# For parts to name in their YAML: in the configuration of the strategies that use them, and of no other.
+# Settings that parts name in their YAML: only strategies that use them have them in their configuration.
 PART_SETTINGS = ("seals_k", "adversary_steps")
 
 
 def _resolve_choices(composed: DictConfig) -> dict[str, Any]:
-    """PART_SETTINGS, checked, put into the parts that name them and taken out beside them; ``ratio`` made a number.
+    """Check PART_SETTINGS, move them into the parts that name them, and make a number of ``ratio``.
 
-    The optimiser follows the network where nothing is said of it: the paper's App. A has one for pre-trained ones.
+    ``optimizer=auto`` follows the network: the paper's App. A has one for pre-trained ones.
     """
-    _settle_optimizer(composed)
+    _resolve_optimizer(composed)
     ratio = composed.seals_k == "ratio"
     if ratio:
-        composed.seals_k = 1  # until the sizes that it depends on are known to be numbers
+        composed.seals_k = 1  # until the types of the sizes that it depends on are checked
     _check_count("seals_k", composed.seals_k, "; or ratio: restricted_size / initial_size")
     if composed.adversary_steps is not None:
         _check_count("adversary_steps", composed.adversary_steps, "; or null: 100 epochs")
-    settled = _without_part_settings(composed)
+    values = _without_part_settings(composed)
     if ratio:
-        sizes = from_dict(settled)
+        sizes = from_dict(values)
         composed.seals_k = max(1, round(sizes.restricted_size / max(1, sizes.initial_size or 1)))
-        settled = _without_part_settings(composed)
-    return settled
+        values = _without_part_settings(composed)
+    return values
 
 
-def _settle_optimizer(composed: DictConfig) -> None:
+def _resolve_optimizer(composed: DictConfig) -> None:
     training = composed.training
     if training.optimizer == "auto":
         try:
@@ -150,13 +150,13 @@ def _without_part_settings(composed: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items() if key not in PART_SETTINGS}
 
 
-def _check_count(key: str, value: Any, otherwise: str) -> None:
+def _check_count(key: str, value: Any, hint: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{key}={value}: use a whole number of 1 or more{otherwise}")
+        raise ConfigError(f"{key}={value}: use a whole number of 1 or more{hint}")
 
 
 def _parse_override(override: str) -> DictConfig:
-    if override.partition("=")[2].strip() == "???":  # OmegaConf's word for a missing value: it would be passed over
+    if override.partition("=")[2].strip() == "???":  # OmegaConf's word for a missing value, which merge ignores
         raise ConfigError(f"{override} is no value")
     try:
         return OmegaConf.from_dotlist([override])
@@ -170,34 +170,30 @@ def _one_line(error: OmegaConfBaseException) -> str:
     return f"{key}: {message}" if key else message
 
 
-def _to_plain(config: Any) -> dict[str, Any]:
-    return OmegaConf.to_container(config, resolve=False)  # type: ignore[return-value]
-
-
 def dotted_keys(config: Mapping[str, Any], prefix: str = "") -> set[str]:
     """Every dotted key of a nested mapping, inner nodes included."""
-    found: set[str] = set()
+    keys: set[str] = set()
     for name, value in config.items():
-        found.add(prefix + name)
+        keys.add(prefix + name)
         if isinstance(value, Mapping):
-            found |= dotted_keys(value, f"{prefix}{name}.")
-    return found
+            keys |= dotted_keys(value, f"{prefix}{name}.")
+    return keys
 
 
 def check_key(key: str, composed: Mapping[str, Any], extra: Iterable[str] = ()) -> None:
-    """Refuse a key that the configuration does not have; a part's own settings are checked where it is built.
+    """Refuse a key that the configuration does not have; a part's own settings are checked when it is built.
 
-    ``extra``: names that are known elsewhere, to be suggested too.
+    ``extra``: further valid keys.
     """
-    known = dotted_keys(composed) | set(extra)
-    if key not in known and not key.startswith(("strategy.restrict.", "strategy.acquire.")):
-        raise ConfigError(f"unknown key '{key}'{_nearest_key(key, known)}")
+    keys = dotted_keys(composed) | set(extra)
+    if key not in keys and not key.startswith(("strategy.restrict.", "strategy.acquire.")):
+        raise ConfigError(f"unknown key '{key}'{_nearest_key(key, keys)}")
 
 
-def _nearest_key(key: str, known: set[str]) -> str:
-    """The nearest key, also when only its last word was given (``graph_k`` for ``graph.graph_k``)."""
-    last = [name for name in sorted(known) if name.split(".")[-1] == key.split(".")[-1]]
-    return f"; did you mean '{last[0]}'?" if last else did_you_mean(key, known)
+def _nearest_key(key: str, keys: set[str]) -> str:
+    """The nearest key; first one with the same last word (``graph.graph_k`` for ``graph_k``)."""
+    same_word = [name for name in sorted(keys) if name.split(".")[-1] == key.split(".")[-1]]
+    return f"; did you mean '{same_word[0]}'?" if same_word else did_you_mean(key, keys)
 
 
 def split_values(text: str) -> list[str]:

@@ -1,6 +1,6 @@
-"""The configuration as a typed schema. What changes a result is in here, and in its hash; where to run is not.
+"""The configuration, typed and checked. What changes a result is here and in its hash; where to run is not.
 
-Light on purpose: importing it imports no torch, since a worker's thread counts must be set before torch is.
+It must not import torch: a worker's thread counts are set before torch is imported.
 """
 
 import dataclasses
@@ -22,13 +22,13 @@ from dgal_bench.core.errors import ConfigError, ResultsError, did_you_mean
 
 
 def available_cores() -> int:
-    """The cores that this process may use, where the system can tell; else all."""
+    """The cores that this process may use; all where the system does not tell."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """``kind`` says how it is read, ``name`` what results are filed under; ``n_classes`` None: as many as there are."""
+    """``kind``: the reader; ``name``: the results' folder; ``n_classes`` None: as many as the data have."""
 
     name: str
     kind: str
@@ -42,7 +42,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class NetConfig:
-    """``kind``: cnn, mlp, vit_small or any model of timm's; the rest belongs to one or another of them."""
+    """``kind``: cnn, mlp, vit_small or any model of timm; each uses some of the other fields."""
 
     kind: str
     channels: list[int]
@@ -95,7 +95,7 @@ class RepresentationConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """How many devices train the representation; the networks of the rounds always have one."""
+    """How many devices train the representation; the networks of the rounds always use one."""
 
     devices: int
 
@@ -112,7 +112,7 @@ class GraphConfig:
 
 @dataclass(frozen=True)
 class StrategyConfig:
-    """``restrict`` and ``acquire``: a ``kind`` out of the registries, and that part's own settings."""
+    """``restrict`` and ``acquire``: a ``kind`` from the registries, and that part's own settings."""
 
     name: str
     restrict: dict[str, Any]
@@ -138,9 +138,8 @@ class AdversarySettings:
     train_batch_size: int = 128
 
     def steps(self, n_unlabeled: int) -> int:
-        """Steps of a round with that many unlabeled points."""
-        wanted = self.epochs * math.ceil(n_unlabeled / self.train_batch_size)
-        return wanted if self.max_steps is None else min(wanted, self.max_steps)
+        steps = self.epochs * math.ceil(n_unlabeled / self.train_batch_size)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
 @dataclass(frozen=True)
@@ -172,20 +171,20 @@ class RunConfig:
 
     @property
     def hash(self) -> str:
-        """sha256 of the canonical JSON, less WHEREABOUTS, whose content is in the fingerprint, and less ALLOWANCES.
+        """sha256 of the canonical JSON, less PATH_SETTINGS, whose content is in the fingerprint, and RESOURCE_LIMITS.
 
-        Of full supervision, which asks neither strategy nor graph, TRAINING_SETTINGS alone.
+        Of full supervision, which uses no strategy and no graph, TRAINING_SETTINGS alone.
         """
         return config_hash(to_dict(self))
 
     @property
     def full_supervision(self) -> bool:
-        """Whether this is one training on the whole labeled pool, the reference line, and no active learning."""
+        """Whether this is one training on the whole labeled pool, a reference line without active learning."""
         return self.initial_size is None
 
     @property
     def own_files(self) -> list[str]:
-        """The paths of a user's own files that a result rests on."""
+        """The paths of a user's own files that a result depends on."""
         sections = (to_dict(getattr(self, name)) for name in SECTIONS)
         return [
             path for section in sections for key, path in section.items() if key in PATH_SETTINGS and path is not None
@@ -193,13 +192,13 @@ class RunConfig:
 
     @property
     def representation_seed(self) -> int:
-        """``representation.seed``, or the run's own where that says ``cell``."""
+        """``representation.seed``, or the run's seed where that is ``cell``."""
         seed = self.representation.seed
         return self.seed if seed == "cell" else int(seed)
 
     @property
     def setup_threads(self) -> int:
-        """``representation.threads``, or all the cores this process may use."""
+        """``representation.threads``, or all available cores."""
         threads = self.representation.threads
         return available_cores() if threads is None else threads
 
@@ -210,39 +209,39 @@ TRAINING_SETTINGS = (
 """What a training on a given set of labels depends on."""
 
 PATH_SETTINGS = frozenset({"path", "test_path", "checkpoint_path"})
-"""Settings that name a user's own files. What those hold is in the fingerprint; where they lie changes no result."""
+"""Settings that name a user's own files. Their content is in the fingerprint; their place changes no result."""
 
 SECTIONS = ("dataset", "net", "representation")
-"""Of the configuration, those that have such settings."""
+"""Sections of the configuration with PATH_SETTINGS."""
 
 
 def without_paths(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A section of the configuration with WHEREABOUTS reduced to whether they are given at all."""
+    """A section of the configuration with PATH_SETTINGS reduced to whether they are set."""
     return {key: value is not None if key in PATH_SETTINGS else value for key, value in section.items()}
 
 
 RESOURCE_LIMITS: Mapping[str, frozenset[str]] = {"diffusion": frozenset({"memory_limit"})}
-"""By a part's kind its settings that allow it to be faster, and change no pick."""
+"""By a part's kind: settings that make it faster and change no pick."""
 
 
 def without_limits(strategy: Mapping[str, Any]) -> dict[str, Any]:
-    """A strategy's configuration with its parts less ALLOWANCES."""
+    """A strategy's configuration with its parts less RESOURCE_LIMITS."""
     return {role: _without_limits(part) if isinstance(part, Mapping) else part for role, part in strategy.items()}
 
 
 def _without_limits(part: Mapping[str, Any]) -> dict[str, Any]:
-    allowances = RESOURCE_LIMITS.get(str(part.get("kind")), frozenset())
-    return {key: value for key, value in part.items() if key not in allowances}
+    limits = RESOURCE_LIMITS.get(str(part.get("kind")), frozenset())
+    return {key: value for key, value in part.items() if key not in limits}
 
 
 def comparable_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration changes a result: less where a user's files lie, and less ALLOWANCES."""
-    reduce = dict.fromkeys(SECTIONS, without_paths) | {"strategy": without_limits}
-    return {name: reduce[name](value) if name in reduce else value for name, value in config.items()}
+    """The part of a configuration that changes a result: less PATH_SETTINGS and RESOURCE_LIMITS."""
+    reducers = dict.fromkeys(SECTIONS, without_paths) | {"strategy": without_limits}
+    return {name: reducers[name](value) if name in reducers else value for name, value in config.items()}
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """``RunConfig.hash``, of a configuration as it stands in a header, be it of an older version."""
+    """``RunConfig.hash`` of a header's configuration, also of an older version."""
     parts = comparable_config(config)
     if config["initial_size"] is None:
         parts = {name: parts.get(name) for name in TRAINING_SETTINGS}
@@ -256,14 +255,14 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """``a.b: old -> new`` for every leaf that differs."""
-    found: list[str] = []
+    lines: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         left, right = old.get(key), new.get(key)
         if isinstance(left, Mapping) and isinstance(right, Mapping):
-            found += differences(left, right, f"{prefix}{key}.")
+            lines += differences(left, right, f"{prefix}{key}.")
         elif left != right:
-            found.append(f"{prefix}{key}: {left!r} -> {right!r}")
-    return found
+            lines.append(f"{prefix}{key}: {left!r} -> {right!r}")
+    return lines
 
 
 _PARTS: Mapping[str, Callable[..., Any]] = {
@@ -273,15 +272,15 @@ _PARTS: Mapping[str, Callable[..., Any]] = {
 
 
 def from_trusted_dict(values: Mapping[str, Any]) -> RunConfig:
-    """The inverse of ``to_dict``, for values that were checked when they were composed: in 0.1 ms, not 14."""
+    """The inverse of ``to_dict`` for values that ``compose`` checked: 0.1 ms, where ``from_dict`` takes 14."""
     return RunConfig(**{**values, **{name: part(**values[name]) for name, part in _PARTS.items()}})
 
 
 def dataset_config(values: Mapping[str, Any]) -> DatasetConfig:
-    """The data set of a header's configuration, whose other sections may be of an older version.
+    """The data set of a header's configuration, whose other sections may be of another version.
 
     Raises:
-        ResultsError: so is this one.
+        ResultsError: this section is of another version, too.
     """
     try:
         return DatasetConfig(**values["dataset"])
@@ -300,11 +299,7 @@ def from_dict(values: Any) -> RunConfig:
     return OmegaConf.to_object(checked)  # type: ignore[return-value]
 
 
-# Values that no type can rule out: each miss says the value and the knob to turn.
-
-
-# The names of the literal registries, known here so that a misspelt kind fails before anything is imported or run;
-# a test holds them against the registries.
+# The names of the literal registries, repeated here so that a misspelt kind fails before any import; a test compares.
 KINDS = {
     "net.stem": ("auto", "small", "standard"),
     "training.optimizer": ("adam", "sgd"),
@@ -319,7 +314,7 @@ KINDS = {
 
 
 def parse_positive(key: str, text: str, use: str) -> float:
-    """The number that a text is, if it is above 0 and finite; ``use``: what a user should write, for the error."""
+    """A number above 0 and finite; ``use``: what a user should write, for the error."""
     try:
         number = float(text)
     except ValueError:
@@ -330,20 +325,20 @@ def parse_positive(key: str, text: str, use: str) -> float:
 
 
 OWN_KINDS = ("cnn", "mlp")
-"""Networks of ``net.kind`` that are ours; a test holds them against the registry."""
+"""Networks of ``net.kind`` that are ours; a test compares them with the registry."""
 
-_OF_THE_PAPER = ("resnet18", "resnet50", "vit_small")  # these need no look into timm's list, which takes a second
+_COMMON = ("resnet18", "resnet50", "vit_small")  # the paper's, known without timm's list, which takes a second
 
 
 def check_backbone(key: str, name: str, own: Sequence[str] = ()) -> None:
-    """Refuse a name that timm does not have, with the nearest; ``own``: other choices, to be suggested too."""
-    if name in (*_OF_THE_PAPER, *own):
+    """Refuse a name that timm does not have; ``own``: further choices."""
+    if name in (*_COMMON, *own):
         return
     import timm
 
     architecture, dot, _ = name.partition(".")
     if not timm.is_model(architecture):
-        near = did_you_mean(name, {*own, *_OF_THE_PAPER, *timm.list_models()}, n=3)
+        near = did_you_mean(name, {*own, *_COMMON, *timm.list_models()}, n=3)
         raise ConfigError(f"unknown {key} '{name}'{near or ': it is no network of timm'}")
     if dot and name not in (tags := timm.list_pretrained(f"{architecture}.*")):
         raise ConfigError(f"{key}={name}: timm has no such weights of {architecture}{did_you_mean(name, tags)}")
@@ -357,18 +352,18 @@ def _check_net(net: NetConfig) -> None:
 
 
 def _or_1(value: int | None) -> int:
-    """Of a setting that may be left open: 1 then."""
+    """For a setting that may be None, which is in bounds."""
     return 1 if value is None else value
 
 
 def check_recall_target(recall_target: float) -> None:
-    """Raises ConfigError for what is no share of the true neighbours."""
+    """Refuse what is no share of the true neighbours."""
     if not 0 < recall_target <= 1:
         raise ConfigError(f"graph.recall_target={recall_target:g} is no share: use more than 0 and at most 1")
 
 
 def check_values(config: RunConfig) -> None:
-    """Bounds that need no data: each miss says the value and the knob."""
+    """Refuse values out of the bounds that need no data."""
     _check_kinds(config)
     _check_net(config.net)
     at_least = {
@@ -431,8 +426,8 @@ def _check_representation(representation: RepresentationConfig) -> None:
             raise ConfigError(f"representation.{name}={value}: use a number above 0")
     if not 0 < representation.holdout <= 0.5:
         raise ConfigError(f"representation.holdout={representation.holdout}: use a share above 0 and up to 0.5")
-    belong = {"path": "npy", "test_path": "npy", "model": "timm", "checkpoint_path": "timm", "input_size": "timm"}
-    for name, kind in belong.items():
+    kinds = {"path": "npy", "test_path": "npy", "model": "timm", "checkpoint_path": "timm", "input_size": "timm"}
+    for name, kind in kinds.items():
         if getattr(representation, name) is not None and representation.kind != kind:
             raise ConfigError(f"representation.{name} is for representation={kind}, this one is {representation.kind}")
     if representation.kind == "npy" and representation.path is None:
@@ -456,7 +451,7 @@ def _check_training(training: TrainingConfig) -> None:
 
 
 def idle_restriction(config: RunConfig, n_points: int) -> str | None:
-    """What to warn of where a restriction leaves all of a small pool, which its numbers would not show."""
+    """A warning where a restriction keeps all of a small pool, which its numbers would not show."""
     size = config.strategy.restrict.get("restricted_size")
     if not isinstance(size, int) or size < n_points - (config.initial_size or 0):
         return None
@@ -467,12 +462,12 @@ def idle_restriction(config: RunConfig, n_points: int) -> str | None:
 
 
 def check_budget(config: RunConfig, n_points: int) -> None:
-    """Refuse a run that asks more of the data than there is."""
-    wanted = (config.initial_size or n_points) + config.rounds * config.batch_size
-    if wanted > n_points:
+    """Refuse a run that needs more labels or neighbours than the data have."""
+    n_labels = (config.initial_size or n_points) + config.rounds * config.batch_size
+    if n_labels > n_points:
         raise ConfigError(
             f"{config.dataset.name}: initial_size={config.initial_size} + rounds={config.rounds} x "
-            f"batch_size={config.batch_size} = {wanted} labels, but the pool has {n_points} points: lower them"
+            f"batch_size={config.batch_size} = {n_labels} labels, but the pool has {n_points} points: lower them"
         )
     if config.graph.graph_k >= n_points and not config.full_supervision:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""A stopwatch with named phases. Time belongs to the innermost phase; the device is synchronised at every edge."""
+"""A stopwatch with named phases. Time belongs to the innermost phase; every edge synchronises the device."""
 
 import gc
 from collections import defaultdict
@@ -10,10 +10,10 @@ import torch
 
 
 class Stopwatch:
-    """Seconds by exclusive phase, and their total measured apart.
+    """Seconds by exclusive phase, and the total, measured apart.
 
-    ``with watch.running():`` brackets the whole; ``with watch.phase("diffuse"):`` charges a part. What runs outside
-    any phase is in ``total`` and in no phase, so that the sum can be checked against it.
+    ``with watch.running():`` brackets the whole; ``with watch.phase("diffuse"):`` charges a part. Time
+    outside any phase is in ``total`` only, so that the sum of phases can be checked against it.
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
@@ -38,7 +38,7 @@ class Stopwatch:
     def running(self) -> Iterator[None]:
         """Bracket what is measured; seconds add up over several brackets.
 
-        No garbage is collected meanwhile (as in ``timeit``): the trainer that has just ended would be.
+        Garbage collection is off in here (as in ``timeit``): it would find the trainer that has just ended.
         """
         collecting = gc.isenabled()
         gc.disable()

@@ -1,4 +1,4 @@
-"""What a user can get wrong, said in one line; and lookups that name the nearest right spelling."""
+"""A user's mistakes, each an error of one line; and lookups that name the nearest right spelling."""
 
 import traceback
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ class ConfigError(UserError):
 
 
 class NotApplicableError(ConfigError):
-    """A strategy is not for these data: its runs are skipped, which is no failure."""
+    """A strategy cannot work on these data: its runs are skipped, not failed."""
 
 
 class StrategyError(UserError):
@@ -32,7 +32,7 @@ class ResultsError(UserError):
 
 
 class CacheError(ResultsError):
-    """The cache cannot be used: its disk is full, or nobody may write there."""
+    """The cache cannot be used: its disk is full or not writable."""
 
 
 class DataError(UserError):
@@ -43,11 +43,11 @@ class DataError(UserError):
 
 def did_you_mean(name: str, choices: Iterable[str], n: int = 1) -> str:
     """``"; did you mean 'margin'? (choices: ...)"``: the ``n`` nearest, and all choices where they are few."""
-    known = sorted(choices)
-    near = get_close_matches(name, known, n=n, cutoff=0.5)
+    names = sorted(choices)
+    near = get_close_matches(name, names, n=n, cutoff=0.5)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    few = f" (choices: {', '.join(known)})" if len(known) <= 30 else ""
-    return hint + few
+    listing = f" (choices: {', '.join(names)})" if len(names) <= 30 else ""
+    return hint + listing
 
 
 def choose(choices: Mapping[str, T], name: str, what: str) -> T:
@@ -58,7 +58,7 @@ def choose(choices: Mapping[str, T], name: str, what: str) -> T:
 
 
 def innermost_error(error: BaseException, within: str = "") -> str:
-    """``TypeError: message (my_strategies.py, line 7)``: the last line of ours or the user's that led to the error.
+    """``TypeError: message (my_strategies.py, line 7)``: the last line outside installed libraries before the error.
 
     ``within``: only frames of files whose path contains this.
     """

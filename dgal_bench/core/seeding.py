@@ -1,4 +1,4 @@
-"""One independent random stream per (seed, role, ...), and code that must use a global RNG kept from touching it.
+"""One independent random stream per (seed, role, ...), and isolation for code that insists on a global RNG.
 
 Roles that must agree between strategies (initial set, weights, data order) do not mention the strategy.
 """
@@ -41,7 +41,7 @@ def torch_rng_for(seed: int, *role: str | int) -> torch.Generator:
 @contextmanager
 def isolated(seed: int, *role: str | int) -> Iterator[None]:
     """Seed the global RNGs for code that insists on them (weight init, Lightning) and put their states back after."""
-    # the legacy global state is NumPy's to keep, and some library's to draw from
+    # some libraries draw from NumPy's legacy global state
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices=devices):
@@ -58,7 +58,7 @@ def isolated(seed: int, *role: str | int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TieBreak:
-    """A seeded hash of positions: the order of equal scores in one round, whatever order the points arrive in."""
+    """A seeded hash of positions: it orders equal scores in one round, independent of the order of the points."""
 
     seed: int
 
@@ -76,10 +76,10 @@ class TieBreak:
 def normals(seed: int, ids: Index, size: int) -> Tensor:
     """(m,) ids -> (m, size) float32 standard normals, each a pure function of (seed, id, column).
 
-    So an id's noise is the same in whatever batch, process or order it comes. A hash of the id is the state of a
-    splitmix64 stream of its own; each number of the stream is two 32-bit uniforms, which Box-Muller makes two normals.
-    On the device of ``ids``; in float64 up to the last step, so that vector units and devices that round the logarithm
-    or the cosine differently agree in float32 all but always.
+    So an id's noise does not depend on batch, process or order. A hash of the id is the state of its own splitmix64
+    stream; each number of the stream is two 32-bit uniforms, which Box-Muller makes two normals. Computed on the device
+    of ``ids``, in float64 up to the last step, so that vector units and devices that round the logarithm or the cosine
+    differently almost always agree in float32.
     """
     streams = _splitmix64(ids * _signed(_GOLDEN) + _signed(seed))
     steps = torch.arange(1, size // 2 + size % 2 + 1, device=ids.device) * _signed(_GOLDEN)

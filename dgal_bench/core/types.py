@@ -1,4 +1,4 @@
-"""The arrays every room speaks of. Letters: N points, C classes, d features, K neighbours, B batch, m candidates."""
+"""The arrays of all modules. Letters: N points, C classes, d features, K neighbours, B batch, m candidates."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,22 +27,22 @@ TieKeys: TypeAlias = Callable[[Index], Tensor]
 CLOSE = 1e-3
 """Squared distances by expansion below this share of the two squared norms are computed again from differences.
 
-Above it float32's rounding leaves them four digits; points much nearer to each other than to 0 would lose them all.
+Above it float32's rounding leaves four digits; points much nearer to each other than to 0 would lose all digits.
 """
 
 SAME = (16 * torch.finfo(torch.float32).eps) ** 2
-"""Below this share two points agree in all digits that a forward pass has: they are one point, at distance 0."""
+"""Below this share two points agree in all digits of a forward pass: they are one point, at distance 0."""
 
 _TIES = 1 << 16
-"""Tied points whose keys are made at once: a third of the time that a million take in one go."""
+"""Tied points whose keys are made at once: for a million it takes a third of the time of one go."""
 
 Progress: TypeAlias = Callable[[str, int, int], None]
-"""How long work tells how far it is: what is being done, how much is done, and of how much."""
+"""Reports progress of long work: what is being done, how much is done, and of how much."""
 
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What the task network says of m points: ``log_probs`` (m, C) and penultimate ``features`` (m, d), on the CPU."""
+    """The task network's outputs for m points: ``log_probs`` (m, C) and penultimate ``features`` (m, d), on the CPU."""
 
     log_probs: Tensor
     features: Tensor
@@ -55,21 +55,21 @@ class Outputs:
 def margins(values_NC: Tensor) -> Tensor:
     """(N,) differences of the two largest values in each row; C of at least 2."""
     # Two maxima are two to four times as fast as topk(2), which sorts (60,000 rows of 10 to 100, one thread).
-    first, at = values_NC.max(dim=1, keepdim=True)
-    return first[:, 0] - values_NC.scatter(1, at, -torch.inf).amax(dim=1)
+    first, column = values_NC.max(dim=1, keepdim=True)
+    return first[:, 0] - values_NC.scatter(1, column, -torch.inf).amax(dim=1)
 
 
 def smallest(scores: Tensor, size: int, ids: Index, ties: TieKeys) -> Tensor:
     """Places of the ``size`` smallest scores in ascending (score, tie key) order, without a full sort.
 
-    Equal scores are ordered by ``ties(ids)`` and never by place: thousands of points that no label has reached
-    share one score, and in a data set stored class by class their places would pick one class.
+    Equal scores are ordered by ``ties(ids)``, not by place: thousands of points that no label has reached share one
+    score, and in a data set stored class by class their places would pick one class.
 
     Args:
-        scores: (m,) floats; small = take it.
+        scores: (m,) floats; the smallest are taken.
         size: how many, at most m.
         ids: (m,) the positions that the scores belong to.
-        ties: tie keys of positions.
+        ties: positions to tie keys.
 
     Raises:
         UserError: a score is NaN.
@@ -91,24 +91,24 @@ def smallest(scores: Tensor, size: int, ids: Index, ties: TieKeys) -> Tensor:
 
 
 def _first_by_key(places: Tensor, size: int, ids: Index, ties: TieKeys) -> Tensor:
-    """The ``size`` places of the smallest tie keys, in no order; many are looked at a cacheful at a time."""
+    """The ``size`` places of the smallest tie keys, in no order; many places are split into parts that fit a cache."""
     while len(places) > size:
         firsts = []
-        for some in places.split(max(_TIES, 2 * size)):
-            keys = ties(ids[some])
-            firsts.append(some[keys.topk(min(size, len(some)), largest=False).indices])
+        for part in places.split(max(_TIES, 2 * size)):
+            keys = ties(ids[part])
+            firsts.append(part[keys.topk(min(size, len(part)), largest=False).indices])
         places = torch.cat(firsts)
     return places
 
 
 def refuse_nan(scores: Tensor) -> None:
-    """Raises UserError for scores (m,) that are not numbers."""
+    """Raises UserError where scores (m,) are NaN."""
     if bad := int(torch.isnan(scores).sum()):
         raise UserError(f"{bad} of {len(scores)} scores are NaN: has a network diverged? then lower its learning rate")
 
 
 def tied_share(scores: Tensor, chosen: Tensor) -> float:
-    """Share of the chosen (places in ``scores``) that tie keys decided: their level held more points than fitted."""
+    """Share of the chosen (places in ``scores``) that tie keys decided: their level has more points than fit."""
     if len(chosen) == 0:
         return 0.0
     taken = scores[chosen]
