@@ -5,7 +5,7 @@ import pytest
 
 from dgal_bench.core import cache
 from dgal_bench.core.errors import ResultsError
-from dgal_bench.engines import ray_transfer as parcels
+from dgal_bench.engines import ray_transfer
 
 
 def made(root, key="key", size=1000):
@@ -20,11 +20,11 @@ def never(folder):
 @pytest.mark.parametrize("size", [1, 700, 10**6])
 def test_an_entry_arrives_as_it_was_packed_in_pieces_of_any_size(tmp_path, size):
     there = made(tmp_path / "there", size=50)
-    sent = list(parcels.pieces(tmp_path / "there", "key", size))
+    sent = list(ray_transfer.pieces(tmp_path / "there", "key", size))
     assert max(len(piece) for _, piece in sent) <= size
-    assert parcels.missing_entries(tmp_path / "here", ["key"]) == ["key"]
-    parcels.unpack(tmp_path / "here", "key", sent)
-    assert parcels.missing_entries(tmp_path / "here", ["key"]) == []
+    assert ray_transfer.missing_entries(tmp_path / "here", ["key"]) == ["key"]
+    ray_transfer.unpack(tmp_path / "here", "key", sent)
+    assert ray_transfer.missing_entries(tmp_path / "here", ["key"]) == []
     here = cache.get_or_make(tmp_path / "here", "key", never)
     assert (here.sha256, here.facts) == (there.sha256, there.facts)
     assert np.array_equal(here.arrays["latents"], there.arrays["latents"])
@@ -33,7 +33,7 @@ def test_an_entry_arrives_as_it_was_packed_in_pieces_of_any_size(tmp_path, size)
 @pytest.mark.parametrize("spoil", ["flip", "cut", "lose", "manifest"])
 def test_what_was_damaged_on_its_way_is_refused_and_leaves_nothing(tmp_path, spoil):
     made(tmp_path / "there")
-    sent = dict(parcels.pieces(tmp_path / "there", "key"))
+    sent = dict(ray_transfer.pieces(tmp_path / "there", "key"))
     array = sent["latents.npy"]
     sent |= {
         "flip": {"latents.npy": array[:-1] + bytes([array[-1] ^ 1])},
@@ -42,21 +42,21 @@ def test_what_was_damaged_on_its_way_is_refused_and_leaves_nothing(tmp_path, spo
         "manifest": {"manifest.json": sent["manifest.json"][:-2]},
     }[spoil]
     with pytest.raises(ResultsError, match=r"cache entry key arrived damaged"):
-        parcels.unpack(tmp_path / "here", "key", sent.items())
-    assert parcels.missing_entries(tmp_path / "here", ["key"]) == ["key"]
+        ray_transfer.unpack(tmp_path / "here", "key", sent.items())
+    assert ray_transfer.missing_entries(tmp_path / "here", ["key"]) == ["key"]
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["key.lock"]
 
 
 def test_an_entry_that_is_there_is_neither_fetched_nor_touched(tmp_path):
     made(tmp_path)
     before = (tmp_path / "key" / "manifest.json").stat()
-    parcels.unpack(tmp_path, "key", map(never, ["a piece"]))
+    ray_transfer.unpack(tmp_path, "key", map(never, ["a piece"]))
     assert (tmp_path / "key" / "manifest.json").stat() == before
 
 
 def test_a_piece_cannot_name_a_file_outside_its_entry(tmp_path):
     with pytest.raises(ResultsError, match="arrived damaged"):
-        parcels.unpack(tmp_path / "here", "key", [("../../stray", b"x")])
+        ray_transfer.unpack(tmp_path / "here", "key", [("../../stray", b"x")])
     assert not (tmp_path / "stray").exists()
 
 

@@ -166,10 +166,10 @@ def _parts(config: Config, names: Iterable[str]) -> dict[str, Any]:
     return {name: without_paths(value) if name in SECTIONS else value for name, value in chosen.items()}
 
 
-def _agree(one: Config, other: Config) -> bool:
+def _agree(settings: Config, others: Config) -> bool:
     """Whether the settings that both have are equal: rows may be older than a setting."""
-    for name in one.keys() & other.keys():
-        left, right = one[name], other[name]
+    for name in settings.keys() & others.keys():
+        left, right = settings[name], others[name]
         both = isinstance(left, Mapping) and isinstance(right, Mapping)
         if not (_agree(left, right) if both else left == right):
             return False
@@ -313,9 +313,9 @@ def _basis_lines(estimate: TimeEstimate) -> list[str]:
 def _setup_line(setups: Sequence[float | None], seconds: float) -> str:
     n_known = sum(setup is not None for setup in setups)
     whole = f"about {duration(seconds)} of it, less what the cache has already"
-    known = [whole if n_known == len(setups) else f"{n_known} {whole}"] if n_known else []
-    missing = [f"{len(setups) - n_known} not known"] if n_known < len(setups) else []
-    return f"  {_count(len(setups), 'set-up')}: {'; '.join(known + missing)}"
+    timed = [whole if n_known == len(setups) else f"{n_known} {whole}"] if n_known else []
+    untimed = [f"{len(setups) - n_known} not known"] if n_known < len(setups) else []
+    return f"  {_count(len(setups), 'set-up')}: {'; '.join(timed + untimed)}"
 
 
 def _count(n: int, what: str) -> str:

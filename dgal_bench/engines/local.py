@@ -57,7 +57,7 @@ class LocalEngine:
     def __init__(self, jobs: Sequence[PlannedRun], settings: SweepSettings, notify: SynchronizedListener) -> None:
         gpus = visible_gpus()
         check_gpus(settings, gpus)
-        self._settings, self._notify = settings, notify
+        self._settings = settings
         n_lanes = min(count_lanes(jobs, settings, len(gpus)), len(jobs))
         self._usable = gpus if settings.gpus is None else gpus[: settings.gpus]
         self._gpus = assign_gpus(self._usable, settings, n_lanes)

@@ -36,7 +36,7 @@ class RunQueue:
 
     def __init__(self, jobs: Sequence[PlannedRun], notify: SynchronizedListener) -> None:
         self._waiting = deque(jobs)
-        self._locked_until: dict[PlannedRun, float] = {}  # when to look again, by the monotonic clock
+        self._deferred_until: dict[PlannedRun, float] = {}  # monotonic time of the next attempt
         self._running: set[PlannedRun] = set()
         self._sizes = {job: _size(job.path) for job in jobs}
         self._deaths: Counter[PlannedRun] = Counter()
@@ -49,9 +49,9 @@ class RunQueue:
 
     @property
     def over(self) -> bool:
-        """No run waits, is locked or runs; or an error has ended the sweep."""
+        """No run waits, is deferred or runs; or an error has ended the sweep."""
         with self._lock:
-            return self.fatal is not None or not (self._waiting or self._locked_until or self._running)
+            return self.fatal is not None or not (self._waiting or self._deferred_until or self._running)
 
     def __len__(self) -> int:
         """Number of waiting runs."""
@@ -72,21 +72,21 @@ class RunQueue:
     def take(self) -> PlannedRun | None:
         """The next run to try; None if none can be tried now (some may be later)."""
         with self._lock:
-            while not self.fatal and (job := self._waiting.popleft() if self._waiting else self._freed()) is not None:
+            while not self.fatal and (job := self._waiting.popleft() if self._waiting else self._due()) is not None:
                 self._notify("begun", job)
                 if not self._ended_elsewhere(job):
                     self._running.add(job)
                     return job
             return None
 
-    def _freed(self) -> PlannedRun | None:
-        """A run whose lock is free again."""
-        for job in [job for job, moment in self._locked_until.items() if moment <= monotonic()]:
+    def _due(self) -> PlannedRun | None:
+        """A deferred run whose time has come and whose lock is free."""
+        for job in [job for job, moment in self._deferred_until.items() if moment <= monotonic()]:
             holder = live_holder(job.path)
             if holder is None:
-                del self._locked_until[job]
+                del self._deferred_until[job]
                 return job
-            self._locked_until[job] = monotonic() + _LOOK_AGAIN_SECONDS
+            self._deferred_until[job] = monotonic() + _LOOK_AGAIN_SECONDS
             self._notify("warn", f"waiting for runs that {holder_name(holder)} works on")
         return None
 
@@ -132,7 +132,7 @@ class RunQueue:
 
     def _wait_for_lock(self, job: PlannedRun, event: Event) -> None:
         self._sizes[job] = -1  # read the file again, whatever the other command writes
-        self._locked_until[job] = monotonic() + _LOOK_AGAIN_SECONDS
+        self._deferred_until[job] = monotonic() + _LOOK_AGAIN_SECONDS
         if live_holder(job.path) is None:
             self._notify("warn", event["error"])
 
@@ -159,7 +159,7 @@ class RunQueue:
         others_run = len(set(self._start_failures)) < MAX_START_FAILURES and self._running
         if len(self._start_failures) < MAX_START_FAILURES or others_run:
             self._notify("warn", f"{job.name}: {error}; it is tried again")
-            self._locked_until[job] = monotonic() + _START_AGAIN_SECONDS
+            self._deferred_until[job] = monotonic() + _START_AGAIN_SECONDS
         else:
             self.fatal = UserError(f"{MAX_START_FAILURES} attempts in a row could not start a run: {error}")
             self.fatal.exit_code = max(2, event["exit_code"])

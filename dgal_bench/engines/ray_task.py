@@ -97,4 +97,4 @@ def _set_up(job: Mapping[str, Any], emit: Callable[..., None]) -> None:
             entries = {"entries": sorted(keys), "node": ray.get_runtime_context().get_node_id()}
             emit(event, **facts, **(entries if event == "ready" else {}))
 
-        handle(job, emit_with_entries, EXPERIMENTS, spread=run_blocks)
+        handle(job, emit_with_entries, EXPERIMENTS, executor=run_blocks)

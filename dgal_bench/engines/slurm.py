@@ -312,9 +312,8 @@ class SlurmEngine:
         """A job that exits normally leaves its result pickle; a killed one is only absent from the queue."""
         if self._cluster == "local":
             return bool(attempt.handle.done())
-        return attempt.handle.paths.result_pickle.exists() or self._queue.has_left(
-            attempt.handle.job_id, attempt.submitted
-        )
+        handle = attempt.handle
+        return handle.paths.result_pickle.exists() or self._queue.has_left(handle.job_id, attempt.submitted)
 
     def _remove(self, attempt: SlurmRun) -> None:
         self._submitted.remove(attempt)

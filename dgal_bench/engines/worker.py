@@ -87,11 +87,11 @@ def handle(
     emit: Emit,
     experiments: dict[str, Experiment],
     open_writer: OpenWriter = FileWriter,
-    spread: BlockExecutor = execute_serially,
+    executor: BlockExecutor = execute_serially,
 ) -> None:
     """Execute a job and emit its events; ``experiments`` is what this process keeps between jobs.
 
-    ``spread``: runs the blocks of a large graph's search, here or on other nodes too.
+    ``executor``: answers the blocks of a large graph's search, here or on other nodes too.
     """
     if job["algorithm_version"] != ALGORITHM_VERSION:
         raise ConfigError(
@@ -116,10 +116,10 @@ def handle(
         fetch(config.dataset.kind, Path(job["data"]), progress, job["offline"], Path(job["cache"]))
     if key not in experiments:
         experiments.clear()  # one data set in memory at a time
-        experiments[key] = open_experiment(config, Path(job["data"]), Path(job["cache"]), progress, spread)
+        experiments[key] = open_experiment(config, Path(job["data"]), Path(job["cache"]), progress, executor)
     experiment = experiments[key]
     if job["job"] == "setup":
-        # find a network that does not fit the images now
+        # a network that does not fit the images is an error now, not in the first run
         check_fits(Run.of(config, experiment).new_module(0).net, experiment.data.image_shape, config.net)
         projection = make_projection(config, experiment, Path(job["cache"]), progress, emit)
         emit("ready", points=experiment.data.size, **projection)
