@@ -308,7 +308,7 @@ def test_set_up_files_it_in_the_folder_of_the_data_set(tmp_path, experiment):
 
 def test_of_very_many_points_a_sample_has_positions(tmp_path, experiment, monkeypatch):
     monkeypatch.setattr(projection, "_ALL_UP_TO", 199)
-    monkeypatch.setattr(projection, "_KEPT", 50)
+    monkeypatch.setattr(projection, "_SUBSET", 50)
     arrays = get_projection(example_config("dgmg"), experiment.prepared, tmp_path, lambda what, done, of: None)
     write_projection(told(pack_file(arrays, experiment.data, SHA), file_name(SHA)), tmp_path)
     found = read_projection(tmp_path, SHA)

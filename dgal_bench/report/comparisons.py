@@ -14,24 +14,24 @@ from dgal_bench.results.metrics import area_under_curve
 from dgal_bench.results.rows import RoundRecord
 
 OPPONENTS = (REFERENCE, "random")
-"""What every strategy is held against."""
+"""What every strategy is compared with."""
 
 EXACT = 17
-"""Seeds up to which all flips of signs are counted: half of 2^17 is fewer than there would be drawn."""
+"""Up to so many seeds all flips of signs are counted: half of 2^17 is fewer than FLIPS."""
 
 FLIPS = 99_999
 
 Records = Sequence[RoundRecord]
 Measure = Callable[[Records, Records], tuple[float, float] | None]
-"""A number of each of two runs, ours first; None where the two have nothing in common to be measured on."""
+"""A number for each of two runs, ours first; None if they have too little in common."""
 
 
 @dataclass(frozen=True)
 class PairedValues:
     """Ours minus theirs over the n seeds of both, and the two-sided test of no difference.
 
-    ``p`` is None with one seed. ``smallest_p`` is the least that flipping the signs of n differences can give, which is
-    what so few seeds can show without a normal distribution: a t test's p may be below it.
+    ``p`` is None with one seed. ``smallest_p`` is the least p of flipping the signs of n differences, all that n seeds
+    can show without assuming a normal distribution: a t test's p may be below it.
     """
 
     difference: Estimate
@@ -43,7 +43,7 @@ class PairedValues:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A strategy against ``opponent``; ``holm_p`` is corrected for all that were held against it."""
+    """A strategy against ``opponent``; ``holm_p`` is corrected over all strategies compared with it."""
 
     opponent: str
     paired: PairedValues
@@ -68,12 +68,12 @@ def zero_test(differences: Sequence[float]) -> float | None:
 
 
 def smallest_p(n: int) -> float:
-    """Of n differences with all signs equal: 2 of 2^n flips are as far from 0; where they are drawn, 1 of 100,000."""
+    """Of n differences with all signs equal: 2 of 2^n flips are as far from 0; of drawn flips, 1 of 100,000."""
     return max(2.0 ** (1 - n), 1 / (FLIPS + 1))
 
 
 def t_test(differences: Sequence[float]) -> float:
-    """Student's two-sided test of mean 0; differences that are all the same leave no doubt."""
+    """Student's two-sided test of mean 0; if all differences are equal, p is 0, or 1 where they are 0."""
     n, mean = len(differences), sum(differences) / len(differences)
     error = sqrt(sum((one - mean) ** 2 for one in differences) / (n - 1) / n)
     t = abs(mean) / error if error else inf if mean else 0.0
@@ -85,12 +85,12 @@ def flip_test(differences: Sequence[float]) -> float:
 
     All of them up to 17 seeds; beyond, 99,999 drawn ones and the differences themselves (Phipson and Smyth 2010).
     """
-    sizes_S = np.sort(np.abs(differences))  # their signs and order are nothing that flips depend on
+    sizes_S = np.sort(np.abs(differences))  # flips depend on neither their signs nor their order
     n, largest = len(sizes_S), float(sizes_S.sum())
-    reached = abs(sum(differences)) - TIE * largest
+    observed = abs(sum(differences)) - TIE * largest
     sums = np.abs(_all_flips(sizes_S) if n <= EXACT else _drawn_flips(sizes_S))
-    as_far = int((sums >= reached).sum())
-    return as_far / len(sums) if n <= EXACT else (as_far + 1) / (len(sums) + 1)
+    n_as_far = int((sums >= observed).sum())
+    return n_as_far / len(sums) if n <= EXACT else (n_as_far + 1) / (len(sums) + 1)
 
 
 def _all_flips(sizes_S: Floats) -> Floats:
@@ -102,7 +102,7 @@ def _all_flips(sizes_S: Floats) -> Floats:
 
 
 def _drawn_flips(sizes_S: Floats) -> Floats:
-    """One seed after the other, so that no matrix of signs is held."""
+    """One seed at a time: a matrix of all signs would take much memory."""
     rng, sums = rng_for(0, "flips", len(sizes_S)), np.zeros(FLIPS)
     for size in sizes_S:
         sums += np.where(rng.integers(0, 2, FLIPS, dtype=np.int8), size, -size)
@@ -110,17 +110,17 @@ def _drawn_flips(sizes_S: Floats) -> Floats:
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction for as many tests as were made; None, where none was, stays None."""
+    """Holm's step-down correction over the tests that were made; None stays None."""
     tests = sorted((p, at) for at, p in enumerate(ps) if p is not None)
     adjusted: list[float | None] = [None] * len(ps)
-    least = 0.0
+    largest = 0.0
     for rank, (p, at) in enumerate(tests):
-        adjusted[at] = least = max(least, min(1.0, (len(tests) - rank) * p))
+        adjusted[at] = largest = max(largest, min(1.0, (len(tests) - rank) * p))
     return adjusted
 
 
 def common_area(ours: Records, theirs: Records) -> tuple[float, float] | None:
-    """Both areas under the curve over the numbers of labels that both were evaluated at; None with fewer than two."""
+    """Areas under the curve over the numbers of labels at which both were evaluated; None with fewer than two."""
     shared = {one.n_labeled for one in ours} & {one.n_labeled for one in theirs}
     if len(shared) < 2:
         return None
@@ -130,16 +130,18 @@ def common_area(ours: Records, theirs: Records) -> tuple[float, float] | None:
 
 def counterpart(strategy: str, opponent: str, group: Group) -> str:
     """The opponent under the same varied settings (``random+graph.graph_k=10``) where there is one."""
-    same = "+".join([opponent, *strategy.split("+")[1:]])
-    return same if same in group.runs else opponent
+    variant = "+".join([opponent, *strategy.split("+")[1:]])
+    return variant if variant in group.runs else opponent
 
 
 def compare_with(group: Group, opponent: str, measure: Measure = common_area) -> dict[str, Comparison]:
     """Every other strategy that shares a finished seed with the opponent, corrected by Holm over all of them."""
-    met = [(strategy, counterpart(strategy, opponent, group)) for strategy in group.strategies]
-    found = {ours: (theirs, _compare_pair(group, ours, theirs, measure)) for ours, theirs in met if ours != theirs}
-    kept = {strategy: (theirs, pair) for strategy, (theirs, pair) in found.items() if pair is not None}
-    corrected = zip(kept.items(), holm([pair.p for _, pair in kept.values()]), strict=True)
+    opponents = [(strategy, counterpart(strategy, opponent, group)) for strategy in group.strategies]
+    found = {
+        ours: (theirs, _compare_pair(group, ours, theirs, measure)) for ours, theirs in opponents if ours != theirs
+    }
+    shared = {strategy: (theirs, pair) for strategy, (theirs, pair) in found.items() if pair is not None}
+    corrected = zip(shared.items(), holm([pair.p for _, pair in shared.values()]), strict=True)
     return {strategy: Comparison(theirs, pair, p) for (strategy, (theirs, pair)), p in corrected}
 
 

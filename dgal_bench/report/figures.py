@@ -1,4 +1,7 @@
-"""A figure's SVG as a part of the page: without its title and legend, in the page's colours, its strategies marked."""
+"""Every figure of a report: its heading, its files, and its SVG as a part of the page.
+
+On the page it has no title and legend of its own, the page's colours, and marked strategies.
+"""
 
 import io
 import re
@@ -20,7 +23,7 @@ SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
 
 ROLES: Mapping[str, str] = {INK: "ink", FAINT: "faint", GRID: "grid", PAPER: "paper"}
-"""Colours that are the page's own."""
+"""Colours that the page's scheme replaces."""
 
 _HREF = f"{{{XLINK}}}href"
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
@@ -29,14 +32,14 @@ _NUMBER = re.compile(r"-?\d+\.\d{2,}")
 
 
 def inline_svg(svg: str, top: float, bottom: float, name: str) -> str:
-    """The part of a figure between ``top`` and ``bottom`` inches; ``name`` makes its ids its own."""
+    """The part of a figure between ``top`` and ``bottom`` inches; ``name`` makes its ids unique on the page."""
     ET.register_namespace("", SVG)
     ET.register_namespace("xlink", XLINK)
-    root = ET.fromstring(svg)  # noqa: S314 - as above
+    root = ET.fromstring(svg)  # noqa: S314 - matplotlib wrote it, here
     _remove(root)
     width, height = (float(root.attrib.pop(side).removesuffix("pt")) for side in ("width", "height"))
     root.set("viewBox", f"0 {72 * top:.1f} {width:g} {height - 72 * (top + bottom):.1f}")
-    root.set("aria-hidden", "true")  # its caption and the tables say it in words
+    root.set("aria-hidden", "true")  # its caption and the tables have the content as text
     for element in root.iter():
         _rewrite(element, name)
     _share_pictures(root, name)
@@ -44,13 +47,13 @@ def inline_svg(svg: str, top: float, bottom: float, name: str) -> str:
 
 
 def _shorten(found: re.Match[str]) -> str:
-    """A tenth of a point is finer than any screen; small numbers keep their digits, they may be factors."""
+    """A tenth of a point is finer than any screen; small numbers keep their digits: they may be factors."""
     number = float(found[0])
     return f"{number:.4g}" if abs(number) < 10 else f"{number:.1f}"
 
 
 def _remove(root: ET.Element) -> None:
-    """What the page has of its own, and what matplotlib says of itself."""
+    """Title, legend and note, which the page has itself, the background, and matplotlib's metadata."""
     for parent in list(root.iter()):
         for child in list(parent):
             unwanted = child.get("id") in (TITLE, LEGEND, NOTE) or child.tag == f"{{{SVG}}}metadata"
@@ -59,15 +62,15 @@ def _remove(root: ET.Element) -> None:
 
 
 def _rewrite(element: ET.Element, name: str) -> None:
-    """Ids become unique on the page, colours follow its scheme, and what is drawn of a strategy says of which."""
-    own = element.attrib.pop("id", None)
-    if own is not None and own.startswith("strategy:"):
-        strategy = own.removeprefix("strategy:").rpartition(":")[0]
+    """Ids become unique on the page, colours follow its scheme, and elements of a strategy name it."""
+    id_ = element.attrib.pop("id", None)
+    if id_ is not None and id_.startswith("strategy:"):
+        strategy = id_.removeprefix("strategy:").rpartition(":")[0]
         element.set("data-strategy", strategy)
-    elif own is not None and own.startswith("line:"):
-        element.set("data-line", own.removeprefix("line:"))
-    elif own is not None and not re.fullmatch(r"[a-z0-9]+_\d+", own):
-        element.set("id", f"{name}-{own}")
+    elif id_ is not None and id_.startswith("line:"):
+        element.set("data-line", id_.removeprefix("line:"))
+    elif id_ is not None and not re.fullmatch(r"[a-z0-9]+_\d+", id_):
+        element.set("id", f"{name}-{id_}")
     for key in ("clip-path", _HREF):
         if (value := element.get(key)) and not value.startswith("data:"):
             element.set(key, value.replace("#", f"#{name}-"))
@@ -80,25 +83,25 @@ def _rewrite(element: ET.Element, name: str) -> None:
 
 
 def _share_pictures(root: ET.Element, name: str) -> None:
-    """A picture is kept once, however often it is in the figure, and smoothed by whoever shows it."""
-    kept: dict[str, str] = {}
+    """Stores each picture once, however often the figure uses it; the browser smooths it."""
+    ids: dict[str, str] = {}
     store = ET.Element(f"{{{SVG}}}defs")
     for element in list(root.iter(f"{{{SVG}}}image")):
         content = element.get(_HREF, "")
-        if content not in kept:
-            kept[content] = f"{name}-picture-{len(kept)}"
+        if content not in ids:
+            ids[content] = f"{name}-picture-{len(ids)}"
             sizes = {side: element.get(side, "") for side in ("width", "height")}
-            ET.SubElement(store, f"{{{SVG}}}image", {_HREF: content, "id": kept[content], **sizes})
+            ET.SubElement(store, f"{{{SVG}}}image", {_HREF: content, "id": ids[content], **sizes})
         element.tag = f"{{{SVG}}}use"
-        element.set(_HREF, f"#{kept[content]}")
+        element.set(_HREF, f"#{ids[content]}")
         element.attrib.pop("style", None)
         element.attrib.pop("id", None)
-    if kept:
+    if ids:
         root.insert(0, store)
 
 
 def _theme(style: str) -> str:
-    """``stroke: #0072b2`` as ``stroke: var(--c0072b2)``, which the page defines for both of its schemes."""
+    """``stroke: #0072b2`` as ``stroke: var(--c0072b2)``, which the page defines for its light and dark schemes."""
     return _COLOUR.sub(lambda found: f"var(--{variable(found[0])})", style)
 
 
@@ -108,13 +111,10 @@ def variable(colour: str) -> str:
 
 
 def used_colours(svgs: list[str]) -> dict[str, tuple[str, str]]:
-    """Every colour that figures name, by its variable: on a light and on a dark page."""
+    """Every colour in the figures, by its variable: on a light and on a dark page."""
     dark = {light.lower(): tone for light, tone in ON_DARK.items()}
     found = sorted({one for svg in svgs for one in re.findall(r"var\(--c([0-9a-f]{6})\)", svg)})
     return {f"c{one}": (f"#{one}", dark.get(f"#{one}", f"#{one}")) for one in found}
-
-
-# Every figure of a report: what it is called, how it is read, who draws it; and the files made of it.
 
 
 DPI = 130
@@ -122,7 +122,7 @@ DPI = 130
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """A figure of a group: its heading on the page, how it is read, and what draws it (None: nothing to draw)."""
+    """A figure of a group: its heading on the page, how to read it, and its function (None: nothing to draw)."""
 
     heading: str
     reading: str
@@ -188,7 +188,7 @@ FIGURES: Mapping[str, FigureSpec] = {
 
 @dataclass(frozen=True)
 class DrawnFigure:
-    """A figure as the page takes it."""
+    """A figure for the page."""
 
     name: str
     spec: FigureSpec
@@ -197,23 +197,25 @@ class DrawnFigure:
 
 
 def draw_all(group: Group, folder: Path) -> Iterator[tuple[DrawnFigure, list[Path]]]:
-    """Every figure there is of a group, each once: as PNG and SVG files, and for the page."""
+    """Draws every figure of a group once: as PNG and SVG files, and for the page."""
     for name, spec in FIGURES.items():
         with mpl.rc_context(rc=RC):
-            made = spec.draw(group)
-            if made is not None:
-                paths, svg = save(made, folder / f"{group.slug}-{name}")
+            canvas = spec.draw(group)
+            if canvas is not None:
+                paths, svg = save(canvas, folder / f"{group.slug}-{name}")
                 yield (
-                    DrawnFigure(name, spec, inline_svg(svg, made.top, made.bottom, f"{group.slug}-{name}"), made.note),
+                    DrawnFigure(
+                        name, spec, inline_svg(svg, canvas.top, canvas.bottom, f"{group.slug}-{name}"), canvas.note
+                    ),
                     paths,
                 )
 
 
-def save(made: Canvas, stem: Path) -> tuple[list[Path], str]:
-    """Files of both kinds, and the text of the SVG; the same rows give the same bytes."""
+def save(canvas: Canvas, stem: Path) -> tuple[list[Path], str]:
+    """Writes PNG and SVG, and returns the SVG's text too; the same rows give the same bytes."""
     png, svg = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
-    made.figure.savefig(png, dpi=DPI)
+    canvas.figure.savefig(png, dpi=DPI)
     text = io.StringIO()
-    made.figure.savefig(text, format="svg", metadata={"Date": None})
+    canvas.figure.savefig(text, format="svg", metadata={"Date": None})
     svg.write_text(text.getvalue(), encoding="utf-8")
     return [png, svg], text.getvalue()

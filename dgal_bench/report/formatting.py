@@ -8,7 +8,7 @@ from dgal_bench.report.statistics import MANY, Estimate
 
 
 def spread(estimate: Estimate, factor: float, digits: int) -> str:
-    """``91.2 +- 0.8``; the mean alone with one seed, ``91.2 [90.1, 91.9]`` where the interval may be lopsided."""
+    """``91.2 ± 0.8``; only the mean with one seed, ``91.2 [90.1, 91.9]`` where the interval may be asymmetric."""
     mean = f"{estimate.mean * factor:.{digits}f}"
     if isinf(estimate.high):
         return mean
@@ -18,7 +18,7 @@ def spread(estimate: Estimate, factor: float, digits: int) -> str:
 
 
 def difference(estimate: Estimate, factor: float, digits: int) -> str:
-    """``+1.2 [0.3, 2.1]``; the difference alone with one seed."""
+    """``+1.2 [0.3, 2.1]``; only the difference with one seed."""
     mean = f"{estimate.mean * factor:+.{digits}f}"
     if isinf(estimate.high):
         return mean
@@ -26,12 +26,12 @@ def difference(estimate: Estimate, factor: float, digits: int) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """Two digits of it; nothing where there was no test."""
+    """Two digits; empty where there was no test."""
     return "" if p is None else "<0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def speedup(estimate: Estimate | None) -> str:
-    """``61 [58, 65]`` times; the ratio alone with one seed."""
+    """``61 [58, 65]`` times; only the ratio with one seed."""
     if estimate is None:
         return ""
     if isinf(estimate.high):
@@ -40,12 +40,12 @@ def speedup(estimate: Estimate | None) -> str:
 
 
 def three_digits(value: float) -> str:
-    """``0.00343``, ``5.64``, ``3,150``: as many as an interval over a few seeds can bear."""
+    """``0.00343``, ``5.64``, ``3,150``: an interval over a few seeds supports no more."""
     return f"{float(f'{value:.3g}'):,.0f}" if 1000 <= abs(value) < inf else f"{value:.3g}"
 
 
 def escape_html(text: str) -> str:
-    """What would be a tag of HTML to a reader of Markdown, as the text that it is."""
+    """Escapes what Markdown would read as an HTML tag."""
     return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", text)
 
 
@@ -56,12 +56,12 @@ def numbers(values: Iterable[int]) -> str:
 
 def align_table(head: list[str], rows: list[list[str]]) -> list[str]:
     """A Markdown table whose columns line up in a terminal too."""
-    head, *rows = [[text.replace("|", "\\|") for text in line] for line in [head, *rows]]
+    head, *rows = [[cell.replace("|", "\\|") for cell in line] for line in [head, *rows]]
     widths = [max(len(line[i]) for line in [head, *rows]) for i in range(len(head))]
     pads = ["<", *[">"] * (len(head) - 1)]
 
-    def line(texts: list[str]) -> str:
-        return "| " + " | ".join(f"{c:{pad}{w}}" for c, pad, w in zip(texts, pads, widths, strict=True)) + " |"
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(f"{c:{pad}{w}}" for c, pad, w in zip(cells, pads, widths, strict=True)) + " |"
 
     rule = (
         "|" + "|".join("-" * (w + 1) + (":" if pad == ">" else "-") for w, pad in zip(widths, pads, strict=True)) + "|"
@@ -73,6 +73,6 @@ MARK = " *"
 
 
 def mark_values(texts: Sequence[str], busy: Sequence[bool | None]) -> list[str]:
-    """A column with marks where they belong, and room for them elsewhere if there is any."""
+    """Marks busy values, and pads the others where any is marked."""
     room = " " * len(MARK) if any(busy) else ""
     return [text + (MARK if one else room) for text, one in zip(texts, busy, strict=True)]

@@ -1,4 +1,4 @@
-"""What a report says of times: which are replayed, which were taken beside other work, and all on one state."""
+"""Lines of text for the page and summary.md: how rows were made, what is missing, and the source of the query times."""
 
 import json
 import re
@@ -20,11 +20,9 @@ from dgal_bench.results.reader import timings_path
 from dgal_bench.results.rows import COMMON, RunLog, Timing, Timings
 from dgal_bench.strategies import resolve_parts
 
-# What was run and where, what it cost once, and what every label would give: lines for the page and summary.md.
-
 
 def supervision_lines(group: Group) -> list[str]:
-    """What the network reaches with every label of the pool: the reference line of the figures."""
+    """The accuracy with all labels of the pool: the reference line of the figures."""
     lines = []
     for log in group.references:
         if log.done:
@@ -58,7 +56,7 @@ def protocol(group: Group) -> list[str]:
 
 
 def space(representation: Mapping[str, Any]) -> str:
-    """What made the points of a graph: ``vae (resnet18)``, ``npy (mine.npy)``, ``timm (resnet50)``, ``pca``."""
+    """The representation under a graph: ``vae (resnet18)``, ``npy (mine.npy)``, ``timm (resnet50)``, ``pca``."""
     kind = representation["kind"]
     detail = {
         "vae": representation["encoder"].replace("cnn", ""),
@@ -69,7 +67,7 @@ def space(representation: Mapping[str, Any]) -> str:
 
 
 def _plugins(group: Group) -> list[str]:
-    """Which strategies are not this package's, and the code they came from."""
+    """The strategies from plugins, and their code."""
     sentences = {log.path.parent.name: log.header["config"]["strategy"] for log in group.logs}
     found = [
         f"{name} ({part['plugin']})"
@@ -86,7 +84,7 @@ def machines(group: Group) -> list[str]:
 
 
 def _made_by_line(ledger: Mapping[str, Any]) -> str:
-    """``, made on AMD EPYC, 2 cores, 2 threads``: a cache may have been filled on another machine than the rows'."""
+    """``, made on AMD EPYC, 2 cores, 2 threads``: the cache entry may come from another machine than the rows."""
     maker = ledger.get("made_by", {}).get("machine")
     if not maker:
         return ""
@@ -96,7 +94,7 @@ def _made_by_line(ledger: Mapping[str, Any]) -> str:
 
 
 def ledger_lines(group: Group) -> list[str]:
-    """The one-off cost and quality of each representation and graph under these rows."""
+    """The one-off cost and the quality of each representation and graph of these rows."""
     made = {
         log.header["fingerprint"]["graph"]: (space(log.header["config"]["representation"]), log.header["setup"])
         for log in group.logs
@@ -126,9 +124,6 @@ def ledger_lines(group: Group) -> list[str]:
     return lines
 
 
-# What to be wary of: runs that are not counted, and what a query did beside passing points through its network.
-
-
 def cautions(group: Group) -> list[str]:
     lines = unfinished_lines(group)
     for log in [*group.logs, *group.references]:
@@ -145,22 +140,22 @@ def cautions(group: Group) -> list[str]:
 
 
 def _lengths(group: Group) -> list[str]:
-    """Areas and finals of curves that end elsewhere are of other numbers of labels."""
+    """Curves with other numbers of labels have areas and final accuracies that do not compare."""
     spans: dict[str, list[str]] = {}
     for name in group.strategies:
         records = next(iter(group.finished(name).values())).records
         spans.setdefault(f"{records[0].n_labeled:,} to {records[-1].n_labeled:,}", []).append(name)
     if len(spans) < 2:
         return []
-    told = "; ".join(f"{span}: {', '.join(names)}" for span, names in spans.items())
+    text = "; ".join(f"{span}: {', '.join(names)}" for span, names in spans.items())
     return [
         "Not of one length: areas and final accuracies are over different labels, and only their paired differences, "
-        f"over the labels both have, compare them ({told})."
+        f"over the labels both have, compare them ({text})."
     ]
 
 
 def unfinished_lines(group: Group) -> list[str]:
-    """Runs that are failed, skipped, partial or missing: nothing of them is in any number."""
+    """Runs that failed, were skipped, are partial or missing: no number includes them."""
     lines = [_unfinished_line(log) for log in [*group.logs, *group.references, *group.unstarted] if not log.done]
     return lines + [f"MISSING: {name} has no seed {numbers(seeds)}." for name, seeds in missing_seeds(group).items()]
 
@@ -170,14 +165,14 @@ def _name(log: RunLog) -> str:
 
 
 def _unfinished_line(log: RunLog) -> str:
-    """How far a run has come, and what the matter is: an error's last line, or why it cannot be."""
-    told = log.failure["error"] if log.failure else log.skipped["why"] if log.skipped else ""
-    why = f": {told.strip().splitlines()[-1]}" if told.strip() else ""
+    """The number of its rows, and the last line of its error, or why it was skipped."""
+    reason = log.failure["error"] if log.failure else log.skipped["why"] if log.skipped else ""
+    why = f": {reason.strip().splitlines()[-1]}" if reason.strip() else ""
     return f"{log.status.upper()}, not counted: {_name(log)}, {len(log.records)} of {log.rounds + 1} rows{why}"
 
 
 def missing_seeds(group: Group) -> dict[str, list[int]]:
-    """The seeds of which a strategy's folder holds no file and another's does: nobody has tried, or a file is gone."""
+    """By strategy the seeds that only other strategies have a file of: they were never tried, or a file is lost."""
     seeds: dict[str, set[int]] = {}
     for log in [*group.logs, *(log for log in group.unstarted if not is_reference(log))]:
         seeds.setdefault(log.path.parent.name, set()).add(log.header["config"]["seed"])
@@ -188,7 +183,7 @@ def missing_seeds(group: Group) -> dict[str, list[int]]:
 
 
 def _substitutes(group: Group) -> list[str]:
-    """What a query did beside passing points through the task network, and where it could not go as it should."""
+    """Steps of a query besides the task network, and queries that could not go as intended."""
     lines = []
     for name, logs in group.runs.items():
         records = [record for log in logs for record in log.records]
@@ -217,17 +212,14 @@ def _substitutes(group: Group) -> list[str]:
     return lines
 
 
-# From a row of a table back to its runs: the command that runs one of them again, from its configuration alone.
-
-
 RERUN_FOLDER = "again"
-"""Beside the default results, not among them: a report over both would find each run twice."""
+"""The results folder of repeated runs, not the default one: a report over both would find each run twice."""
 
 
 def rerun_command(log: RunLog) -> str | None:
-    """``dgal-bench run dataset=digits strategy=dgmg seed=3 ...``; None where this version cannot say it.
+    """``dgal-bench run dataset=digits strategy=dgmg seed=3 ...``; None if there is no such command.
 
-    That is for full supervision, which has no strategy, and for rows whose configuration had other keys.
+    Full supervision has no strategy, and another version's configuration may have other keys.
     """
     config = log.header["config"]
     if config["initial_size"] is None:
@@ -241,28 +233,28 @@ def rerun_command(log: RunLog) -> str | None:
 
 
 def _freeze(config: Mapping[str, Any]) -> str:
-    """The configuration less its seed, as text: the same for all seeds of a strategy, which are composed once."""
+    """The configuration without its seed, as text: all seeds of a strategy share one cached composition."""
     return json.dumps({key: value for key, value in config.items() if key != "seed"}, sort_keys=True)
 
 
 @lru_cache(maxsize=4096)
 def _settings(text: str) -> tuple[str, ...] | None:
-    """Groups to choose, and every setting in which the configuration differs from what they make."""
-    wanted = json.loads(text)
-    names = (wanted["dataset"].get("kind"), wanted["strategy"]["name"], wanted.get("profile"))
+    """Groups to choose, and every setting in which the configuration differs from their composition."""
+    target = json.loads(text)
+    names = (target["dataset"].get("kind"), target["strategy"]["name"], target.get("profile"))
     if None in names:
         return None
     choices = dict(zip(("dataset", "strategy", "profile"), names, strict=True)) | {"representation": "default"}
     try:
         base = compose(choices)
-        known = to_dict(base) | {"strategy": to_dict(resolve_parts(base.strategy))}
+        composed = to_dict(base) | {"strategy": to_dict(resolve_parts(base.strategy))}
     except (UserError, TypeError):
-        return None  # a plugin's strategy, or a group that is no more
-    del known["seed"]
-    if _keys(known) != _keys(wanted):
+        return None  # a plugin's strategy, or a group that was removed
+    del composed["seed"]
+    if _keys(composed) != _keys(target):
         return None
     chosen = [f"{key}={value}" for key, value in choices.items() if key != "representation"]
-    return (*chosen, *(f"{key}={_text(value)}" for key, value in _changes(known, wanted).items()))
+    return (*chosen, *(f"{key}={_text(value)}" for key, value in _changes(composed, target).items()))
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -302,7 +294,7 @@ REPLAY_COMMON_HINT = "`dgal-bench replay RESULTS --common {}` times them again."
 
 
 def sources(group: Group, rows: Sequence[SummaryRow]) -> list[str]:
-    """Below the table: what its mark means, what is not known, and which times are of which replay."""
+    """Notes below the table: what its mark means, which load is not known, and the source of times."""
     lines = [LEGEND, REPLAY_HINT] if any(row.query.busy or row.speedup_busy for row in rows) else []
     lines += _unknown_load(rows)
     if replayed := [row for row in rows if row.query.source == REPLAY]:
@@ -311,31 +303,31 @@ def sources(group: Group, rows: Sequence[SummaryRow]) -> list[str]:
 
 
 def _unknown_load(rows: Sequence[SummaryRow]) -> list[str]:
-    """Neither marked nor told to have been alone."""
+    """Times without a mark whose load was not recorded."""
     what = {
         "query times": [row.strategy for row in rows if row.query.busy is None],
         "speed-ups": [row.strategy for row in rows if row.speedup and row.speedup_busy is None],
     }
-    told = [f"the {times} of {_join_names(names, rows)}" for times, names in what.items() if names]
-    if not told:
+    parts = [f"the {times} of {_join_names(names, rows)}" for times, names in what.items() if names]
+    if not parts:
         return []
-    return [f"It is not known what else ran during {' and '.join(told)}: the rows or the machine do not tell."]
+    return [f"It is not known what else ran during {' and '.join(parts)}: the rows or the machine do not tell."]
 
 
 def _replayed_line(group: Group, replayed: Sequence[SummaryRow], rows: Sequence[SummaryRow]) -> list[str]:
     by_origin: dict[str, list[SummaryRow]] = {}
     for row in replayed:
         by_origin.setdefault(_origin(group.replays(row.strategy)), []).append(row)
-    told = {True: "beside other work where marked", None: "what else ran is not known", False: "nothing ran beside"}
+    load = {True: "beside other work where marked", None: "what else ran is not known", False: "nothing ran beside"}
     return [
         f"Query times of {_join_names([row.strategy for row in some], rows)} are replayed: {origin}; "
-        f"{told[either_busy(*(row.query.busy for row in some))]}."
+        f"{load[either_busy(*(row.query.busy for row in some))]}."
         for origin, some in by_origin.items()
     ]
 
 
 def _mixed_line(group: Group, replayed: Sequence[SummaryRow], rows: Sequence[SummaryRow]) -> list[str]:
-    """Where columns are not of one source, or of one choice of rounds: what may not be compared."""
+    """What must not be compared: columns of several sources, or of different rounds."""
     lines = []
     if len(replayed) < len(rows):
         lines.append("Query times of the others are the rows' own.")
@@ -350,9 +342,9 @@ def _mixed_line(group: Group, replayed: Sequence[SummaryRow], rows: Sequence[Sum
 
 
 def _rounds(group: Group, row: SummaryRow) -> list[tuple[int, ...]]:
-    """Over which its query times are means, by seed."""
+    """The rounds of its query times, by seed."""
     if row.query.source == REPLAY:
-        return [tuple(made.rounds) for made in group.replays(row.strategy).values()]
+        return [tuple(timings.rounds) for timings in group.replays(row.strategy).values()]
     return [tuple(range(log.rounds)) for log in group.finished(row.strategy).values()]
 
 
@@ -363,8 +355,8 @@ def _join_names(names: Sequence[str], rows: Sequence[SummaryRow]) -> str:
 def _origin(replayed: Mapping[int, Timings]) -> str:
     """``rounds 0, 7, 14 of seed 0, median of 3, on AMD EPYC, 2 cores, ...``."""
     seeds: dict[tuple[str, int, str], list[int]] = {}
-    for seed, made in replayed.items():
-        seeds.setdefault((numbers(made.rounds), made.repeats, machine(made.header)), []).append(seed)
+    for seed, timings in replayed.items():
+        seeds.setdefault((numbers(timings.rounds), timings.repeats, machine(timings.header)), []).append(seed)
     return "; and ".join(
         f"rounds {rounds} of seed {numbers(of)}, median of {repeats}, on {where}"
         for (rounds, repeats, where), of in seeds.items()
@@ -372,7 +364,7 @@ def _origin(replayed: Mapping[int, Timings]) -> str:
 
 
 def common_lines(group: Group) -> list[str]:
-    """A table for each run on whose states every strategy was timed."""
+    """A table for each run whose states were used to time every strategy."""
     return [
         line
         for log, timings in _of_group(group, common=True)
@@ -387,8 +379,8 @@ def _common_table(log: RunLog, timings: Timings) -> list[str]:
         by_strategy.setdefault(timing.strategy, []).append(timing)
     means = {name: sum(one.median_seconds for one in found) / len(found) for name, found in by_strategy.items()}
     order = sorted(means, key=lambda name: means[name])
-    ran = [busy_state(by_strategy[name]) for name in order]
-    mean = mark_values([f"{1000 * means[name]:.2f}" for name in order], ran)
+    busy = [busy_state(by_strategy[name]) for name in order]
+    mean = mark_values([f"{1000 * means[name]:.2f}" for name in order], busy)
     rows = [
         [
             name,
@@ -410,13 +402,13 @@ def _common_table(log: RunLog, timings: Timings) -> list[str]:
         f"{', '.join(map(str, timings.rounds))}: median of {timings.repeats}; {machine(timings.header)}.",
         "",
         *align_table(head, rows),
-        *(["", LEGEND, REPLAY_COMMON_HINT.format(timings.header["cell"])] if any(ran) else []),
-        *(["", "It is not known what else ran meanwhile: the machine does not tell."] if None in ran else []),
+        *(["", LEGEND, REPLAY_COMMON_HINT.format(timings.header["cell"])] if any(busy) else []),
+        *(["", "It is not known what else ran meanwhile: the machine does not tell."] if None in busy else []),
     ]
 
 
 def unusable_replays(group: Group) -> list[str]:
-    """Replays that no table is made from, and why."""
+    """Replays that no table uses, and why."""
     lines = []
     for log, timings in [*_of_group(group, common=False), *_of_group(group, common=True)]:
         run = f"{log.path.parent.name}/{log.path.stem}"
@@ -432,10 +424,10 @@ def _of_group(group: Group, common: bool) -> list[tuple[RunLog, Timings]]:
     """The finished runs of a group that were replayed, each with its timings."""
     pairs = []
     for log in group.logs:
-        place = log.path.parent.parent / COMMON if common else timings_path(log.path)
+        path = log.path.parent.parent / COMMON if common else timings_path(log.path)
         for timings in group.timings:
             name = f"{log.path.parent.name}/{log.path.stem}"
-            whose = timings.header["cell"].partition("/")[2]
-            if log.done and timings.path == place and whose == name:
+            run = timings.header["cell"].partition("/")[2]
+            if log.done and timings.path == path and run == name:
                 pairs.append((log, timings))
     return pairs

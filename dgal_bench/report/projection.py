@@ -1,6 +1,6 @@
-"""Features on a sheet of paper: t-SNE in two dimensions, made once by the set-up, cached, and filed beside the results.
+"""A map of the features: t-SNE in two dimensions, made once by the set-up, cached, and saved with the results.
 
-It is for looking only: no number of a report rests on it, and no strategy sees it.
+It is for figures only: no number of a report depends on it, and no strategy sees it.
 """
 
 import base64
@@ -28,26 +28,25 @@ from dgal_bench.results.projection import LEVELS, PROJECTION_VERSION, file_name
 
 # Up to so many points no t-SNE: scikit-learn's takes two seconds to import, and a smoke run has 300 points.
 _FEW = 300
-# Points that t-SNE itself places: six seconds, where 60,000 would take minutes.
+# Points in t-SNE itself: six seconds, where 60,000 would take minutes.
 _SAMPLE = 3_000
-# Above the first number of points only so many have a position at all.
-_ALL_UP_TO, _KEPT = 200_000, 50_000
-# Of t-SNE: neighbours that a point attends to; steps, of which 1,000 take twice as long for the same picture
-# (trustworthiness of the digits 0.9951 instead of 0.9950).
+# Of more than the first number of points only the second number have a position.
+_ALL_UP_TO, _SUBSET = 200_000, 50_000
+# Of t-SNE: neighbours per point; steps, of which 1,000 take twice as long for the same picture (trustworthiness of the
+# digits 0.9951 instead of 0.9950).
 _PERPLEXITY, _STEPS = 30, 500
-# Neighbours in the sample that a point is placed among, how many of them it is put between, and from which distance on
-# (the space is one wide) two points are one.
-_NEAR, _TOGETHER, _TOUCHING = 5, 3, 1e-6
-# Floats of the latents that are looked at in one block: 64 MB.
+# Nearest sample points of a point; how many of them its position averages; the distance below which two points are one
+# (the space is one wide).
+_NEAR, _AVERAGED, _SAME = 5, 3, 1e-6
+# Floats of the features in one block: 64 MB.
 _BLOCK = 16 * 2**20
 
 
 def project(features: Features, seed: int, points: Index | None = None, backend: str = "auto") -> Features:
-    """Positions (n, 2) of all points, or of ``points``: t-SNE of a sample, the others among their neighbours in it.
+    """Positions (n, 2) of all points, or of ``points``: t-SNE of a sample, the others near their neighbours in it.
 
-    t-SNE shows who is near whom. How far apart groups are, how large and how dense, it does not show, and it may tear
-    what is one piece in the latent space. Of few points two principal components; latents (N, d) of one or two
-    dimensions are their own.
+    t-SNE keeps neighbourhoods, not the distances, sizes and densities of groups, and may split a connected group.
+    Few points get two principal components; features (N, d) of one or two dimensions are their own positions.
     """
     ids = torch.arange(len(features)) if points is None else points
     if features.shape[1] <= 2:
@@ -57,7 +56,7 @@ def project(features: Features, seed: int, points: Index | None = None, backend:
     middle = drawn.mean(0)
     scale = (drawn - middle).abs().max()
     if scale == 0:
-        return torch.zeros(len(ids), 2)  # there is one place only
+        return torch.zeros(len(ids), 2)  # all points are the same
     base = ((drawn - middle) / scale).float()
     positions = principal_plane(base) if len(base) <= _FEW else tsne(base, seed_for(seed, "t-SNE"))
     if len(chosen) == len(ids):
@@ -70,49 +69,49 @@ def project(features: Features, seed: int, points: Index | None = None, backend:
 
 
 def _draw_sample(size: int, at_most: int, seed: int) -> Index:
-    """All of ``size``, or so many of them at random, in order."""
+    """Up to ``at_most`` of ``size`` positions, drawn uniformly, in order."""
     return torch.from_numpy(np.sort(np.random.default_rng(seed).permutation(size)[:at_most]))
 
 
 def principal_plane(points: Features) -> Features:
-    """(n, d) on their two principal components, (n, 2); zeros where there is no second."""
+    """Points (n, d) on their two principal components: (n, 2), zeros where there is no second."""
     left, sizes, _ = torch.linalg.svd(points - points.mean(0), full_matrices=False)
     plane = (left * sizes)[:, :2]
     return torch.nn.functional.pad(plane, (0, 2 - plane.shape[1]))
 
 
 def tsne(points: Features, seed: int) -> Features:
-    """scikit-learn's t-SNE (n, 2) of more points than three times its perplexity, begun at the principal components.
+    """scikit-learn's t-SNE (n, 2), started at the principal components; it needs more points than 3 perplexities.
 
-    On one thread: how several add up their parts of a sum is another bit each time.
+    On one thread: with several the order of a sum, and so its last bits, differ each time.
     """
     from sklearn.manifold import TSNE  # two seconds
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-    placing = TSNE(2, perplexity=_PERPLEXITY, max_iter=_STEPS, init="pca", random_state=seed % 2**32)
+    model = TSNE(2, perplexity=_PERPLEXITY, max_iter=_STEPS, init="pca", random_state=seed % 2**32)
     with threadpool_limits(1):
-        return torch.from_numpy(placing.fit_transform(points.numpy()))
+        return torch.from_numpy(model.fit_transform(points.numpy()))
 
 
 def place_among(base: Features, positions: Features, points: Features, search: SearchIndex) -> Features:
-    """(m, 2): each of the points (m, d) among the 5 nearest of the base, at a mean by inverse square distance.
+    """(m, 2): for each of the points (m, d) the mean of 3 base positions, weighted by inverse square distance.
 
-    Of the nearest and the two others that lie nearest to it in the picture: the mean of all five puts points between
-    groups, where no latents are (of MNIST's 60,000 a picture's ten neighbours then share its class in 75 % and not in
-    81 %). A point of the base, or its twin, is where that one is.
+    Of its 5 nearest base points they are the nearest and the two next to that one on the map. The mean of all five puts
+    points between groups, where there are no features (of MNIST's 60,000 the ten neighbours on the map then share a
+    point's class in 75 % instead of 81 %). A point of the base, or a duplicate of one, keeps that position.
     """
     ids, distances = rank_exactly(base, points, search(points, search_width(_NEAR, len(base))), _NEAR)
-    five = positions[ids]
-    apart = torch.linalg.vector_norm(five - five[:, :1], dim=2)
-    stray = apart > apart.sort(dim=1).values[:, _TOGETHER - 1 : _TOGETHER]
-    weights = distances.clamp(min=_TOUCHING).square().reciprocal().masked_fill(stray, 0)
-    return (five * (weights / weights.sum(1, keepdim=True))[:, :, None]).sum(1)
+    nearest = positions[ids]
+    on_map = torch.linalg.vector_norm(nearest - nearest[:, :1], dim=2)
+    stray = on_map > on_map.sort(dim=1).values[:, _AVERAGED - 1 : _AVERAGED]
+    weights = distances.clamp(min=_SAME).square().reciprocal().masked_fill(stray, 0)
+    return (nearest * (weights / weights.sum(1, keepdim=True))[:, :, None]).sum(1)
 
 
 def get_projection(config: RunConfig, prepared: "Prepared", root: Path, progress: Progress) -> Mapping[str, np.ndarray]:
-    """``positions`` (n, 2) from the cache under ``root``, or made and put there; ``ids`` (n,), where not of all points.
+    """``positions`` (n, 2) from the cache under ``root``, made if missing; ``ids`` (n,) unless they are of all points.
 
-    Its seconds are in no ledger, and it is on no list of what a run rests on.
+    Its seconds are in no ledger, and it is not among the caches that a run depends on.
     """
     backend = pick_backend(config.graph.backend)
     parts = {"latents": prepared.features_sha256, "projection": PROJECTION_VERSION, "backend": backend}
@@ -120,20 +119,20 @@ def get_projection(config: RunConfig, prepared: "Prepared", root: Path, progress
     def make(folder: Path) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
         progress("projection", 0, 1)
         start, size = perf_counter(), len(prepared.features)
-        ids = _draw_sample(size, _KEPT, seed_for(0, "projection", "kept")) if size > _ALL_UP_TO else None
+        ids = _draw_sample(size, _SUBSET, seed_for(0, "projection", "kept")) if size > _ALL_UP_TO else None
         with on_threads(config.setup_threads):
             positions = project(prepared.features, seed_for(0, "projection"), ids, backend).numpy()
         arrays = {"positions": positions} | ({} if ids is None else {"ids": ids.numpy()})
         return arrays, {"seconds": perf_counter() - start, "made_by": provenance()}
 
-    with cache.record_keys():  # for itself: Ray sends other nodes what was noted
+    with cache.record_keys():  # a record of its own: Ray sends other nodes the recorded entries
         return cache.get_or_make(root, cache.key_of(parts), make).arrays
 
 
 def projection_message(
     config: RunConfig, data: ImageData, prepared: "Prepared", root: Path, progress: Progress
 ) -> dict[str, dict[str, str]]:
-    """The projection as a set-up tells of it, for whoever has the results folder; nothing under full supervision."""
+    """The projection's file packed for transfer to the driver; empty under full supervision."""
     if config.full_supervision:
         return {}
     content = pack_file(get_projection(config, prepared, root, progress), data, prepared.features_sha256)
@@ -141,7 +140,7 @@ def projection_message(
 
 
 def pack_file(arrays: Mapping[str, np.ndarray], data: ImageData, features_sha256: str) -> bytes:
-    """The file: positions as parts of the longer side, true labels, and which latents they are of."""
+    """The file: positions as levels of the longer side, true labels, and the hash of the features."""
     ids = arrays.get("ids")
     labels = data.labels.numpy() if ids is None else data.labels.numpy()[ids]
     content = {
@@ -159,7 +158,7 @@ def pack_file(arrays: Mapping[str, np.ndarray], data: ImageData, features_sha256
 
 
 def _levels(positions: np.ndarray) -> np.ndarray:
-    """(n, 2) uint16, the picture in the middle of a square; all in its middle where there is one place only."""
+    """(n, 2) uint16: the map centred in a square; equal points all lie in its middle."""
     lower, upper = positions.min(0).astype(float), positions.max(0).astype(float)
     side = float((upper - lower).max()) or 1.0
     parts = (positions - (lower + upper) / 2) / side + 0.5

@@ -1,4 +1,4 @@
-"""Means over seeds with their intervals. Pure functions."""
+"""Means over seeds with their 95 % intervals. Pure functions; S seeds, R columns (rows of a run), B resamples."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +13,12 @@ from scipy.stats import t as student
 from dgal_bench.core.seeding import rng_for
 
 MANY = 10
-"""Seeds from which on no normal distribution is assumed: a bootstrap interval, a permutation test."""
+"""From so many seeds on no normal distribution is assumed: a bootstrap interval, a permutation test."""
 
 RESAMPLES = 9_999
-TIE = 1e-9  # of the largest: less is rounding, of accuracies near 1 that differ by 1 in 10,000 say
+TIE = (
+    1e-9  # of the largest value: smaller differences are rounding, in accuracies near 1 that differ by 1 in 10,000 say
+)
 _CHUNK = 512  # columns resampled at once: 40 MB
 
 Floats = NDArray[np.float64]
@@ -40,7 +42,7 @@ def mean_interval(values: Sequence[float]) -> Estimate:
 
 @lru_cache(maxsize=1 << 14)
 def _mean_interval(values: tuple[float, ...]) -> Estimate:
-    """Reckoned once for all that a report tells of the same numbers."""
+    """Cached: a report uses the same numbers in several places."""
     return mean_intervals(_column(values))[0]
 
 
@@ -68,10 +70,10 @@ def _column(values: Sequence[float]) -> Floats:
 
 
 def _intervals(values_SR: Floats, offsets: _Offsets, level: float) -> Iterator[Estimate]:
-    """Of each column; ``offsets`` are the ends' from the mean."""
+    """Of each column; ``offsets`` computes the ends relative to the mean."""
     n = len(values_SR)
-    sorted_RS = np.sort(np.ascontiguousarray(values_SR.T), axis=1)  # the order of seeds is nothing to resample by
-    # but for rounding, which must have neither a width nor a side
+    sorted_RS = np.sort(np.ascontiguousarray(values_SR.T), axis=1)  # resampling must not depend on the order of seeds
+    # equal but for rounding: that must give neither a width nor a side
     equal_R = sorted_RS[:, -1] - sorted_RS[:, 0] <= TIE * np.abs(sorted_RS).max(axis=1)
     means_R = np.where(equal_R, sorted_RS[:, 0], sorted_RS.mean(axis=1))
     deviations_RS = np.where(equal_R[:, None], 0.0, sorted_RS - means_R[:, None])
@@ -95,19 +97,21 @@ def _bca_offsets(deviations_RS: Floats, level: float) -> tuple[Floats, Floats]:
 
 
 def _bca(deviations_RS: Floats, level: float) -> tuple[Floats, Floats]:
-    """The mean of the resamples at two ranks, moved by their bias and by the acceleration.
+    """The ends: resampled means at two ranks, moved by their bias and by the acceleration.
 
-    For a mean the jackknife's deviations are the seeds' own over 1 - n: the acceleration is a sixth of their skewness
-    over the root of n. Deviations that are all 0 make an interval of no width.
+    For a mean the jackknife's deviations are the seeds' own over 1 - n, so the acceleration is a sixth of their
+    skewness over the root of n. If all deviations are 0 the interval has no width.
     """
     largest_R = np.abs(deviations_RS).max(axis=1)
     scale_R = np.where(largest_R > 0, largest_R, 1.0)
     scaled_RS = deviations_RS / scale_R[:, None]
-    # not a product by BLAS, whose threads wait for each other on a busy machine, and whose bits depend on R
+    # no BLAS product: its threads wait for each other on a busy machine, and its bits depend on R
     resampled_RB = np.einsum("rs,sb->rb", scaled_RS, _weights(scaled_RS.shape[1]))
     below_R = ((resampled_RB < -TIE).sum(axis=1) + (resampled_RB <= TIE).sum(axis=1)) / (2 * RESAMPLES)
     bias_R = norm.ppf(below_R)
-    squares_R = np.maximum((scaled_RS**2).sum(axis=1), 1.0)  # at least 1, the largest: or all are 0
+    squares_R = np.maximum(
+        (scaled_RS**2).sum(axis=1), 1.0
+    )  # the largest scaled square is 1, so the sum is below 1 only if all are 0
     acceleration_R = (scaled_RS**3).sum(axis=1) / (6 * squares_R**1.5)
 
     def end(share: float) -> Floats:
@@ -120,9 +124,10 @@ def _bca(deviations_RS: Floats, level: float) -> tuple[Floats, Floats]:
 
 @lru_cache(maxsize=4)
 def _weights(n: int) -> Floats:
-    """(n, RESAMPLES) the share of each seed in each resample.
+    """(n, RESAMPLES): the share of each seed in each resample.
 
-    Half of the resamples mirror the others, the last is the sample itself: mirrored values have the mirrored interval.
+    Half of the resamples mirror the others and the last is the sample itself: so mirrored values have the mirrored
+    interval.
     """
     counts_BS = rng_for(0, "bootstrap", n).multinomial(n, np.full(n, 1 / n), size=RESAMPLES // 2)
     weights_BS = np.concatenate([counts_BS, counts_BS[:, ::-1], np.ones((1, n))]) / n
@@ -132,23 +137,23 @@ def _weights(n: int) -> Floats:
 
 
 def _at(values_RB: Floats, ranks_R: Floats) -> Floats:
-    """The value of each row at a fractional rank, linear between whole ones; a row need not be sorted for it."""
+    """The value of each row at a fractional rank, linear between whole ones; rows need not be sorted."""
     whole_R = np.minimum(ranks_R.astype(np.int64), values_RB.shape[1] - 2)
     pairs = [np.partition(row, (at, at + 1))[at : at + 2] for row, at in zip(values_RB, whole_R.tolist(), strict=True)]
     low_R, high_R = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
-    found: Floats = low_R + (ranks_R - whole_R) * (high_R - low_R)
-    return found
+    values_R: Floats = low_R + (ranks_R - whole_R) * (high_R - low_R)
+    return values_R
 
 
 def ratio_interval(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
     """Geometric mean of paired ratios, ``mean_interval`` of their logarithms. All values must be positive."""
-    on_logs = mean_interval([log(a / b) for a, b in zip(numerators, denominators, strict=True)])
-    high = inf if on_logs.high == inf else exp(on_logs.high)
-    return Estimate(exp(on_logs.mean), exp(on_logs.low), high, on_logs.n)
+    logs = mean_interval([log(a / b) for a, b in zip(numerators, denominators, strict=True)])
+    high = inf if logs.high == inf else exp(logs.high)
+    return Estimate(exp(logs.mean), exp(logs.low), high, logs.n)
 
 
 def interpolate(known: Mapping[int, float], n_rounds: int) -> list[float]:
-    """A value for every round 0..n-1 from those of some, 0 and n-1 among them: linear between them."""
+    """A value for every round 0..n-1 from ``known`` ones, 0 and n-1 among them: linear between these."""
     rounds = sorted(known)
-    found: list[float] = np.interp(np.arange(n_rounds), rounds, [known[round_] for round_ in rounds]).tolist()
-    return found
+    values: list[float] = np.interp(np.arange(n_rounds), rounds, [known[round_] for round_ in rounds]).tolist()
+    return values

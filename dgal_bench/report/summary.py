@@ -1,4 +1,4 @@
-"""One row per strategy with intervals over seeds; summary.csv."""
+"""One row per strategy with intervals over seeds, and summary.csv."""
 
 import csv
 import io
@@ -39,12 +39,12 @@ class SummaryRow:
     speedup_source: str
     speedup_busy: bool | None
     setup_seconds: float
-    """Of the representation and graph that its queries rest on, once."""
+    """One-off, of the representation and graph that its queries need."""
 
 
 @lru_cache(maxsize=64)
 def summarise(group: Group) -> Sequence[SummaryRow]:
-    """A row per strategy, the highest area under the curve first; reckoned once for all that a report tells."""
+    """A row per strategy, the largest area under the curve first. Cached: several parts of a report use them."""
     rows = [_row(group, strategy) for strategy in group.strategies]
     return sorted(rows, key=lambda row: -row.area.mean)
 
@@ -95,8 +95,8 @@ _SIDES = ("", "_low", "_high", "_n", "_p", "_p_holm")
 def summary_csv(groups: Iterable[Group]) -> str:
     """Full precision, one line per strategy; an interval's ends are empty with one seed.
 
-    Times: their source, replay or rows, and whether they were taken beside other work: yes, no or unknown. Then the
-    area less an opponent's, over the labels both have and paired over n seeds, with its p and Holm's.
+    Then the source of times (replay or rows) and whether other work ran meanwhile (yes, no or unknown); then the area
+    minus an opponent's, over the labels both have and paired over n seeds, with its p and Holm's.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -104,24 +104,24 @@ def summary_csv(groups: Iterable[Group]) -> str:
     versus = [f"area_vs_{opponent}{side}" for opponent in OPPONENTS for side in _SIDES]
     writer.writerow([*_IDENTITY, *ends, *_SOURCES, "setup_seconds", *versus])
     for one in groups:
-        met = [compare_with(one, opponent) for opponent in OPPONENTS]
+        comparisons = [compare_with(one, opponent) for opponent in OPPONENTS]
         for row in summarise(one):
             values = [value for measure in MEASURES for value in _ends(getattr(row, measure))]
-            apart = [value for by in met for value in _versus(by.get(row.strategy))]
-            writer.writerow([*_identity(one, row), *values, *_sources(row), row.setup_seconds, *apart])
+            differences = [value for by in comparisons for value in _versus(by.get(row.strategy))]
+            writer.writerow([*_identity(one, row), *values, *_sources(row), row.setup_seconds, *differences])
     return text.getvalue()
 
 
 def _identity(group: Group, row: SummaryRow) -> list[str | int | float]:
     where = " / ".join(sorted({hardware(log.header) for log in group.finished(row.strategy).values()}))
-    kept: list[str | int | float] = [group.suite, group.dataset_label, group.profile, group.algorithm_version, where]
-    return [*kept, row.strategy, row.final_accuracy.n, row.n_scored]
+    keys: list[str | int | float] = [group.suite, group.dataset_label, group.profile, group.algorithm_version, where]
+    return [*keys, row.strategy, row.final_accuracy.n, row.n_scored]
 
 
 def _sources(row: SummaryRow) -> list[str]:
-    said = {True: "yes", False: "no", None: "unknown"}
-    speedup = [row.speedup_source, said[row.speedup_busy]] if row.speedup else ["", ""]
-    return [row.query.source, said[row.query.busy], *speedup]
+    answers = {True: "yes", False: "no", None: "unknown"}
+    speedup = [row.speedup_source, answers[row.speedup_busy]] if row.speedup else ["", ""]
+    return [row.query.source, answers[row.query.busy], *speedup]
 
 
 def _versus(one: Comparison | None) -> list[float | str]:

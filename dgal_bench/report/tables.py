@@ -1,4 +1,4 @@
-"""The tables of a report: text for the eye, and under it the number that it was rounded from."""
+"""The tables of a report: each cell has its text and the number that the text was rounded from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from dgal_bench.results.rows import RoundRecord, RunLog
 
 @dataclass(frozen=True)
 class TableCell:
-    """Text, and the number it was rounded from; ``measure`` names it."""
+    """``value`` is the number behind the text, and ``measure`` its name."""
 
     text: str
     value: float | None = None
@@ -36,7 +36,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """``rows``: a strategy and its cells; a heading's own remark stands under the table."""
+    """``rows``: each a strategy and its cells; ``notes`` stand under the table."""
 
     name: str
     title: str
@@ -78,9 +78,9 @@ def main_table(group: Group, rows: Sequence[SummaryRow]) -> ResultTable:
 
 
 def interval_note(group: Group) -> str:
-    """How intervals are made: by how many seeds there are."""
-    numbers_ = {len(group.finished(strategy)) for strategy in group.strategies}
-    names = {"Student's t" if n < MANY else "BCa bootstrap" for n in numbers_ if n > 1}
+    """The method of the intervals, which depends on the number of seeds."""
+    sizes = {len(group.finished(strategy)) for strategy in group.strategies}
+    names = {"Student's t" if n < MANY else "BCa bootstrap" for n in sizes if n > 1}
     return " / ".join(sorted(names)) or "one seed: none"
 
 
@@ -117,9 +117,9 @@ def _comparison_cells(opponent: str, one: Comparison | None) -> list[TableCell]:
 
 
 def comparison_notes(every: Sequence[Any]) -> list[str]:
-    """How the differences were tested, and what so few seeds can show at all."""
-    few = sorted({one.n for one in every})
-    least = "; ".join(f"{max(one.smallest_p for one in every if one.n == n):.3g} with {n}" for n in few)
+    """How the differences were tested, and what so few seeds can show."""
+    sizes = sorted({one.n for one in every})
+    least = "; ".join(f"{max(one.smallest_p for one in every if one.n == n):.3g} with {n}" for n in sizes)
     methods = " / ".join(sorted({one.method for one in every}))
     return [
         f"Differences of areas over the labels both have, paired over n seeds ({methods}); intervals and p for 95 %. "
@@ -195,7 +195,7 @@ def ledger_table(group: Group) -> ResultTable | None:
 
 
 def _costs(group: Group, note: str) -> list[str]:
-    """What sums of seconds rest on, and what they leave out."""
+    """The note, then the source of summed seconds, and what the sums leave out."""
     source = sums_note(group)
     index = any("graph_neighbors" in str(log.header["config"]["strategy"]) for log in group.logs)
     left_out = "An index over the latents that a strategy searches is built before its first clock, and is in no sum."
@@ -203,7 +203,7 @@ def _costs(group: Group, note: str) -> list[str]:
 
 
 def machine_table(group: Group) -> ResultTable:
-    """The machine facts behind every timing."""
+    """The machine of every timing, its load and threads."""
     rows = []
     for row in summarise(group):
         logs = group.finished(row.strategy).values()
@@ -230,46 +230,43 @@ def machine_table(group: Group) -> ResultTable:
     return ResultTable("machines", "The machine under every timing", head, rows, [note])
 
 
-# The table of propagated accuracy: what the graph knows of the test images without any network.
-
-
 _HEAD = ["strategy", "labels", "network %", "T steps %", "converged %"]
 
 
 def propagation_lines(group: Group) -> list[str]:
-    """Network and graph side by side at the rounds 0, R/2 and R where rows have it; nothing where none has."""
-    looked_at = [
-        (name, seen)
+    """Accuracy of the network and of propagated labels at rounds 0, R/2 and R, for rows that have both."""
+    rounds = [
+        (name, records)
         for name in group.strategies
-        for seen in _logs_with_propagation(list(group.finished(name).values()))
+        for records in _logs_with_propagation(list(group.finished(name).values()))
     ]
-    if not looked_at:
+    if not rounds:
         return []
-    starts = [(name, records) for name, records in looked_at if records[0].round == 0]
-    lines = [(name, _cells(records)) for name, records in looked_at if records[0].round > 0]
+    starts = [(name, records) for name, records in rounds if records[0].round == 0]
+    lines = [(name, _cells(records)) for name, records in rounds if records[0].round > 0]
     same = {tuple(_cells(records)) for _, records in starts}
-    shared = [("(all)", list(*same))] if len(same) == 1 else [(name, _cells(records)) for name, records in starts]
+    common = [("(all)", list(*same))] if len(same) == 1 else [(name, _cells(records)) for name, records in starts]
     return [
         "",
         "Labels propagated over the graph alone, test images classified by the pool points nearest to them: after the",
         "diffusion's own T steps, and converged. Images that no label reaches count as wrong (their share behind).",
         "",
-        *align_table(_HEAD, [[name, *cells] for name, cells in shared + lines]),
+        *align_table(_HEAD, [[name, *cells] for name, cells in common + lines]),
     ]
 
 
 def _logs_with_propagation(logs: Sequence[RunLog]) -> list[list[RoundRecord]]:
-    """The records of all seeds at 0, R/2 and R, where each has looked."""
+    """The records of all seeds at 0, R/2 and R, where each has propagated labels."""
     last = len(logs[0].records) - 1
     rounds = [[log.records[round_] for log in logs] for round_ in sorted({0, last // 2, last})]
     return [records for records in rounds if all(record.propagated for record in records)]
 
 
 def _cells(records: Sequence[RoundRecord]) -> list[str]:
-    """Labels, and network, T steps and converged in % over seeds."""
+    """Labels, then the accuracy over seeds in % of the network, after T steps, and converged."""
     facts = [record.propagated or {} for record in records]
 
-    def told(accuracy: str, unreached: str) -> str:
+    def percent(accuracy: str, unreached: str) -> str:
         if any(accuracy not in fact for fact in facts):
             return ""  # a directed graph has no harmonic limit to solve for
         lost = sum(fact[unreached] for fact in facts) / len(facts)
@@ -277,5 +274,5 @@ def _cells(records: Sequence[RoundRecord]) -> list[str]:
         return spread(mean_interval([fact[accuracy] for fact in facts]), 100, 1) + behind
 
     network = spread(mean_interval([record.accuracy for record in records]), 100, 1)
-    graph = [told("accuracy", "unreached"), told("converged_accuracy", "converged_unreached")]
+    graph = [percent("accuracy", "unreached"), percent("converged_accuracy", "converged_unreached")]
     return [str(records[0].n_labeled), network, *graph]

@@ -1,4 +1,4 @@
-"""Write a report: the page, its figures, summary.csv and summary.md, from a results folder."""
+"""Writes a report from a results folder: the page, its figures, summary.csv and summary.md."""
 
 import gc
 import multiprocessing
@@ -30,11 +30,9 @@ from dgal_bench.report.summary import SummaryRow, summarise, summary_csv
 from dgal_bench.report.tables import comparison_table, interval_note, propagation_lines
 from dgal_bench.results.reader import read_all_timings, read_results
 
-# summary.md: what was run, a table, differences, the one-off ledger, and what to be wary of.
-
 
 def summary_md(groups: Sequence[Group]) -> str:
-    """A section per group: what was run, the table, the one-off ledger, and what to be wary of."""
+    """A section per group: what was run, the table, differences, the one-off ledger, and cautions."""
     return escape_html("\n".join(_markdown_section(one) for one in groups))
 
 
@@ -86,16 +84,16 @@ def _table(rows: Sequence[SummaryRow]) -> list[str]:
 
 
 def _versus(group: Group) -> list[str]:
-    """Every strategy against margin and random; nothing where no two met."""
+    """Every strategy against margin and random; empty where none shares a seed with them."""
     found = comparison_table(group)
     if found is None:
         return []
-    rows = [[name, *(run.text for run in runs)] for name, runs in found.rows]
+    rows = [[name, *(cell.text for cell in cells)] for name, cells in found.rows]
     return ["", *align_table(list(found.head), rows), "", *found.notes]
 
 
 FIGURES = "figures"
-"""The folder of the figures' own files, in that of the report."""
+"""The folder of the figures' files, in the report's."""
 
 PENALTY = FigureSpec(
     "Who beats whom",
@@ -106,7 +104,7 @@ PENALTY = FigureSpec(
 
 
 DrawProgress = Callable[[int, int], None]
-"""Told how many groups are drawn, of how many."""
+"""Called with the number of groups drawn, and of all."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def write_report(
     """Read every run under ``results`` and write the report to ``out``; ``growth``: a file of benchmarks/scaling.py.
 
     Raises:
-        ResultsError: nothing to report on, a damaged file, or ``out`` cannot be written.
+        ResultsError: no runs, a damaged file, or an ``out`` that cannot be written.
     """
     groups = group(read_results(results), read_all_timings(results))
     claims = claims_view(survey_claims(groups, growth))
@@ -149,7 +147,7 @@ def write_report(
 
 
 def _sections(groups: Sequence[Group], folder: Path) -> Iterator[tuple[Section, list[Path]]]:
-    """Each group in turn; several at once where a process can be copied as it is, which costs no new imports."""
+    """Each group in turn; several at once where processes can be forked, which repeats no imports."""
     n_workers = min(available_cores(), len(groups))
     if sys.platform != "linux" or n_workers < 2 or threading.active_count() > 1:
         yield from (_section(one, folder) for one in groups)
@@ -164,14 +162,14 @@ def _sections(groups: Sequence[Group], folder: Path) -> Iterator[tuple[Section, 
 
 
 def _start_worker() -> None:
-    """A stop is the parent's to handle, who then ends the pool."""
+    """Leaves signals to the parent process, which then ends the pool."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    gc.freeze()  # or every collection would look through all rows again, which doubles the time
+    gc.freeze()  # otherwise each collection visits all rows again, which doubles the time
 
 
 _TO_DRAW: list[tuple[Group, Path]] = []
-"""What a copied process finds here was not sent through a pipe."""
+"""A forked process finds its groups here, not in a pipe."""
 
 
 def _draw(place: int) -> tuple[Section, list[Path]]:
@@ -179,34 +177,34 @@ def _draw(place: int) -> tuple[Section, list[Path]]:
 
 
 def _section(one: Group, folder: Path) -> tuple[Section, list[Path]]:
-    found = list(draw_all(one, folder)) if one.strategies else []
-    return Section(group_view(one), [drawn for drawn, _ in found]), [path for _, paths in found for path in paths]
+    figures = list(draw_all(one, folder)) if one.strategies else []
+    return Section(group_view(one), [drawn for drawn, _ in figures]), [path for _, paths in figures for path in paths]
 
 
 def _across(groups: Sequence[Group], folder: Path) -> tuple[list[DrawnFigure], list[Path]]:
-    """Who beats whom, of each suite, profile and version of which two strategies met."""
-    found, files = [], []
+    """The penalty matrix of each suite, profile and version in which two strategies were compared."""
+    figures, files = [], []
     for one in penalties(groups):
         if one.n_compared.any():
             with mpl.rc_context(rc=RC):
-                made = penalty_matrix(one)
+                canvas = penalty_matrix(one)
                 name = in_addresses(f"{one.suite}-{one.profile}-v{one.algorithm_version}-penalties", one.suite)
-                paths, svg = save(made, folder / name)
-            found.append(DrawnFigure(name, PENALTY, inline_svg(svg, made.top, made.bottom, name), made.note))
+                paths, svg = save(canvas, folder / name)
+            figures.append(DrawnFigure(name, PENALTY, inline_svg(svg, canvas.top, canvas.bottom, name), canvas.note))
             files += paths
-    return found, files
+    return figures, files
 
 
 def _facts(sections: Sequence[Section]) -> dict[str, object]:
-    """What the page says of all of them."""
+    """Facts for the head and foot of the page."""
     views = [section.view for section in sections]
     n_sets = len({one.dataset for one in views})
     sets = f"{n_sets} data set{'' if n_sets == 1 else 's'}"
     n_finished, n_runs = sum(one.n_finished for one in views), sum(one.n_runs for one in views)
     return {
-        "told": f"{n_finished:,} finished runs of {n_runs:,}, {sets}. Only the query is timed; every number is "
+        "summary": f"{n_finished:,} finished runs of {n_runs:,}, {sets}. Only the query is timed; every number is "
         "computed from the rows of finished runs, and leads back to them.",
         "n_not_counted": f"{sum(len(one.trouble) for one in views):,}",
         "several": len({(one.profile, one.algorithm_version) for one in views}) > 1,
-        "made": f"Made by dgal-bench {__version__} from the rows alone: the same rows give the same page.",
+        "footer": f"Made by dgal-bench {__version__} from the rows alone: the same rows give the same page.",
     }

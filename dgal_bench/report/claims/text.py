@@ -58,7 +58,7 @@ def headline(evidence: Evidence) -> str:
         return f"{evidence.name}: DGMG has no finished run."
     logs = list(runs.values())
     final = 100 * mean_interval([log.records[-1].accuracy for log in logs]).mean
-    said = [f"On {evidence.name} DGMG ends at {final:.1f} % with {logs[0].records[-1].n_labeled} labels"]
+    sentences = [f"On {evidence.name} DGMG ends at {final:.1f} % with {logs[0].records[-1].n_labeled} labels"]
     top, missing = best(evidence), any(not evidence.runs(name) for name in BENCHMARKS)
     differences = []
     for rival in dict.fromkeys(("random", "rsmg", *([top] if top else []))):
@@ -71,14 +71,16 @@ def headline(evidence: Evidence) -> str:
         listed = (
             ", and ".join([", ".join(differences[:-1]), differences[-1]]) if len(differences) > 1 else differences[0]
         )
-        said.append(f"its mean accuracy over all rounds is {listed}")
+        sentences.append(f"its mean accuracy over all rounds is {listed}")
     faster = evidence.speed("dgmg", "margin")
     if faster.n:
         ratio = faster.effect
         times = ratio if ratio.mean >= 1 else Estimate(1 / ratio.mean, 1 / ratio.high, 1 / ratio.low, ratio.n)
         less = "less" if ratio.mean >= 1 else "more"
-        said.append(f"a query takes {three_digits(times.mean)} times{_interval_text(times)} {less} time than margin's")
-    return f"{'; '.join(said)} ({len(logs)} seed{'' if len(logs) == 1 else 's'})."
+        sentences.append(
+            f"a query takes {three_digits(times.mean)} times{_interval_text(times)} {less} time than margin's"
+        )
+    return f"{'; '.join(sentences)} ({len(logs)} seed{'' if len(logs) == 1 else 's'})."
 
 
 def _difference_text(sample: SeedSample) -> str:
@@ -222,9 +224,9 @@ def choice_summary(choice_effect: ChoiceEffect) -> str:
     changed = [pair for pair in choice_effect.pairs if pair.changed]
     if not changed:
         return f"{ways} No verdict changes, of {len(choice_effect.pairs)}."
-    said = (f"claim {pair.here.claim.number} on {pair.dataset} is {pair.verdicts[1]} instead of {pair.verdicts[0]}"
+    changes = (f"claim {pair.here.claim.number} on {pair.dataset} is {pair.verdicts[1]} instead of {pair.verdicts[0]}"
             for pair in changed)  # fmt: skip
-    return f"{ways} {'; '.join(said)}."
+    return f"{ways} {'; '.join(changes)}."
 
 
 def _pairs(pairs: Sequence[BothWays]) -> list[str]:
@@ -384,8 +386,8 @@ def _verdict(one: JudgedClaim, name: str) -> VerdictView:
     if name not in one.by_dataset:
         return VerdictView("", "", "")
     kind, part = one.by_dataset[name], deciding_finding(one, name)
-    said = (effect_text(part), part.words) if part else ("", "")
-    return VerdictView(kind, MARKS[kind], sample_sizes(one, name), *said)
+    effect_and_part = (effect_text(part), part.words) if part else ("", "")
+    return VerdictView(kind, MARKS[kind], sample_sizes(one, name), *effect_and_part)
 
 
 def _finding(one: ClaimFinding) -> list[str]:

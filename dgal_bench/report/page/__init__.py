@@ -1,4 +1,4 @@
-"""report.html: one file with everything in it, which opens from a disk without any network."""
+"""report.html: one self-contained file, which opens without a network."""
 
 import json
 import re
@@ -36,12 +36,10 @@ from dgal_bench.report.tables import (
 from dgal_bench.report.times import hardware
 from dgal_bench.results.rows import RunLog
 
-# What the page says of a group, in plain values, and the way from a row back to its runs.
-
 
 @dataclass(frozen=True)
 class Origin:
-    """The runs behind a row of the table: their configuration once, and what tells one from the other."""
+    """The runs behind a row of the table: their common configuration, and what distinguishes them."""
 
     strategy: str
     config: Mapping[str, Any]
@@ -50,7 +48,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class GroupView:
-    """A section of the page, in plain values: it may have been made in another process."""
+    """A section of the page, in plain values: another process may have made it."""
 
     name: str
     dataset: str
@@ -74,7 +72,7 @@ class GroupView:
 def group_view(group: Group) -> GroupView:
     trouble = unfinished_lines(group)
     rows = summarise(group)
-    said = [line for line in cautions(group) if line and line not in trouble]
+    other_cautions = [line for line in cautions(group) if line and line not in trouble]
     logs = [*group.logs, *group.references, *group.unstarted]
     return GroupView(
         group.name,
@@ -92,7 +90,7 @@ def group_view(group: Group) -> GroupView:
         trouble,
         ledger_lines(group),
         common_lines(group),
-        said,
+        other_cautions,
         origins(group),
     )
 
@@ -101,7 +99,7 @@ _MORE = (comparison_table, budget_table, target_table, ledger_table, machine_tab
 
 
 def origins(group: Group) -> list[Origin]:
-    """Of every strategy with a run, finished or not, and of full supervision."""
+    """One per strategy with a run, finished or not, and for full supervision."""
     sets = {**group.runs}
     for log in [*group.references, *group.unstarted]:
         sets[log.path.parent.name] = [*sets.get(log.path.parent.name, []), log]
@@ -150,14 +148,14 @@ _STROKES: Sequence[str] = ("", "6 3", "2 2", "6 2 2 2", "5 1 1 1")
 
 @dataclass(frozen=True)
 class Section:
-    """A group as the page shows it."""
+    """A group's text and figures."""
 
     view: GroupView
     figures: Sequence[DrawnFigure]
 
     @property
     def chips(self) -> list[tuple[str, str, Markup]]:
-        """Of every strategy its name, its short name and its look."""
+        """Name, short name and legend handle of every strategy."""
         return [(name, short_name(name), swatch(one)) for name, one in self.view.styles.items()]
 
 
@@ -176,7 +174,7 @@ def render(
     title: str, claims: ClaimsView | None, sections: Sequence[Section], across: Sequence[DrawnFigure],
     facts: Mapping[str, Any],
 ) -> str:  # fmt: skip
-    """The page; whatever comes from a file is escaped, but for the figures, which were drawn here."""
+    """The page; text from files is escaped, figures are not, because they were drawn here."""
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -195,5 +193,5 @@ def render(
 
 
 def _code(text: str) -> Markup:
-    """What stands between backticks as code, all of it escaped."""
+    """Escaped text, with code where it has backticks."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704

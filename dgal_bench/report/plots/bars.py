@@ -1,4 +1,4 @@
-"""Figures with a line of their own for every strategy: query times, areas, labels needed; and the Pareto front."""
+"""Figures with a horizontal line per strategy (query times, areas, labels needed), and the Pareto front."""
 
 from collections.abc import Mapping, Sequence
 from math import inf
@@ -41,17 +41,17 @@ def _rows(
     shown = [own[name].name for name in names]
     longest = max(map(len, shown), default=1)
     size = 10 if longest < 20 else 8.5
-    made = canvas(
+    drawing = canvas(
         f"{title}: {group.dataset_label}", handles, note, height=0.8 + _ROW * max(4, len(names)), panels=panels,
         left=0.35 + 0.0082 * size * longest, gap=0.3, own_key=True,
     )  # fmt: skip
-    for axes in made.axes:
+    for axes in drawing.axes:
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.set_yticks(range(len(names)), [""] * len(names))
-    made.axes[0].set_yticks(range(len(names)), shown, fontsize=size)
-    return made
+    drawing.axes[0].set_yticks(range(len(names)), shown, fontsize=size)
+    return drawing
 
 
 def _dot(axes: Axes, strategy: str, y: float, one: Estimate, style: Mapping[str, object], scale: float = 1.0) -> None:
@@ -66,15 +66,15 @@ def _dot(axes: Axes, strategy: str, y: float, one: Estimate, style: Mapping[str,
 
 
 def query_time(group: Group) -> Canvas:
-    """Figs. 7, 10, 12 and 13 of the paper; the split is of each bar's own seconds, which a log scale cannot show."""
+    """Figs. 7, 10, 12 and 13 of the paper; the right panel splits each bar's seconds, which a log scale cannot."""
     rows = sorted(summarise(group), key=lambda row: row.query_seconds.mean)
     names = [row.strategy for row in rows]
     split = {name: phase_seconds(group, name) for name in names}
     used = [phase for phase in PHASE_COLOURS if any(phase in seconds for seconds in split.values())]
     key = {phase: {"color": PHASE_COLOURS[phase], "linewidth": 6} for phase in used}
     note = seeds_note(group, sources_note(group))
-    made = _rows(group, "Mean query time, and its phases", names, key, note, panels=(1.25, 1.0))
-    bars, phases = made.axes
+    drawing = _rows(group, "Mean query time, and its phases", names, key, note, panels=(1.25, 1.0))
+    bars, phases = drawing.axes
     own = styles(group)
     low = min(row.query_seconds.mean for row in rows) / 2
     for y, row in enumerate(rows):
@@ -93,7 +93,7 @@ def query_time(group: Group) -> Canvas:
     phases.set_xlabel("share by phase")
     phases.set_xticks([0, 0.5, 1])
     percent_axis(phases.xaxis)
-    return made
+    return drawing
 
 
 def _stack(axes: Axes, y: int, seconds: Mapping[str, float]) -> None:
@@ -105,13 +105,15 @@ def _stack(axes: Axes, y: int, seconds: Mapping[str, float]) -> None:
 
 
 def pareto_front(group: Group) -> Canvas:
-    """Which strategies no other beats in both: the area under the curve and the mean query time."""
+    """The strategies that no other beats in both area under the curve and mean query time."""
     rows = {row.strategy: row for row in summarise(group)}
     points = {name: (row.query_seconds.mean, row.area.mean) for name, row in rows.items()}
     front = pareto(points)
-    told = f"on the front: {', '.join(map(short_name, front))}"
-    made = canvas(f"Pareto front: {group.dataset_label}", legend(group), seeds_note(group, told, sources_note(group)))
-    (axes,) = made.axes
+    names = f"on the front: {', '.join(map(short_name, front))}"
+    drawing = canvas(
+        f"Pareto front: {group.dataset_label}", legend(group), seeds_note(group, names, sources_note(group))
+    )
+    (axes,) = drawing.axes
     stairs = [points[name] for name in front]
     axes.step([x for x, _ in stairs], [y for _, y in stairs], where="post", color=FAINT, linewidth=1, gid="line:front")
     for name, style in styles(group).items():
@@ -130,30 +132,30 @@ def pareto_front(group: Group) -> Canvas:
     means = [y for _, y in points.values()]
     axes.set_ylim(max(0.0, min(means) - 0.05), min(1.0, max(means) + 0.04))
     log_axis(axes.xaxis, [x for x, _ in points.values()], dense=1.2)
-    return made
+    return drawing
 
 
 def areas_and_accuracies(group: Group) -> Canvas:
     """The area under the curve and the final accuracy, with their intervals."""
     rows = summarise(group)
-    made = _rows(
+    drawing = _rows(
         group, "Area under the curve, final accuracy", [row.strategy for row in rows], {}, seeds_note(group),
         panels=(1.0, 1.0),
     )  # fmt: skip
     own = styles(group)
-    for axes, what in zip(made.axes, ("area", "final_accuracy"), strict=True):
+    for axes, what in zip(drawing.axes, ("area", "final_accuracy"), strict=True):
         for y, row in enumerate(rows):
             _dot(axes, row.strategy, y, getattr(row, what), own[row.strategy].line)
         means = [getattr(row, what).mean for row in rows]
         axes.set_xlim(max(0.0, min(means) - 0.06), min(1.0, max(means) + 0.05))
         percent_axis(axes.xaxis)
-    made.axes[0].set_xlabel("area: mean accuracy")
-    made.axes[1].set_xlabel("final accuracy")
-    return made
+    drawing.axes[0].set_xlabel("area: mean accuracy")
+    drawing.axes[1].set_xlabel("final accuracy")
+    return drawing
 
 
 def labels_to_target(group: Group) -> Canvas:
-    """How many labels each strategy needs; a target that not every seed reaches is drawn hollow."""
+    """Labels that each strategy needs; a target that not every seed reaches is drawn hollow."""
     goals = targets(group)
     key = {
         f"{goal:.0%}": {"marker": marker, "linestyle": "", "color": FAINT, "markersize": 6}
@@ -164,8 +166,8 @@ def labels_to_target(group: Group) -> Canvas:
         found, key=lambda name: [one.labels if one.labels is not None else inf for one in reversed(found[name])]
     )
     note = f"mean over those of {n_seeds(group)} that reach it; hollow: not all of them do; missing: none does"
-    made = _rows(group, "Labels needed to reach an accuracy", names, key, note)
-    (axes,) = made.axes
+    drawing = _rows(group, "Labels needed to reach an accuracy", names, key, note)
+    (axes,) = drawing.axes
     own = styles(group)
     for y, name in enumerate(names):
         for one, marker in zip(found[name], TARGET_MARKERS, strict=False):
@@ -178,4 +180,4 @@ def labels_to_target(group: Group) -> Canvas:
     axes.set_xlabel("labels")
     axes.set_xlim(left=0)
     count_axis(axes.xaxis)
-    return made
+    return drawing

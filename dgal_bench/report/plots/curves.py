@@ -1,4 +1,4 @@
-"""Figures of curves: what changes with labels, seconds or rounds; mean over seeds with a 95 % band."""
+"""Curves over labels, seconds or queries: means over seeds with a 95 % band; the notes and legends of all figures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -45,14 +45,14 @@ def supervised_label(log: RunLog) -> str:
 
 
 def seeds_note(group: Group, *more: str) -> str:
-    """Over how many seeds means and bands are, and under which profile."""
-    told = f"mean and 95 % band (cut at the frame) over {n_seeds(group)}"
-    plain = "one seed, no band" if n_seeds(group) == "1 seed" else told
+    """The number of seeds behind means and bands, and the profile."""
+    means = f"mean and 95 % band (cut at the frame) over {n_seeds(group)}"
+    plain = "one seed, no band" if n_seeds(group) == "1 seed" else means
     return "; ".join([plain, f"profile {group.profile}", *filter(None, more)])
 
 
 def means_note(group: Group, *more: str) -> str:
-    """The same of a figure without bands."""
+    """The same for a figure without bands."""
     return "; ".join([f"mean over {n_seeds(group)}", *filter(None, more)])
 
 
@@ -63,7 +63,7 @@ def n_seeds(group: Group) -> str:
 
 
 def over_seeds(group: Group, strategy: str, value: Callable[[RoundRecord], float]) -> list[Estimate]:
-    """Of each row, over finished seeds as far as all of them go."""
+    """Of each row, over finished seeds, up to the shortest run."""
     logs = list(group.finished(strategy).values())
     n_rows = min(len(log.records) for log in logs)
     return mean_intervals([[value(record) for record in log.records[:n_rows]] for log in logs])
@@ -74,33 +74,33 @@ def accuracies(group: Group, strategy: str) -> list[Estimate]:
 
 
 def labels(group: Group, strategy: str) -> list[float]:
-    """Of each row; strategies of one group may differ in it."""
+    """Of each row; strategies of one group may differ in their labels."""
     return [one.mean for one in over_seeds(group, strategy, lambda record: float(record.n_labeled))]
 
 
-def line(axes: Axes, strategy: str, own: Style, x: Sequence[float], y: Sequence[float]) -> None:
-    axes.plot(x, y, markersize=MARKER, label=own.name, gid=element_id(strategy, "line"), **own.line)
+def line(axes: Axes, strategy: str, style: Style, x: Sequence[float], y: Sequence[float]) -> None:
+    axes.plot(x, y, markersize=MARKER, label=style.name, gid=element_id(strategy, "line"), **style.line)
 
 
-def _band(axes: Axes, strategy: str, own: Style, x: Sequence[float], estimates: Sequence[Estimate]) -> None:
+def _band(axes: Axes, strategy: str, style: Style, x: Sequence[float], estimates: Sequence[Estimate]) -> None:
     if estimates and estimates[0].n > 1:
         low, high = [one.low for one in estimates], [one.high for one in estimates]
         axes.fill_between(
-            x, low, high, color=own.color, alpha=0.08, linewidth=0, gid=element_id(strategy, "band")
+            x, low, high, color=style.color, alpha=0.08, linewidth=0, gid=element_id(strategy, "band")
         )  # fmt: skip
 
 
 def _accuracy(
     group: Group, title: str, xlabel: str, x_of: PerStrategy, first_row: int, note: str, extremes: bool
 ) -> Canvas:
-    """Accuracy over whatever ``x_of`` a strategy is, from its row ``first_row`` on."""
-    made = canvas(f"{title}: {group.dataset_label}", legend(group), seeds_note(group, note))
-    (axes,) = made.axes
+    """Accuracy over ``x_of`` a strategy, from its row ``first_row`` on."""
+    drawing = canvas(f"{title}: {group.dataset_label}", legend(group), seeds_note(group, note))
+    (axes,) = drawing.axes
     means: list[float] = []
-    for strategy, own in styles(group).items():
+    for strategy, style in styles(group).items():
         estimates, x = accuracies(group, strategy)[first_row:], list(x_of(strategy))[first_row:]
-        _band(axes, strategy, own, x, estimates)
-        line(axes, strategy, own, x, [one.mean for one in estimates])
+        _band(axes, strategy, style, x, estimates)
+        line(axes, strategy, style, x, [one.mean for one in estimates])
         means += [one.mean for one in estimates]
     full = {supervised_label(log): log.records[-1].accuracy for log in group.references if log.done}
     for label, accuracy in full.items():
@@ -115,25 +115,25 @@ def _accuracy(
     axes.set_xlabel(xlabel)
     axes.set_ylabel("test accuracy")
     percent_axis(axes.yaxis)
-    return made
+    return drawing
 
 
 def accuracy_labels(group: Group) -> Canvas:
     """Figs. 6, 9 and 11 of the paper."""
-    made = _accuracy(group, "Accuracy against labels", "labels", partial(labels, group), 0, "", extremes=False)
-    count_axis(made.axes[0].xaxis)
-    return made
+    drawing = _accuracy(group, "Accuracy against labels", "labels", partial(labels, group), 0, "", extremes=False)
+    count_axis(drawing.axes[0].xaxis)
+    return drawing
 
 
 def accuracy_query_time(group: Group) -> Canvas:
     """Figs. 5 and 8 of the paper: each row against the query seconds of the rows before it, on a log axis."""
-    told = "grey lines: best and worst final accuracy"
-    note = "; ".join(filter(None, [told, times_note(group)]))
-    made = _accuracy(
+    extremes = "grey lines: best and worst final accuracy"
+    note = "; ".join(filter(None, [extremes, times_note(group)]))
+    drawing = _accuracy(
         group, "Accuracy against query time", SECONDS, partial(cumulative_query_means, group), 1, note, extremes=True
     )
-    _log_x(made, [x for strategy in group.strategies for x in cumulative_query_means(group, strategy)])
-    return made
+    _log_x(drawing, [x for strategy in group.strategies for x in cumulative_query_means(group, strategy)])
+    return drawing
 
 
 def accuracy_total_time(group: Group) -> Canvas:
@@ -141,28 +141,28 @@ def accuracy_total_time(group: Group) -> Canvas:
 
     label = "seconds of set-up and all queries so far (log)"
     x_of = partial(cumulative_seconds, group)
-    made = _accuracy(group, "Accuracy against total time", label, x_of, 1, sums_note(group), extremes=True)
-    _log_x(made, [x for strategy in group.strategies for x in x_of(strategy)])
-    return made
+    drawing = _accuracy(group, "Accuracy against total time", label, x_of, 1, sums_note(group), extremes=True)
+    _log_x(drawing, [x for strategy in group.strategies for x in x_of(strategy)])
+    return drawing
 
 
-def _log_x(made: Canvas, values: Sequence[float]) -> None:
-    log_axis(made.axes[0].xaxis, values)
+def _log_x(drawing: Canvas, values: Sequence[float]) -> None:
+    log_axis(drawing.axes[0].xaxis, values)
 
 
 def seconds_spent(group: Group) -> Canvas:
-    """What each strategy has cost after so many queries, its set-up included: who is cheaper from when on."""
-    made = canvas(
+    """The cost of each strategy after so many queries, set-up included: which is cheaper, and from when on."""
+    drawing = canvas(
         f"Set-up and queries, seconds so far: {group.dataset_label}", legend(group), means_note(group, sums_note(group))
     )
-    (axes,) = made.axes
+    (axes,) = drawing.axes
     every: list[float] = []
-    for strategy, own in styles(group).items():
+    for strategy, style in styles(group).items():
         seconds = cumulative_seconds(group, strategy)[1:]
-        line(axes, strategy, own, range(1, len(seconds) + 1), seconds)
+        line(axes, strategy, style, range(1, len(seconds) + 1), seconds)
         every += seconds
     axes.set_xlabel("queries made")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("seconds (log)")
     log_axis(axes.yaxis, every)
-    return made
+    return drawing

@@ -1,4 +1,4 @@
-"""Figures that are no chart: where picks lie among the latents, and who beats whom over all data sets."""
+"""Maps: where picks lie among the features, and the penalty matrix over all data sets."""
 
 import textwrap
 from collections.abc import Sequence
@@ -20,32 +20,32 @@ from dgal_bench.results.rows import RoundRecord, RunLog
 
 
 def read_projection(folder: Path, features_sha256: str) -> Projection | None:
-    """Of these latents, from the folder of a data set; None where there is none.
+    """The projection of these features, from the folder of a data set; None where there is none.
 
     Raises:
-        ResultsError: the file is damaged, another version's, or of other latents.
+        ResultsError: the file is damaged, another version's, or of other features.
     """
     path = folder / file_name(features_sha256)
-    found = read_file(path)
-    if found is not None and found.features_sha256 != features_sha256:
+    projection = read_file(path)
+    if projection is not None and projection.features_sha256 != features_sha256:
         raise unusable_error(path, "is of other latents")
-    return found
+    return projection
 
 
 def unreadable_projections(group: Group) -> list[str]:
-    """What is wrong with the projections beside the finished runs of a group; the report does without them."""
-    wanted = {
+    """Errors of the projections of a group's finished runs; the report omits them."""
+    keys = {
         (log.path.parent.parent, str(log.header["fingerprint"].get("latents")))
         for strategy in group.strategies
         for log in group.finished(strategy).values()
     }
-    found = []
-    for folder, sha256 in sorted(wanted):
+    lines = []
+    for folder, sha256 in sorted(keys):
         try:
             read_projection(folder, sha256)
         except ResultsError as error:
-            found.append(f"No map of the latents: {error}")
-    return found
+            lines.append(f"No map of the latents: {error}")
+    return lines
 
 
 _COLUMNS = 4
@@ -54,7 +54,7 @@ _COLUMN, _ROW, _EDGE = 2.4, 2.75, 1.08  # from one panel's middle to the next, a
 _CORNERS = np.array([[-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1]])
 _WIDE = 5.6  # inches of the axes
 _HUES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#5B6BD6", "#6B8E23", "#7A7A7A")
-_EARLY, _LATE = "#FFFFFE", "#14171B"  # on either ground: no colours of the page's
+_EARLY, _LATE = "#FFFFFE", "#14171B"  # the same on light and dark pages: not the page's colours
 _DOTS: tuple[dict[str, Any], dict[str, Any]] = (
     {"marker": "o", "markerfacecolor": _EARLY, "markeredgecolor": _LATE},
     {"marker": "s", "markerfacecolor": _LATE, "markeredgecolor": _EARLY},
@@ -67,7 +67,7 @@ SHADES = LinearSegmentedColormap.from_list("penalty", ["#FFFFFF00", "#D55E00"])
 def picks_on_map(group: Group) -> Canvas | None:
     """Figs. 3 and 4 of the paper for every strategy: picks of the first and the last third of the queries.
 
-    Of the first seed of each. None where set-up has left no projection of these latents beside the results.
+    Of the first seed of each; None where the results folder has no projection of these features.
     """
     known: dict[str, Projection | None] = {}
     own = styles(group)
@@ -75,14 +75,14 @@ def picks_on_map(group: Group) -> Canvas | None:
     if not shown:
         return None
     rows = ceil(len(shown) / _COLUMNS)
-    made = canvas(
+    drawing = canvas(
         f"Where batches lie among the latents: {group.dataset_label}",
         dict(zip(("first third of the queries", "last third"), _DOTS, strict=True)),
         f"one panel a strategy, its first seed; colours are classes; of many picks every n-th, at most {_SHOWN} of a "
         "third; the projection keeps neighbourhoods, not distances",
         height=0.14 + rows * _ROW / _COLUMN * _WIDE / _COLUMNS, left=0.12, below=0.06, own_key=True,
     )  # fmt: skip
-    (axes,) = made.axes
+    (axes,) = drawing.axes
     pictures = {sha256: density(one) for sha256, one in known.items() if one is not None}
     batches: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for place, (name, (log, projection)) in enumerate(shown.items()):
@@ -98,11 +98,11 @@ def picks_on_map(group: Group) -> Canvas | None:
     rim = _EDGE + 0.02
     axes.set(xlim=(-rim, (_COLUMNS - 1) * _COLUMN + rim), ylim=((1 - rows) * _ROW - rim, _ROW - _EDGE))
     axes.set_axis_off()
-    return made
+    return drawing
 
 
 def _panel(axes: Axes, middle: np.ndarray, name: str, picture: np.ndarray) -> None:
-    """One of several on one axes, which are drawn in a fraction of the time that axes of their own would take."""
+    """All panels share one axes, which draws in a fraction of the time of separate axes."""
     x, y = middle
     axes.imshow(picture, extent=(x - 1, x + 1, y - 1, y + 1), origin="lower", interpolation="none", aspect="auto")
     axes.plot(x + _EDGE * _CORNERS[0], y + _EDGE * _CORNERS[1], color=GRID, linewidth=0.8)
@@ -118,11 +118,11 @@ def _thirds(log: RunLog) -> tuple[Sequence[RoundRecord], Sequence[RoundRecord]]:
 def _first_projection(
     group: Group, strategy: str, known: dict[str, Projection | None]
 ) -> tuple[RunLog, Projection] | None:
-    """Each file is read once: ``known`` is what has been found so far, by latents."""
+    """Of the first finished seed with one. ``known`` caches the projections by the hash of the features."""
     for _, log in sorted(group.finished(strategy).items()):
         sha256 = str(log.header["fingerprint"].get("latents"))
         if sha256 not in known:
-            with suppress(ResultsError):  # cautions say what is wrong with it
+            with suppress(ResultsError):  # the cautions have the error
                 known[sha256] = None
                 known[sha256] = read_projection(log.path.parent.parent, sha256)
         if (found := known[sha256]) is not None:
@@ -135,7 +135,7 @@ def _positions(records: Sequence[RoundRecord]) -> list[int]:
 
 
 def density(projection: Projection) -> np.ndarray:
-    """A picture (n, n, 4): a run's hue is that of its commonest class, the more opaque the more points it has."""
+    """A picture (n, n, 4): a square has the hue of its commonest class, and more opacity the more points it has."""
     n = int(np.clip(1.2 * np.sqrt(len(projection.labels)), 24, 100))
     squares = ((projection.positions + 1) / 2 * (n - 1)).round().astype(int)
     counts = np.zeros((len(_HUES), n * n))
@@ -148,28 +148,28 @@ def density(projection: Projection) -> np.ndarray:
 
 
 def penalty_matrix(penalties: Penalties) -> Canvas:
-    """BADGE's matrix (Ash et al. 2020): in a row who beats, in a column who is beaten; the mean of columns below."""
+    """BADGE's matrix (Ash et al. 2020): rows beat columns; below, the share of rows in which each was beaten."""
     names = [textwrap.shorten(short_name(name), 24, placeholder="…") for name in penalties.names]
     n = len(names)
     side = min(0.5, 4.4 / n)
     title = f"Who beats whom: suite {penalties.suite}, profile {penalties.profile}"
     longest = max(map(len, names))
     below = max(0.58, 0.16 + 0.075 * longest)  # inches that slanted names need
-    made = canvas(title, {}, penalty_note(penalties), height=0.1 + side * (n + 1) + below, left=1.55, below=below)
-    (axes,) = made.axes
-    beaten = [np.nan if share is None else share for share in penalties.beaten_share]
-    squares = np.vstack([penalties.matrix, beaten])
-    axes.imshow(squares, cmap=SHADES, vmin=0, vmax=max(1e-9, float(np.nanmax(squares))), aspect="auto")
+    drawing = canvas(title, {}, penalty_note(penalties), height=0.1 + side * (n + 1) + below, left=1.55, below=below)
+    (axes,) = drawing.axes
+    lost = [np.nan if share is None else share for share in penalties.beaten_share]
+    values = np.vstack([penalties.matrix, lost])
+    axes.imshow(values, cmap=SHADES, vmin=0, vmax=max(1e-9, float(np.nanmax(values))), aspect="auto")
     size = 9 if n <= 12 else 6.5
-    for i, j in np.ndindex(*squares.shape):
-        if i != j and not np.isnan(squares[i, j]):
-            axes.text(j, i, f"{squares[i, j]:.1f}".replace("0.0", "0"), ha="center", va="center", fontsize=size)
+    for i, j in np.ndindex(*values.shape):
+        if i != j and not np.isnan(values[i, j]):
+            axes.text(j, i, f"{values[i, j]:.1f}".replace("0.0", "0"), ha="center", va="center", fontsize=size)
     axes.set_yticks(range(n + 1), [*names, "beaten, share"], fontsize=max(size, 7.5))
     axes.set_xticks(range(n), names, fontsize=max(size, 7.5), rotation=60, ha="right", rotation_mode="anchor")
     axes.axhline(n - 0.5, color=FAINT, linewidth=1)
     axes.grid(visible=False)
     axes.tick_params(length=0)
-    return made
+    return drawing
 
 
 def penalty_note(penalties: Penalties) -> str:

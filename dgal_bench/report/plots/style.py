@@ -1,7 +1,7 @@
-"""One kind of figure: a title, axes, a legend and small print below them, laid out in inches by hand.
+"""The layout of a figure (a title, axes, a legend and small print below, in inches), and the style of each strategy.
 
-Drawn once for three readers: PNG and SVG files are the whole of it, the page takes what is between title and legend
-(report/inline.py). matplotlib's own layouts would cost more than the drawing itself.
+PNG and SVG files have the whole figure, the page the part between title and legend (report/figures.py).
+matplotlib's own layouts would take longer than the drawing itself.
 """
 
 import re
@@ -23,11 +23,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from dgal_bench.report.groups import Group
 from dgal_bench.results.rows import RunLog
 
-# How a strategy looks: the same in every figure, the legend of the page and both of its schemes.
-
-
-# Colour says what the network is shown (Okabe and Ito's palette, safe for colour-blind eyes), the marker by which
-# criterion it picks: a strategy looks the same everywhere.
+# The colour is for the restriction (Okabe and Ito's palette, safe for colour-blind eyes), the marker for the criterion:
+# a strategy has one style in all figures and in the page's legend.
 RESTRICTION_COLOURS = {
     "everything": "#0072B2",
     "uniform": "#E69F00",
@@ -43,7 +40,7 @@ CRITERION_MARKERS = {
     "k_center": "X",
     "adversary": "*",
 }
-# Criteria on the whole pool stand close together: shades of its blue, and grey for the one that asks no network.
+# Criteria on the whole pool have shades of its blue, and grey for the one that does not use the task network.
 WHOLE_POOL_COLOURS = {
     "least_confidence": "#56B4E9",
     "entropy": "#8CC4EE",
@@ -62,12 +59,12 @@ ON_DARK: Mapping[str, str] = {
     RANDOM_COLOUR: "#FFFFFF", "#00436B": "#2F86C4", "#0072B2": "#4AA8E0", "#5B6BD6": "#929EF2", "#D55E00": "#F0803C",
     "#009E73": "#2FC79A", "#7A7A7A": "#A8A8A8", "#8C6D31": "#C7A45A", "#A0522D": "#CF8158", "#6B8E23": "#9CC24E",
 }  # fmt: skip
-"""What would not stand out on a dark page, and the lighter tone of the same hue that does."""
+"""Colours too dark for a dark page, and their lighter tones."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """Of a strategy: its name in legends, a dash of matplotlib's, its marker and width, what it is drawn above."""
+    """Of a strategy: ``name`` in legends, ``linestyle`` a dash pattern of matplotlib's, ``zorder`` its layer."""
 
     name: str
     color: str
@@ -78,7 +75,7 @@ class Style:
 
     @property
     def line(self) -> dict[str, Any]:
-        """As matplotlib takes it."""
+        """Keywords for matplotlib."""
         return {key: value for key, value in vars(self).items() if key != "name"}
 
 
@@ -102,27 +99,30 @@ def style_of(log: RunLog) -> Style:
 def styles(group: Group) -> dict[str, Style]:
     """Of every strategy with a finished run, in the order of legends.
 
-    Those that differ in a varied setting only are told apart by their dashes, and beyond five by markers, too.
+    Strategies that differ only in a varied setting have different dashes, and beyond five different markers, too.
     """
-    found: dict[str, Style] = {}
-    kin: Counter[tuple[str, str]] = Counter()
+    by_name: dict[str, Style] = {}
+    n_alike: Counter[tuple[str, str]] = Counter()
     shown = Counter(short_name(strategy) for strategy in group.strategies)
     for strategy in legend_order(group):
-        own = style_of(group.runs[strategy][0])
-        turn, kin[own.color, own.marker] = kin[own.color, own.marker], kin[own.color, own.marker] + 1
-        dashes = [own.linestyle, *(dash for dash in DASHES if dash != own.linestyle)]
+        style = style_of(group.runs[strategy][0])
+        turn, n_alike[style.color, style.marker] = (
+            n_alike[style.color, style.marker],
+            n_alike[style.color, style.marker] + 1,
+        )
+        dashes = [style.linestyle, *(dash for dash in DASHES if dash != style.linestyle)]
         short = short_name(strategy)
-        found[strategy] = replace(
-            own,
+        by_name[strategy] = replace(
+            style,
             name=textwrap.shorten(strategy if shown[short] > 1 else short, _NAME, placeholder="…"),
             linestyle=dashes[turn % len(dashes)],
-            marker=own.marker if turn < len(dashes) else OTHER_MARKERS[turn // len(dashes) % len(OTHER_MARKERS)],
+            marker=style.marker if turn < len(dashes) else OTHER_MARKERS[turn // len(dashes) % len(OTHER_MARKERS)],
         )
-    return found
+    return by_name
 
 
 def legend_order(group: Group) -> list[str]:
-    """Random first, then by what the network is shown, then by name."""
+    """Random first, then by restriction, then by name."""
     kinds = ["everything", *[kind for kind in RESTRICTION_COLOURS if kind != "everything"]]
 
     def key(strategy: str) -> tuple[bool, int, str]:
@@ -135,7 +135,7 @@ def legend_order(group: Group) -> list[str]:
 
 
 def short_name(strategy: str) -> str:
-    """``dgmg+strategy.restrict.score=margin`` as a legend has room for it: ``dgmg score=margin``."""
+    """``dgmg+strategy.restrict.score=margin`` short enough for a legend: ``dgmg score=margin``."""
     return re.sub(r"\+(?:\w+\.)*(\w+=)", r" \1", strategy)
 
 
@@ -144,16 +144,16 @@ def _pick(choices: Sequence[str], name: str) -> str:
 
 
 INK, FAINT, GRID, PAPER = "#1B1F24", "#5B6571", "#D9DEE4", "#FFFFFF"
-"""Text, small print, rules and ground: the page puts its scheme's own in their place."""
+"""Text, small print, rules and ground: the page replaces them by its scheme's."""
 
 WIDTH = 6.0  # inches
 TITLE, LEGEND, NOTE = "title", "legend", "note"
-"""Ids of what the page has of its own."""
+"""Ids of the parts that the page has itself."""
 
 KEY = "line:key"
 
 _LEGEND_ROW, _NOTE_ROW, _TITLE_ROW = 0.2, 0.16, 0.36  # inches
-_LEGEND_CHARACTERS = 86  # beside handles and gaps, over the width
+_LEGEND_CHARACTERS = 86  # in a row, without handles and gaps
 _NOTE_WIDTH = 98  # characters
 
 RC: Any = {
@@ -165,12 +165,12 @@ RC: Any = {
     "axes.spines.right": False, "image.composite_image": False,
     "figure.facecolor": PAPER, "axes.facecolor": "none", "axes.grid": True,
 }  # fmt: skip
-"""For whoever draws or saves."""
+"""matplotlib's settings for drawing and saving."""
 
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """A figure with its axes, left to right; ``top`` and ``bottom``: inches of what the page has of its own there.
+    """A figure with its axes, left to right; ``top`` and ``bottom``: inches that the page cuts off there.
 
     ``note`` is the small print.
     """
@@ -197,9 +197,9 @@ def canvas(
     """Axes of ``panels``' relative widths, ``height`` inches high with their labels, each under its heading if any.
 
     Args:
-        legend: what each name's handle looks like, as keywords of a line. Of strategies, which the page shows once for
-            all figures, unless it is the figure's ``own_key``.
-        left: inches to the left of the first axes, ``gap`` between two, ``below`` them, for the labels of their ticks.
+        legend: by name the handle, as keywords of a line. It has strategies, which the page shows once for all figures,
+            unless it is the figure's ``own_key``.
+        left: inches to the left of the first axes; ``gap``: between two; ``below``: under them, for tick labels.
     """
     columns = _columns(list(legend))
     notes = textwrap.wrap(note, _NOTE_WIDTH)
@@ -223,7 +223,7 @@ def canvas(
 def _side_by_side(
     figure: Figure, panels: Sequence[float], left: float, gap: float, bottom: float, height: float
 ) -> list[Axes]:
-    """Axes of these relative widths; all else in inches."""
+    """Axes of these relative widths; other lengths are in inches."""
     total = figure.get_size_inches()[1]
     room, x, axes = WIDTH - left - gap * (len(panels) - 1) - 0.26, left, []
     for share in panels:
@@ -244,7 +244,7 @@ def _legend_below(figure: Figure, legend: Mapping[str, Mapping[str, Any]], colum
 
 
 def _columns(names: Sequence[str]) -> int:
-    """As many as the longest name leaves room for."""
+    """As many as fit with the longest name."""
     longest = max(map(len, names), default=1)
     return max(1, min(len(names), 5, _LEGEND_CHARACTERS // (longest + 7)))
 
@@ -270,7 +270,7 @@ def plain_number(value: float) -> str:
 
 
 def count_axis(axis: Axis) -> None:
-    """Of labels: ``2,000``."""
+    """Tick labels like ``2,000``."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
@@ -279,5 +279,5 @@ def percent_axis(axis: Axis) -> None:
 
 
 def element_id(strategy: str, part: str) -> str:
-    """The id of what is drawn of a strategy."""
+    """The id of a drawn part of a strategy."""
     return f"strategy:{strategy}:{part}"
