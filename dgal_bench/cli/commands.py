@@ -55,13 +55,13 @@ def data(command: Command) -> int:
 
     only_flags(command)
     only_keys(command, "data", "offline")
-    root = data_root(command)
+    root, no_network = data_root(command), offline(command)
     for name in command.words:
         choose(DATASETS, name, "data set")
     progress = new_progress({})
     try:
         for name in command.words:
-            fetch(name, root, partial(progress.setting_up, name), offline(command))
+            fetch(name, root, partial(progress.setting_up, name), no_network)
     finally:
         progress.close()
     for name in command.words or DATASETS:

@@ -1,1 +1,1 @@
-"""?"""
+"""The figures of a report, one kind a module."""
