@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dgal_bench.engines.sweep import PlannedRun, SweepSettings, plan_runs
-from dgal_bench.results.projection import LEVELS, PROJECTION_VERSION, file_name
+from dgal_bench.results.projection_file import LEVELS, PROJECTION_VERSION, file_name
 from dgal_bench.results.resume import header_outline
 from dgal_bench.results.rows import PHASES, SCHEMA_VERSION
 

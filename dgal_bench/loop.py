@@ -140,6 +140,8 @@ class QueryResult:
 def run_query(run: Run, pool: Pool, round_: int, model: TrainedModel, memory: Mapping[str, Any]) -> QueryResult:
     """The query of a round, on its own clock; the selection is checked after the clock has stopped.
 
+    This is what query time means: from a trained network to the batch, ``Strategy.select`` and nothing else.
+
     Raises:
         StrategyError: the strategy broke its contract.
     """

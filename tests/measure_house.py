@@ -18,8 +18,8 @@ CATEGORIES = {
     "data and models": "data models features representation lab experiment",
     "running": "engines sweep worker process replay retiming progress past estimate",
     "storing": "record recorder schema timings identity cache validate status disk lease results core/cache core/files",
-    "reporting": "report tracking projection results/wandb results/wandb_follow results/tracking results/dashboard "
-    "results/metrics",
+    "reporting": "report tracking projection results/wandb results/wandb_follow results/wandb_process "
+    "results/dashboard results/metrics",
     "command line": "cli request verbs arguments doctor",
     "settings, plugins, the rest": "config compose checks core errors beside threads provenance plugins "
     "__init__ __main__ strategies/plugins laws judge conformance",

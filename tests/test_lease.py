@@ -26,7 +26,7 @@ from dgal_bench.core.files import (
 )
 from dgal_bench.results.reader import read_run
 from dgal_bench.results.writer import FileWriter
-from tests.test_record import HEADER, record
+from tests.test_rows import HEADER, record
 
 ROW = record(0)
 

@@ -9,9 +9,9 @@ from dgal_bench.config.compose import compose
 from dgal_bench.conformance import run_in_process
 from dgal_bench.experiment import open_experiment
 from dgal_bench.results.reader import read_run
-from tests.test_files import heard, server  # noqa: F401 - fixtures that publish needs
 from tests.test_mini_imagenet import shrink
 from tests.test_published import CLASSES, GREY, Split, publish  # noqa: F401
+from tests.test_published_files import heard, server  # noqa: F401 - fixtures that publish needs
 
 pytestmark = pytest.mark.slow
 

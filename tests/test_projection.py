@@ -24,7 +24,7 @@ from dgal_bench.report import projection
 from dgal_bench.report.plots.maps import read_projection
 from dgal_bench.report.projection import get_projection, pack_file, place_among, principal_plane, project
 from dgal_bench.representation import principal_components
-from dgal_bench.results.projection import LEVELS, file_name, read_file, write_projection
+from dgal_bench.results.projection_file import LEVELS, file_name, read_file, write_projection
 from dgal_bench.results.reader import read_run
 from dgal_bench.results.validate import validate
 from tests.sweeping import command, finish

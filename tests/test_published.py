@@ -26,10 +26,10 @@ from dgal_bench.data import datasets
 from dgal_bench.data.datasets import DATASETS
 from dgal_bench.data.image_data import ImageData
 from dgal_bench.data.torchvision import CIFAR10, CIFAR100, EMNIST, FASHION_MNIST, MNIST, SVHN, File, Source, cache_key
-from tests import test_files
+from tests import test_published_files
 from tests.loading import load, request
 
-server, heard = test_files.server, test_files.heard  # the mirror on this machine
+server, heard = test_published_files.server, test_published_files.heard  # the mirror on this machine
 
 RNG = np.random.default_rng(0)
 POOL, TEST = 60, 26

@@ -86,9 +86,7 @@ def test_without_ray_one_line_says_how_to_install_it(monkeypatch):
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "head", "head:port", ":6379"])
 def test_a_wrong_address_is_one_line_at_once(address):
     began = time.monotonic()
-    with pytest.raises(
-        ConfigError, match=rf"^ray\.address={address}: (no answer|use auto, or HOST:PORT).*$"
-    ):
+    with pytest.raises(ConfigError, match=rf"^ray\.address={address}: (no answer|use auto, or HOST:PORT).*$"):
         connect(address, 1, 0)
     assert time.monotonic() - began < 5
 

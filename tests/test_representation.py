@@ -1,23 +1,23 @@
-"""Set-up: what its cache key covers, what its ledger says, and what it refuses."""
+"""Representations by name: brute-force truths of each, and what a user's own embeddings can get wrong."""
 
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
-from dgal_bench.config.compose import compose
-from dgal_bench.conformance import example_config
-from dgal_bench.core.errors import UserError
-from dgal_bench.core.seeding import rng_for
+from dgal_bench import representation as features
+from dgal_bench.conformance import example_config, run_in_process
+from dgal_bench.core.errors import ConfigError, DataError
+from dgal_bench.data.image_data import Subset
 from dgal_bench.experiment import open_experiment, prepare_features_and_graph
-from dgal_bench.graph import block_search as blocks
-from dgal_bench.graph import knn
-from dgal_bench.graph.block_search import execute_serially
-from dgal_bench.graph.transition import attach, diagnostics, transition
-from dgal_bench.representation import REPRESENTATIONS, features_key, flat_pixels, label_share, principal_components
+from dgal_bench.representation import REPRESENTATIONS, content_key, features_key, flat_pixels, principal_components
 from tests.loading import load
+from tests.test_backbones import weights_file
 
 CPU = torch.device("cpu")
 
@@ -30,252 +30,206 @@ def data():
     return load("digits", Path("unused"), 200, 60)
 
 
+@pytest.fixture
+def embeddings(tmp_path):
+    """Random embeddings of the practice pool and test split, and their files."""
+    rng = np.random.default_rng(0)
+    arrays = {"path": rng.normal(size=(200, 7)), "test_path": rng.normal(size=(60, 7))}
+    for name, array in arrays.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    return tmp_path, arrays
+
+
+def npy(folder, *overrides, test=True):
+    given = [f"representation.path={folder}/path.npy"]
+    given += [f"representation.test_path={folder}/test_path.npy"] if test else []
+    return example_config("dgmg", "representation.kind=npy", *given, *overrides)
+
+
+def test_ones_own_embeddings_are_the_latents(embeddings, cache_root):
+    folder, arrays = embeddings
+    config = npy(folder)
+    setup = prepare_features_and_graph(config, data(), cache_root, CPU, silent)
+    assert np.array_equal(setup.features.numpy(), arrays["path"].astype(np.float32))
+    assert setup.ledger["representation"]["kind"] == "npy"
+    near = torch.cdist(torch.tensor(arrays["test_path"]), torch.tensor(arrays["path"])).argmin(1)
+    assert torch.equal(setup.attachment.ids[:, 0], near)
+
+
+def test_without_embeddings_of_the_test_images_nothing_is_propagated_to_them(embeddings, tmp_path):
+    config = npy(embeddings[0], test=False)
+    experiment = open_experiment(config, Path("unused"), tmp_path / "cache", silent)
+    assert experiment.prepared.attachment is None
+    rows = run_in_process(experiment, tmp_path / "seed-0.jsonl", config)
+    assert [row.propagated for row in rows] == [None] * 3
+    assert all(len(row.indices) == 5 for row in rows[:-1])
+
+
+def test_the_cache_knows_embeddings_by_their_content_not_by_their_place(embeddings, tmp_path):
+    folder, arrays = embeddings
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name, array in arrays.items():
+        np.save(elsewhere / f"{name}.npy", array)
+    key = features_key(npy(folder), data(), CPU)
+    assert features_key(npy(elsewhere), data(), CPU) == key
+    assert npy(elsewhere).hash == npy(folder).hash
+    assert features_key(npy(folder, test=False), data(), CPU) != key
+    np.save(elsewhere / "path.npy", arrays["path"] + 1)
+    assert features_key(npy(elsewhere), data(), CPU) != key
+
+
+def test_embeddings_of_the_whole_set_serve_its_subset(embeddings):
+    folder, arrays = embeddings
+    positions = torch.tensor([3, 50, 51, 199])
+    part = replace(data(), images=data().images[positions], subset=Subset(positions, of=200))
+    latents, _, _ = REPRESENTATIONS["npy"](part, npy(folder), CPU, silent)
+    assert np.array_equal(latents.numpy(), arrays["path"][[3, 50, 51, 199]].astype(np.float32))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux where memory lies")
+@pytest.mark.parametrize(("dtype", "whole", "mapped"), [("<f4", 1, True), ("<f4", 0, False), ("<f8", 1, False)])
+def test_embeddings_too_large_for_memory_stay_on_disk(tmp_path, monkeypatch, dtype, whole, mapped):
+    """As far as they can be used as they are; written to, the file stays as it is."""
+    monkeypatch.setattr(features, "free_memory", lambda: 100)
+    rows = np.random.default_rng(0).normal(size=(200, 7)).astype(dtype)
+    np.save(tmp_path / "path.npy", rows)
+    positions = torch.arange(0, 200, 1 if whole else 2)
+    part = replace(data(), images=data().images[positions], subset=Subset(positions, of=200))
+    latents, _, _ = REPRESENTATIONS["npy"](part, npy(tmp_path, test=False), CPU, silent)
+    assert np.array_equal(latents.numpy(), rows[positions].astype(np.float32))
+    maps = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if "path.npy" in line]
+    bounds = [[int(end, 16) for end in each.split("-")] for each in maps]
+    assert any(first <= latents.data_ptr() < last for first, last in bounds) == mapped
+    latents[:] = 0
+    assert np.array_equal(np.load(tmp_path / "path.npy"), rows)
+
+
+def test_embeddings_of_a_set_that_was_split_hold_both_parts_in_its_order(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (90, 8, 8), dtype=np.uint8), np.arange(90) % 3
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    embeddings = images.reshape(90, -1)[:, :5].astype(np.float32)  # so that one can tell whose they are
+    np.save(tmp_path / "path.npy", embeddings)
+    whole = load("npz", Path("unused"), path=str(tmp_path / "set.npz"), cache=tmp_path / "cache")
+    for sizes in ({}, {"pool_size": 20, "test_size": 7}):
+        part = load("npz", Path("unused"), path=str(tmp_path / "set.npz"), cache=tmp_path / "cache", **sizes)
+        latents, make_test, _ = REPRESENTATIONS["npy"](part, npy(tmp_path, test=False), CPU, silent)
+        assert torch.equal(latents, part.images.flatten(1)[:, :5].float())
+        assert torch.equal(make_test(), part.test_images.flatten(1)[:, :5].float())
+    both = torch.cat([whole.subset.positions, whole.test_subset.positions])
+    assert torch.equal(both.sort().values, torch.arange(90))
+
+
 @pytest.mark.parametrize(
-    "override",
-    ["representation.seed=1", "representation.latent_dim=5", "representation.threads=2", "representation.lr=0.1"],
+    ("array", "message"),
+    [
+        (np.zeros((199, 7)), "path.npy has 199 rows where the data set has 200 images (1,437 before they"),
+        (np.zeros((200, 7), dtype=np.int64), "path.npy holds (200, 7) int64, not (N, d) floats"),
+        (np.zeros((200, 7, 2)), "path.npy holds (200, 7, 2) float64, not (N, d) floats"),
+        (np.array([["a"] * 7] * 200, dtype=object), "path.npy is no .npy file of numbers"),
+    ],
+    ids=["another length", "integers", "three axes", "pickled objects"],
 )
-def test_the_key_covers_the_recipe(override):
-    assert features_key(example_config("random"), data(), CPU) != features_key(
-        example_config("random", override), data(), CPU
-    )
+def test_embeddings_that_do_not_fit_are_one_line(embeddings, array, message):
+    folder, _ = embeddings
+    np.save(folder / "path.npy", array)
+    with pytest.raises(ConfigError) as caught:
+        REPRESENTATIONS["npy"](data(), npy(folder), CPU, silent)
+    assert message in str(caught.value)
+    assert f"representation.path={folder}/path.npy" in str(caught.value)
 
 
-def test_the_key_covers_the_pixels_of_both_splits_and_not_the_labels():
-    images, test_images = data().images.clone(), data().test_images.clone()
-    images[0, 0, 0, 0] += 1
-    test_images[0, 0, 0, 0] += 1
-    key = features_key(example_config("random"), data(), CPU)
-    assert features_key(example_config("random"), replace(data(), images=images), CPU) != key
-    assert features_key(example_config("random"), replace(data(), test_images=test_images), CPU) != key
-    assert features_key(example_config("random"), replace(data(), test_labels=data().test_labels.flip(0)), CPU) == key
-    assert features_key(example_config("random"), replace(data(), labels=data().labels.flip(0)), CPU) == key
-    assert (
-        features_key(example_config("dgmg", "seed=3", "rounds=1"), data(), CPU) == key
-    )  # shared by all strategies and seeds
-    per_seed = [
-        features_key(example_config("random", f"seed={s}", "representation.seed=cell"), data(), CPU) for s in (0, 1)
-    ]
-    assert per_seed[0] == key != per_seed[1]
+def test_nan_in_embeddings_is_refused_with_its_count(embeddings):
+    folder, arrays = embeddings
+    arrays["path"][[4, 90], 1] = np.nan, np.inf
+    np.save(folder / "path.npy", arrays["path"])
+    with pytest.raises(ConfigError, match="2 of 200 rows hold NaN or infinity"):
+        REPRESENTATIONS["npy"](data(), npy(folder), CPU, silent)
+    arrays["test_path"][:, 0] = np.nan
+    np.save(folder / "test_path.npy", arrays["test_path"])
+    np.save(folder / "path.npy", np.zeros((200, 7)))
+    _, make_test, _ = REPRESENTATIONS["npy"](data(), npy(folder), CPU, silent)
+    with pytest.raises(ConfigError, match=r"representation.test_path=.*: 60 of 60 rows hold NaN"):
+        make_test()
 
 
-def test_corrected_labels_are_judged_anew_on_the_same_latents(tmp_path):
-    config, corrected = example_config("random"), replace(data(), labels=data().labels.flip(0))
-    first, second = (
-        prepare_features_and_graph(config, images, tmp_path, CPU, silent) for images in (data(), corrected)
-    )
-    shares = [setup.ledger["representation"].pop("label_share") for setup in (first, second)]
-    assert first.ledger["representation"] == second.ledger["representation"]
-    sample = torch.from_numpy(rng_for(0, "label share").permutation(200))
-    assert shares[0] != shares[1]
-    assert shares[1]["latents"] == label_share(second.features, flat_pixels, corrected.labels, sample)
+def test_missing_and_damaged_files_of_embeddings_are_one_line(embeddings):
+    folder, _ = embeddings
+    raw = (folder / "path.npy").read_bytes()
+    for content in (b"", raw[:200], b"rubbish", raw[:60]):
+        (folder / "path.npy").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"representation.path=.* is no .npy file of numbers"):
+            REPRESENTATIONS["npy"](data(), npy(folder), CPU, silent)
+    (folder / "path.npy").unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        content_key(data(), npy(folder).representation)
 
 
-def test_another_graph_reuses_the_latents(cache_root):
-    first = prepare_features_and_graph(example_config("random"), data(), cache_root, CPU, silent)
-    other = prepare_features_and_graph(example_config("random", "graph.graph_k=4"), data(), cache_root, CPU, silent)
-    assert first.features_sha256 == other.features_sha256
-    assert first.graph_sha256 != other.graph_sha256
-    assert other.ledger["graph"]["graph_k"] == 4
+def test_what_a_representation_needs_is_said_before_anything_runs():
+    with pytest.raises(ConfigError, match=re.escape("needs your embeddings: representation.path=FILE.npy")):
+        example_config("random", "representation.kind=npy")
+    with pytest.raises(ConfigError, match=re.escape("needs the name of a network: representation.model=resnet18")):
+        example_config("random", "representation.kind=timm")
+    with pytest.raises(ConfigError, match=r"unknown representation.model 'resnet81'; did you mean"):
+        example_config("random", "representation.kind=timm", "representation.model=resnet81")
 
 
-@pytest.mark.parametrize("kind", [pytest.param("vae", marks=pytest.mark.slow), "pca", "pixels"])
-def test_test_images_never_influence_the_graph(tmp_path, kind):
-    """Other test images, more of them and brighter: the same latents and graph to the bit, other attachments."""
-    brighter = replace(data(), test_images=16 - load("digits", Path("unused"), 200, 90).test_images)
-    config = example_config("random", f"representation.kind={kind}")
-    one, other = (prepare_features_and_graph(config, images, tmp_path, CPU, silent) for images in (data(), brighter))
-    assert torch.equal(one.features, other.features)
-    for name in ("indptr", "indices", "weights", "degrees"):
-        assert torch.equal(getattr(one.graph, name), getattr(other.graph, name))
-    assert (len(one.attachment.ids), len(other.attachment.ids)) == (60, 90)
-    assert not torch.equal(one.attachment.ids, other.attachment.ids[:60])
-
-
-def test_test_images_are_tied_to_the_graph_in_the_same_space(tmp_path):
-    """Test images that are the pool's own: each is nearest to itself."""
-    twins = replace(data(), test_images=data().images[:60], test_labels=data().labels[:60])
-    for kind in ("pca", "pixels"):
-        setup = prepare_features_and_graph(
-            example_config("random", f"representation.kind={kind}"), twins, tmp_path, CPU, silent
-        )
-        assert torch.equal(setup.attachment.ids[:, 0], torch.arange(60))
-
-
-def test_a_setup_from_the_cache_is_the_one_that_was_made(tmp_path):
-    config = example_config("random", "representation.kind=pixels")
-    made, found = (prepare_features_and_graph(config, data(), tmp_path, CPU, silent) for _ in range(2))
-    pixels, test_pixels = (flat_pixels(images, 16) for images in (data().images, data().test_images))
-    neighbors = knn.knn(pixels, config.graph.graph_k)
-    graph, attachment = transition(neighbors), attach(neighbors, pixels, test_pixels)
-    for setup in (made, found):
-        assert torch.equal(setup.features, pixels)
-        for name in ("indptr", "indices", "weights", "degrees"):
-            assert torch.equal(getattr(setup.graph, name), getattr(graph, name))
-        assert setup.graph.symmetric
-        assert torch.equal(setup.attachment.ids, attachment.ids)
-        assert torch.equal(setup.attachment.weights, attachment.weights)
-    directed = prepare_features_and_graph(
-        example_config("random", "graph.symmetrize=none"), data(), tmp_path, CPU, silent
-    )
-    assert not directed.graph.symmetric
-
-
-def test_principal_components_keep_the_most_variance():
-    features = torch.randn(300, 6) @ torch.diag(torch.tensor([5.0, 4.0, 3.0, 0.1, 0.1, 0.1]))
-    reduced = principal_components(features, 3)(features)
-    assert reduced.shape == (300, 3)
-    singular = torch.linalg.svdvals(features - features.mean(0))
-    assert torch.allclose(reduced.norm(dim=0), singular[:3], rtol=1e-4)
-
-
-def test_other_points_are_projected_with_the_mean_and_the_directions_of_the_first():
-    features, others = torch.randn(300, 6) + 3, torch.randn(40, 6)
-    project = principal_components(features, 6)
-    both = torch.cat([features, others])
-    assert torch.equal(project(both)[300:], project(others))
-    # All components kept: a rotation, so that distances between and within the two stay.
-    assert torch.allclose(torch.pdist(project(both)), torch.pdist(both), atol=1e-4)
-    assert project(features).mean(0).abs().max() < 1e-5
-
-
-def test_label_share_by_brute_force():
-    images = data()
-    pixels = flat_pixels(images.images, images.maximum)
-    distances = torch.cdist(pixels.double(), pixels.double())
-    distances.fill_diagonal_(torch.inf)
-    near = distances.topk(20, dim=1, largest=False).indices
-    truth = (images.labels[near] == images.labels[:, None]).double().mean()
-    assert label_share(pixels, flat_pixels, images.labels, torch.arange(200)) == pytest.approx(float(truth), abs=2e-3)
-
-
-def test_the_ledger_says_what_it_cost_and_how_good_it_is(experiment):
-    representation, graph = experiment.prepared.ledger["representation"], experiment.prepared.ledger["graph"]
-    assert representation["seconds"] > 0
-    assert graph["seconds"] > 0
-    # What only the evaluation needs is no cost of a query's.
-    assert representation["test_seconds"] > 0
-    assert graph["test_seconds"] > 0
-    assert set(representation["label_share"]) == {"latents", "pca", "pixels"}
-    assert 0.3 < representation["label_share"]["latents"] <= 1
-    assert graph["exact"]
-    assert graph["n_points"] == 200
-
-
-@pytest.mark.parametrize("kind", ["vae", "pca", "pixels"])
-def test_an_identical_pool_is_an_error_of_the_representation(tmp_path, kind):
-    same = replace(data(), images=torch.full_like(data().images, 7))
-    with pytest.raises(UserError, match="all 200 images of the pool of digits are identical: no representation can"):
-        prepare_features_and_graph(example_config("random", f"representation.kind={kind}"), same, tmp_path, CPU, silent)
-
-
-def test_a_representation_that_tells_nothing_apart_has_no_graph(tmp_path, monkeypatch):
-    monkeypatch.setitem(
-        REPRESENTATIONS, "pixels", lambda data, *rest: (torch.ones(data.size, 3), lambda: torch.ones(60, 3), {})
-    )
-    with pytest.raises(UserError, match="all 200 images have the same representation: there is no graph"):
-        prepare_features_and_graph(
-            example_config("random", "representation.kind=pixels"), data(), tmp_path, CPU, silent
-        )
-
-
-def test_the_torch_backend_needs_no_faiss_at_all(tmp_path, monkeypatch, caplog):
-    """Two packages that own its module, or none: what the messages advise must work."""
-    config = example_config("random", "graph.backend=torch")
-    monkeypatch.setattr("dgal_bench.graph.knn.faiss_packages", lambda: ("faiss-cpu", "faiss-gpu"))
-    prepare_features_and_graph(config, data(), tmp_path / "two", CPU, silent)
-    monkeypatch.setattr("dgal_bench.graph.knn.importlib.util.find_spec", lambda name: None)
-    prepare_features_and_graph(config, data(), tmp_path / "none", CPU, silent)
-    assert caplog.records == []
-
-
-def test_nan_in_features_is_refused_with_its_count(tmp_path, monkeypatch):
-    def broken(data, *rest):
-        features = torch.randn(data.size, 3, generator=torch.Generator().manual_seed(0))
-        features[[4, 90], 1] = torch.tensor([torch.nan, torch.inf])
-        return features, lambda: features[:60], {}
-
-    monkeypatch.setitem(REPRESENTATIONS, "pixels", broken)
-    with pytest.raises(UserError, match="2 of 200 feature rows hold NaN or infinity"):
-        prepare_features_and_graph(
-            example_config("random", "representation.kind=pixels"), data(), tmp_path, CPU, silent
-        )
-
-
-def test_asking_for_a_missing_gpu_is_an_error(tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(UserError, match="torch sees no GPU"):
-        open_experiment(example_config("random", "device=cuda"), Path("unused"), tmp_path, silent)
+def frozen(path, *overrides):
+    return example_config(
+        "dgmg", "representation.kind=timm", "representation.model=resnet18", "representation.input_size=32",
+        f"representation.checkpoint_path={path}", *overrides,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_the_latents_of_digits_carry_the_labels(tmp_path):
-    """The line of the issue: above 0.85 under profile cpu. Takes half a minute: 150 epochs, on one thread.
-
-    So that it takes no longer beside other tests: two threads wait for each other, and for whatever else runs.
-    """
-    choices = {"dataset": "digits", "representation": "vae", "profile": "cpu", "strategy": "random"}
-    config = compose(choices, ["representation.threads=1"])
-    experiment = open_experiment(config, Path("unused"), tmp_path, silent)
-    facts = experiment.prepared.ledger["representation"]
-    assert facts["label_share"]["latents"] > 0.85
-    assert facts["active_latents"] >= 8
-    assert experiment.prepared.ledger["graph"]["components"] == 1
-
-
-def test_a_large_graph_is_searched_in_blocks_and_goes_on_after_a_stop(tmp_path, monkeypatch):
-    """The bits of the search in memory, whether or not an earlier try was stopped, and no trace of the blocks."""
-    config = example_config("random", "representation.kind=pixels", "graph.exact_limit=150")
-    for module in (blocks, knn):
-        monkeypatch.setattr(module, "EXPENSIVE", 2)  # lists, however few points
-    asked = []
-
-    def stopped(search, blocks):
-        for block in blocks[:3]:
-            asked.append(block)
-            yield block, search(block)
-        raise KeyboardInterrupt
-
-    def counted(search, blocks):
-        asked.extend(blocks)
-        return execute_serially(search, blocks)
-
-    with pytest.raises(KeyboardInterrupt):
-        prepare_features_and_graph(config, data(), tmp_path, CPU, silent, stopped)
-    (workshop,) = tmp_path.glob("*.blocks")
+def test_features_of_a_frozen_network_are_its_pooled_ones_on_its_own_scale(tmp_path):
+    path, state = weights_file(tmp_path)
+    few = replace(data(), images=data().images[:150], labels=data().labels[:150])
     told = []
-    found = prepare_features_and_graph(config, data(), tmp_path, CPU, lambda *how: told.append(how), counted)
-    ledger = found.ledger["graph"]
-    assert len(asked) == len(set(asked)) == ledger["blocks"] > 3
-    assert next(how for how in told if how[0] == "neighbours") == ("neighbours", 3, ledger["blocks"])
-    assert not workshop.exists()
-    assert ledger["lists"] >= ledger["probes"] > 0
-    whole = transition(knn.knn(found.features, config.graph.graph_k, exact_limit=150))
-    assert torch.equal(found.graph.indices, whole.indices)
-    assert torch.equal(found.graph.weights, whole.weights)
+    latents, make_test, _ = REPRESENTATIONS["timm"](few, frozen(path), CPU, lambda *what: told.append(what))
+    net = timm.create_model("resnet18", num_classes=0).eval()
+    net.load_state_dict({name: value for name, value in state.items() if not name.startswith("fc.")})
+    mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.inference_mode():
+        pixels = (few.images[:5].float() / 16).expand(-1, 3, -1, -1)
+        images = torch.nn.functional.interpolate((pixels - mean) / deviation, (32, 32), mode="bilinear", antialias=True)
+        truth = net(images)
+    assert latents.shape == (150, 512)
+    assert torch.allclose(latents[:5], truth, rtol=1e-4, atol=1e-4 * float(truth.abs().max()))
+    assert make_test().shape == (60, 512)
+    assert told[:2] == [("features of resnet18", 0, 150), ("features of resnet18", 128, 150)]
 
 
-@pytest.mark.parametrize(
-    ("method", "exact"),
-    [("tiles", True), ("faiss", True), ("lists 8/8", True), ("lists 18/8", False), ("faiss-ivf", False)],
-)
-def test_a_search_is_exact_by_its_method_and_not_by_a_sample_without_a_miss(method, exact):
-    ring = torch.arange(1, 11)[:, None] % 10
-    neighbors = knn.Neighbors(ring, torch.ones(10, 1), method, recall=1.0)
-    assert diagnostics(neighbors, transition(neighbors))["exact"] is exact
+@pytest.mark.slow
+def test_the_cache_knows_a_frozen_network_by_its_weights(tmp_path):
+    path, _ = weights_file(tmp_path)
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(path.read_bytes())
+    key = features_key(frozen(path), data(), CPU)
+    assert features_key(frozen(copy), data(), CPU) == key
+    other, _ = weights_file(tmp_path / "..", kind="pth")
+    assert features_key(frozen(other), data(), CPU) == key
+    assert features_key(frozen(path, "representation.input_size=48"), data(), CPU) != key
 
 
-@pytest.mark.parametrize("rows", [7, 150, 1000])
-def test_images_are_tied_to_a_mapped_pool_a_block_at_a_time(tmp_path, monkeypatch, rows):
-    """Ties among duplicates, in other blocks too, as for a pool in memory."""
-    pool = torch.from_numpy(rng_for(0, "pool").normal(size=(300, 6))).float() + 20
-    pool[250:255] = pool[3]
-    images = torch.cat([pool[:40], pool[:20] + 0.1])
-    neighbors = knn.knn(pool, 9)
-    truth = attach(neighbors, pool, images)
-    np.save(tmp_path / "pool.npy", pool.numpy())
-    monkeypatch.setattr("dgal_bench.graph.exact_knn._BLOCK", rows * 6)
-    found = attach(neighbors, torch.from_numpy(np.load(tmp_path / "pool.npy", mmap_mode="c")), images)
-    assert torch.equal(found.ids, truth.ids)
-    assert torch.equal(found.weights, truth.weights)
-    assert truth.ids[3, :6].tolist() == [3, 250, 251, 252, 253, 254]
+def test_subspace_iteration_finds_what_the_whole_covariance_does(monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    points = torch.randn(400, 30, generator=rng) * torch.linspace(5, 0.1, 30) + 2
+    exact = principal_components(points, 6)(points)
+    monkeypatch.setattr(features, "_EXACT_WIDTH", 10)
+    monkeypatch.setattr(features, "_SPARE", 5)
+    found = principal_components(points, 6)(points)
+    assert torch.allclose(found.var(0), exact.var(0), rtol=1e-4)  # the same variance in each direction
+    distances, truth = torch.pdist(found), torch.pdist(exact)
+    assert (distances - truth).abs().mean() < 0.01 * truth.mean()
+
+
+def test_components_do_not_depend_on_the_size_of_a_block(monkeypatch):
+    images = data()
+    whole = principal_components(images.images, 5, images.maximum)(images.images)
+    monkeypatch.setattr(features, "_BLOCK", 64 * 7)
+    blocks = principal_components(images.images, 5, images.maximum)(images.images)
+    assert torch.allclose(whole.abs(), blocks.abs(), atol=1e-5)
+    pixels = flat_pixels(images.images, images.maximum)
+    assert torch.allclose(principal_components(pixels, 5)(pixels).abs(), whole.abs(), atol=1e-5)

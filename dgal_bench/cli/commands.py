@@ -35,7 +35,7 @@ from dgal_bench.core.files import find_files
 if TYPE_CHECKING:
     from dgal_bench.engines.sweep import PlannedRun, SweepSettings
     from dgal_bench.results.rows import RoundRecord, RunLog
-    from dgal_bench.results.tracking import Tracking
+    from dgal_bench.results.wandb_process import Tracking
 
     Logs = Mapping[Path, RunLog | None]
 
@@ -155,8 +155,8 @@ def _results_folder(command: Command, verb: str) -> Path:
 
 
 def push(command: Command) -> int:
-    from dgal_bench.results.tracking import WANDB
     from dgal_bench.results.wandb import push as push_folder
+    from dgal_bench.results.wandb_process import WANDB
 
     if len(command.words) != 1:
         raise ConfigError("push takes one results folder: dgal-bench push RESULTS")
@@ -295,7 +295,7 @@ def _execute(
     from dgal_bench import engines
     from dgal_bench.engines import sweep
     from dgal_bench.engines.progress import new_progress
-    from dgal_bench.results.tracking import mirror_sweep
+    from dgal_bench.results.wandb_process import mirror_sweep
 
     finished = {run: log for run in runs if (log := logs[run.path]) is not None and log.done and run.config.own_files}
     if not todo and not finished:

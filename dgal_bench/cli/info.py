@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from dgal_bench import __version__
 from dgal_bench.core.errors import DataError
-from dgal_bench.results.tracking import key_place
+from dgal_bench.results.wandb_process import key_place
 
 TIMEOUT = 120  # seconds: torch on a cold network disk
 ABSENT = "not there"

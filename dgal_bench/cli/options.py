@@ -11,7 +11,7 @@ from dgal_bench.config.compose import GROUPS, PART_SETTINGS, check_key, compose,
 from dgal_bench.config.schema import parse_positive, to_dict
 from dgal_bench.core.errors import ConfigError, ResultsError, choose, did_you_mean
 from dgal_bench.core.files import ensure_writable
-from dgal_bench.results.tracking import WANDB, Tracking, check_project, decide_mode
+from dgal_bench.results.wandb_process import WANDB, Tracking, check_project, decide_mode
 
 if TYPE_CHECKING:
     from dgal_bench.engines.replay import ReplayOptions

@@ -1,4 +1,7 @@
-"""A stopwatch with named phases. Time belongs to the innermost phase; every edge synchronises the device."""
+"""A stopwatch with named phases. Time belongs to the innermost phase; every edge synchronises the device.
+
+What is on the clock in a query, and so what query time means, is said by ``loop.run_query``.
+"""
 
 import gc
 from collections import defaultdict

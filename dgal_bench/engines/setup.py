@@ -8,7 +8,7 @@ from dgal_bench.core.files import LockHeldError
 from dgal_bench.engines.base import Engine, Event, SynchronizedListener
 from dgal_bench.engines.queue import MAX_DEATHS, record_failure
 from dgal_bench.engines.sweep import PlannedRun
-from dgal_bench.results.projection import write_projection
+from dgal_bench.results.projection_file import write_projection
 from dgal_bench.results.resume import check_same_content
 from dgal_bench.results.rows import RunLog
 

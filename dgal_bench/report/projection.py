@@ -24,7 +24,7 @@ from dgal_bench.graph.knn import SearchIndex, build_index, pick_backend
 
 if TYPE_CHECKING:
     from dgal_bench.experiment import Prepared
-from dgal_bench.results.projection import LEVELS, PROJECTION_VERSION, file_name
+from dgal_bench.results.projection_file import LEVELS, PROJECTION_VERSION, file_name
 
 # Up to so many points no t-SNE: scikit-learn's takes two seconds to import, and a smoke run has 300 points.
 _FEW = 300

@@ -30,8 +30,8 @@ from wandb_workspaces.workspaces.internal import View
 
 from dgal_bench.core.errors import ConfigError, ResultsError, UserError
 from dgal_bench.results.rows import PHASES, RunLog
-from dgal_bench.results.tracking import SERVER, has_key
 from dgal_bench.results.wandb import run_names
+from dgal_bench.results.wandb_process import SERVER, has_key
 
 GROUPS = 100
 """Maximum in a panel; W&B's default of 10 is below the twelve strategies of the paper."""

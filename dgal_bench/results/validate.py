@@ -12,7 +12,7 @@ from typing import Any
 from dgal_bench.config.schema import RunConfig, config_hash
 from dgal_bench.core.errors import ResultsError
 from dgal_bench.core.files import find_files, holder_name, lease_holder, live_holder
-from dgal_bench.results.projection import file_name, read_file
+from dgal_bench.results.projection_file import file_name, read_file
 from dgal_bench.results.reader import read_run, read_timings, run_files
 from dgal_bench.results.rows import (
     COMMON,

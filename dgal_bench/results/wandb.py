@@ -24,7 +24,7 @@ from dgal_bench.core.files import ensure_writable, live_holder
 from dgal_bench.results.metrics import area_under_curve, cumulative_query_seconds, mean_query_seconds, mean_scored
 from dgal_bench.results.reader import read_results
 from dgal_bench.results.rows import RoundRecord, RunLog
-from dgal_bench.results.tracking import Tracking, runs_folder
+from dgal_bench.results.wandb_process import Tracking, runs_folder
 
 if TYPE_CHECKING:
     from dgal_bench.data.image_data import ImageData

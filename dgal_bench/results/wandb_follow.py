@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from dgal_bench.core.errors import ResultsError, UserError
 from dgal_bench.results.reader import read_run
 from dgal_bench.results.rows import RunLog
-from dgal_bench.results.tracking import Tracking
+from dgal_bench.results.wandb_process import Tracking
 
 if TYPE_CHECKING:
     from dgal_bench.results.wandb import RunMirror

@@ -1,4 +1,4 @@
-"""The paper's claims (SPEC, section 9) in parts that rows can decide, each with the rule that it is judged by."""
+"""The paper's claims in parts that rows can decide, each with the rule that it is judged by."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -15,7 +15,7 @@ from dgal_bench.core.errors import ResultsError
 from dgal_bench.report.costs import Penalties
 from dgal_bench.report.groups import Group
 from dgal_bench.report.plots.style import FAINT, GRID, Canvas, canvas, short_name, styles
-from dgal_bench.results.projection import Projection, file_name, read_file, unusable_error
+from dgal_bench.results.projection_file import Projection, file_name, read_file, unusable_error
 from dgal_bench.results.rows import RoundRecord, RunLog
 
 

@@ -136,7 +136,7 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     from dgal_bench.graph.block_search import execute_serially, search_in_blocks
-    from tests.test_blocks import K, points, quiet
+    from tests.test_block_search import K, points, quiet
 
     def killed(search, blocks):
         for n, found in enumerate(execute_serially(search, blocks)):

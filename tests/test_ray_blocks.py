@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dgal_bench.graph.block_search import search_in_blocks
-from tests.test_blocks import K, points, quiet
+from tests.test_block_search import K, points, quiet
 from tests.test_ray import HERE, RAY, free_port, head_node
 
 pytest.importorskip("ray")
@@ -23,7 +23,7 @@ SCRIPT = """
     import ray
     from dgal_bench.engines.ray_blocks import run_blocks
     from dgal_bench.graph import block_search
-    from tests.test_blocks import K, points, quiet
+    from tests.test_block_search import K, points, quiet
 
     root, deaths, out = map(Path, sys.argv[1:4])
     driver, deadline, own = os.getpid(), time.monotonic() + 200, set()

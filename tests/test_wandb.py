@@ -20,13 +20,13 @@ from dgal_bench.cli.options import parse_arguments, tracking_of, wandb_of
 from dgal_bench.core.errors import ConfigError
 from dgal_bench.core.files import process_start
 from dgal_bench.results import metrics as areas
-from dgal_bench.results import tracking as driver
 from dgal_bench.results import wandb as facts
+from dgal_bench.results import wandb_process as driver
 from dgal_bench.results.reader import read_results, read_run
 from dgal_bench.results.rows import RoundRecord
-from dgal_bench.results.tracking import Tracking
 from dgal_bench.results.wandb import MARKER, FolderLock, RunFolders
 from dgal_bench.results.wandb_follow import FileMirror
+from dgal_bench.results.wandb_process import Tracking
 from tests.sweeping import HERE, command, descendants, finish, listing, texts_of
 from tests.wandb_server import KEY, serving
 
