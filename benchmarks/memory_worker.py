@@ -127,7 +127,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
         "peak_mb": max(phase.peak_mb for phase in peaks.phases.values()),
         "phases": {name: asdict(phase) for name, phase in peaks.phases.items()},
         "points": opened.data.size,
-        "edges": len(opened.setup.graph.indices),
+        "edges": len(opened.prepared.graph.indices),
         **facts,
     }
 

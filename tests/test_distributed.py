@@ -175,7 +175,7 @@ def test_what_a_process_raises_comes_back_as_it_was():
 
 @pytest.mark.slow
 def test_a_crash_is_one_line_with_its_place():
-    message = r"^process [12] of the 2 that train the VAE failed: \w+: .*\(vae_batches.py, line \d+\)$"
+    message = r"^process [12] of the 2 that train the VAE failed: \w+: .*\(vae.py, line \d+\)$"
     with pytest.raises(RuntimeError, match=message):
         train(blobs(), 2, train_batch_size=-1)
 

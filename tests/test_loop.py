@@ -281,7 +281,7 @@ def test_real_mnist_runs(tmp_path):
     mnist = open_experiment(config, Path(root), tmp_path / "cache", lambda what, done, of: None)
     rows = run_in_process(mnist, tmp_path / "seed-0.jsonl", config)
     assert len(rows) == 3
-    assert mnist.setup.ledger["representation"]["active_latents"] > 0
+    assert mnist.prepared.ledger["representation"]["active_latents"] > 0
 
 
 def test_a_pool_used_up_by_the_last_query_can_be_continued(experiment, tmp_path):

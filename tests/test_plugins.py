@@ -283,9 +283,9 @@ def test_a_part_is_given_what_it_names_and_may_look_at_it_when_it_is_made(tmp_pa
     path = tmp_path / "walk.py"
     path.write_text(
         PART.format(
-            "graph: object\n    latents: object\n    new_index: object\n    hops: int = 1\n"
-            "    def __post_init__(self):\n        assert self.graph.size == len(self.latents)\n"
-            "        assert self.new_index(self.latents)(self.latents[:3], 1).shape == (3, 1)\n"
+            "graph: object\n    features: object\n    new_index: object\n    hops: int = 1\n"
+            "    def __post_init__(self):\n        assert self.graph.size == len(self.features)\n"
+            "        assert self.new_index(self.features)(self.features[:3], 1).shape == (3, 1)\n"
             "    def __call__(self, query):\n        return query.pool.unlabeled[: 5 + self.hops]"
         )
         + "RESTRICTIONS = {'walk': A}\n"

@@ -225,8 +225,8 @@ def machine_table(group: Group) -> ResultTable:
                 ],
             )
         )
-    head = ["strategy", "times of", "alone", "machine", "threads", "cells side by side", "cores busy elsewhere, most"]
-    note = "Threads, cells side by side and busy cores are of the rows; a replay's are in its file of timings."
+    head = ["strategy", "times of", "alone", "machine", "threads", "runs side by side", "cores busy elsewhere, most"]
+    note = "Threads, runs side by side and busy cores are of the rows; a replay's are in its file of timings."
     return ResultTable("machines", "The machine under every timing", head, rows, [note])
 
 
