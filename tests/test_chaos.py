@@ -36,7 +36,7 @@ def chaos(folder, chance, kinds=()):
 def until_done(words, environment, tries=40):
     """Start it again until it ends well. Killed or with runs that failed, it never says more than a line."""
     for attempt in range(tries):
-        done = finish([*words, "retry=failed"], limit=900, **environment, CHAOS_SEED=str(attempt))
+        done = finish([*words, "retry=failed"], **environment, CHAOS_SEED=str(attempt))
         assert done.returncode in (0, 1, -signal.SIGKILL), done.stderr
         assert "Traceback" not in done.stderr
         if done.returncode == 0:
@@ -55,8 +55,7 @@ def check_no_run_lost_or_doubled(root, n_runs, rounds):
         assert [line["round"] for line in lines if line["kind"] == "round"] == list(range(rounds + 1))
         assert lines[-1]["kind"] == "round"
         assert live_holder(path) is None
-    # Time between phases is what another process took: on a busy machine no mistake, and no law of this test.
-    assert [problem for problem in validate(root).problems if "are in no phase" not in problem] == []
+    assert validate(root).problems == []
 
 
 N_KILLS = int(os.environ.get("DGAL_KILLS", "8"))
@@ -67,6 +66,7 @@ KINDS = ["cache", "lease", "upgrade", *itertools.islice(itertools.cycle(OFTEN), 
 
 
 @pytest.mark.slow
+@pytest.mark.alone  # it also asks that the clocks of its rows are sound, which they are not beside other tests
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_kills_and_the_bits_of_a_sweep_left_alone(experiment, tmp_path, engine):
     """SIGKILLs of the whole sweep, then others from within, at moments of every kind; Slurm's are in test_slurm."""
@@ -168,8 +168,7 @@ def test_a_stop_takes_under_five_seconds_and_keeps_what_was_finished(tmp_path, c
         assert all(log.failure is None for log in logs)
 
 
-def wait_until(true, limit=600):
-    """``limit`` is there for what hangs: on a busy machine Ray takes minutes to have a run in its middle."""
+def wait_until(true, limit=120):
     deadline = time.monotonic() + limit
     while not true():
         assert time.monotonic() < deadline
