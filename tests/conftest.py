@@ -1,6 +1,7 @@
 """One small experiment on real digits for all tests; nothing is downloaded."""
 
 import os
+import subprocess
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, and for every process of a test
 os.environ["WANDB_ERROR_REPORTING"] = "false"  # before wandb is imported, by whichever test comes first
@@ -52,6 +53,13 @@ def silence() -> None:
 def offline() -> None:
     """For this process and those it starts: missing data is an error everywhere, also where there is a network."""
     os.environ["DGAL_OFFLINE"] = "true"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_processes() -> None:
+    from tests.warm import WarmPopen
+
+    subprocess.Popen = WarmPopen  # type: ignore[misc]
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,7 @@ from unittest.mock import patch
 from dgal_bench.cli.main import main
 from dgal_bench.conformance import EXAMPLE_SETTINGS, example_config, run_in_process
 from dgal_bench.core.files import find_files
-from dgal_bench.engines import local
-from dgal_bench.engines import replay as work
+from dgal_bench.engines.process import ForkServers
 from dgal_bench.engines.worker import ForwardWarnings, final_event, handle
 from dgal_bench.results.reader import read_results
 from dgal_bench.results.rows import choice
@@ -36,16 +35,13 @@ def finish(words, limit=240, **environment):
 
 
 class WorkerHere:
-    """Stands for ``process.Worker``: jobs and events are JSON all the same, and nothing is imported anew."""
+    """Stands for ``WorkerProcess``: jobs and events are JSON all the same, and nothing is imported anew."""
 
     pid = os.getpid()
     one_at_a_time = threading.Lock()  # lanes are threads of this process, which has one global generator
 
     def __init__(self, environment):
         self.environment, self.experiments = environment, {}
-
-    def fit_for(self, wanted):
-        return self if self.environment == wanted else type(self)(wanted)
 
     def run(self, job):
         events = []
@@ -68,6 +64,10 @@ class WorkerHere:
         pass
 
 
+def fit_here(_, worker, environment):
+    return worker if worker is not None and worker.environment == environment else WorkerHere(environment)
+
+
 def here(words, **environment):
     """What ``finish`` does, with the command and its workers in this process: for tests of what they do and say.
 
@@ -76,8 +76,7 @@ def here(words, **environment):
     out, err = io.StringIO(), io.StringIO()
     with ExitStack() as changed:
         for change in (
-            patch.object(local, "WorkerProcess", WorkerHere),
-            patch.object(work, "WorkerProcess", WorkerHere),
+            patch.object(ForkServers, "fit", fit_here),
             patch.dict(os.environ, environment),
             redirect_stdout(out),
             redirect_stderr(err),

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,9 @@ import pytest
 import torch
 
 from dgal_bench.core.errors import ConfigError, UserError
+from dgal_bench.core.files import process_start
 from dgal_bench.core.seeding import isolated
+from dgal_bench.models import distributed
 from dgal_bench.models.distributed import backing_file
 from dgal_bench.models.vae import Batches, Share, VaeModule, encode, train_vae
 from dgal_bench.models.vae_nets import build_vae
@@ -110,61 +114,70 @@ def test_images_that_are_a_file_already_are_not_copied(tmp_path):
     assert backing_file(images) is None
 
 
-def processes(parent):
-    """The ids of the parent's processes that train."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            ppid = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue  # it has ended meanwhile
-        if b"dgal_bench.models.distributed" in words and ppid in (parent, 1):
-            found.append((words[-2], int(folder.name), words[-3].decode()))
-    return sorted(found)
+@pytest.fixture
+def ranks(monkeypatch, tmp_path):
+    """The processes that a test starts, in order; their folder is in ``tmp_path``."""
+    found, start = [], distributed.RankProcess.__init__
+
+    def noted(rank, *settings):
+        start(rank, *settings)
+        found.append(rank)
+
+    monkeypatch.setattr(distributed.RankProcess, "__init__", noted)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return found
+
+
+def ended(pids):
+    return all(process_start(pid) is None for pid in pids)
 
 
 @in_proc
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_all_with_one_line(victim):
-    ranks = []
-
+def test_a_killed_process_ends_all_with_one_line(victim, ranks, tmp_path):
     def kill(what, done, of):
-        if what == "VAE epoch" and not ranks:
-            ranks.extend(processes(os.getpid()))
-            os.kill(ranks[victim][1], signal.SIGKILL)
+        if what == "VAE epoch":
+            with suppress(ProcessLookupError):
+                os.kill(ranks[victim].pid, signal.SIGKILL)
 
     start = time.monotonic()
     with pytest.raises(UserError, match=f"process {victim + 1} of the 2 that train the VAE was killed by signal 9: if"):
         train(blobs(), 2, kill, max_epochs=100_000, patience=100_000)
     assert time.monotonic() - start < 120
     assert len(ranks) == 2
-    assert processes(os.getpid()) == []
-    assert not Path(ranks[0][2]).exists()
+    assert ended(rank.pid for rank in ranks)
+    assert list(tmp_path.iterdir()) == []
 
 
 PARENT = """
 import sys, torch
+from dgal_bench.models import distributed
 from tests.test_distributed import blobs, train
-train(blobs(), 2, lambda what, done, of: print(what, flush=True), max_epochs=100_000, patience=100_000)
+ranks, start = [], distributed.RankProcess.__init__
+def noted(rank, *settings):
+    start(rank, *settings)
+    ranks.append(rank.pid)
+distributed.RankProcess.__init__ = noted
+train(blobs(), 2, lambda what, done, of: print(what, *ranks, flush=True), max_epochs=100_000, patience=100_000)
 """
 
 
 @in_proc
 @pytest.mark.slow
 def test_the_processes_of_a_killed_parent_end(tmp_path):
-    root = Path(__file__).parent.parent
-    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, cwd=root) as parent:
-        assert "VAE epoch" in (parent.stdout.readline(), parent.stdout.readline())[1]
-        ranks = processes(parent.pid)
+    root, environment = Path(__file__).parent.parent, os.environ | {"TMPDIR": str(tmp_path)}
+    words = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=root, env=environment) as parent:
+        parent.stdout.readline()
+        what, *pids = parent.stdout.readline().rsplit(maxsplit=2)
         parent.kill()
-    assert len(ranks) == 2
+    assert what == "VAE epoch"
     deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for _, pid, _ in ranks):
+    while not ended(map(int, pids)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert not Path(ranks[0][2]).exists()
+    assert list(tmp_path.glob("dgal-vae-*")) == []
 
 
 @pytest.mark.slow

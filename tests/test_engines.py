@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -11,11 +12,12 @@ import pytest
 from dgal_bench.config.schema import available_cores
 from dgal_bench.conformance import example_config, run_in_process
 from dgal_bench.core.errors import CacheError, ConfigError, DataError, ResultsError, UserError
+from dgal_bench.core.fork_server import ForkServer
 from dgal_bench.engines import ENGINES, local
 from dgal_bench.engines import ENGINES as ENGINES_TO_ASK_FOR
 from dgal_bench.engines import queue as run_queue_room
 from dgal_bench.engines.base import SynchronizedListener
-from dgal_bench.engines.process import WorkerProcess, worker_environment
+from dgal_bench.engines.process import ForkServers, worker_environment
 from dgal_bench.engines.queue import MAX_DEATHS, MAX_START_FAILURES, RunQueue, record_failure
 from dgal_bench.engines.setup import set_up
 from dgal_bench.engines.sweep import PlannedRun, plan_runs, read_logs, runs_to_do
@@ -374,22 +376,22 @@ def test_a_set_up_on_several_gpus_sees_as_many(tmp_path, devices, expected):
 
 
 def test_gpus_are_dealt_round_robin(tmp_path, monkeypatch):
-    asked = []
+    asked, together = [], threading.Barrier(5)
 
     class Idle:
-        pid = 0
-
         def __init__(self, environment):
             asked.append(environment.get("CUDA_VISIBLE_DEVICES"))
 
-        def close(self):
-            pass
+        def run(self, job):
+            together.wait()
+            yield {"event": "done", "seconds": 0.0}
 
     monkeypatch.setattr(local, "visible_gpus", lambda: ["3", "5", "7"])
-    monkeypatch.setattr(local, "WorkerProcess", Idle)
-    jobs = [PlannedRun(example_config("random", f"seed={seed}"), Path(str(seed))) for seed in range(5)]
-    local.LocalEngine(jobs, settings(tmp_path, jobs=5, gpus=2), SynchronizedListener(Diary())).close()
-    assert asked == ["3", "5", "3", "5", "3"]
+    monkeypatch.setattr(ForkServers, "fit", lambda servers, worker, environment: Idle(environment))
+    jobs = [PlannedRun(example_config("random", f"seed={seed}"), tmp_path / str(seed)) for seed in range(5)]
+    notify = SynchronizedListener(Diary())
+    local.LocalEngine(jobs, settings(tmp_path, jobs=5, gpus=2), notify).run(RunQueue(jobs, notify))
+    assert sorted(asked) == ["3", "3", "3", "5", "5"]
     with pytest.raises(ConfigError, match="gpus=4, but this machine has 3"):
         local.LocalEngine(jobs, settings(tmp_path, gpus=4), SynchronizedListener(Diary()))
 
@@ -419,6 +421,6 @@ def test_threads_of_every_process_that_works_sleep_while_they_wait(own, tmp_path
     asked = worker_environment(example_config("random"))
     assert asked["OMP_WAIT_POLICY"] == wanted
     monkeypatch.setattr(subprocess, "Popen", start)
-    WorkerProcess(asked).close()
+    ForkServer(asked).close()
     RankProcess(tmp_path, 0, 2, 1, SimpleQueue()).end()
     assert [one["OMP_WAIT_POLICY"] for one in seen] == [wanted, wanted]

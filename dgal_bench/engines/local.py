@@ -11,7 +11,7 @@ from dgal_bench.config.schema import available_cores
 from dgal_bench.core.errors import ConfigError
 from dgal_bench.core.files import release_lease
 from dgal_bench.engines.base import Event, SynchronizedListener, job_message
-from dgal_bench.engines.process import WorkerProcess, visible_gpus, worker_environment
+from dgal_bench.engines.process import ForkServers, WorkerProcess, visible_gpus, worker_environment
 from dgal_bench.engines.queue import RunQueue
 from dgal_bench.engines.sweep import PlannedRun, SweepSettings
 
@@ -48,7 +48,7 @@ def assign_gpus(gpus: Sequence[str], settings: SweepSettings, n_lanes: int, at_l
 
 
 class LocalEngine:
-    """All workers start at once, since their imports take 10 s; the first one executes the setup.
+    """The first worker executes the setup; the others start when there are runs for them.
 
     Raises:
         ConfigError: ``gpus=`` is more than this machine has.
@@ -61,20 +61,19 @@ class LocalEngine:
         n_lanes = min(count_lanes(jobs, settings, len(gpus)), len(jobs))
         self._usable = gpus if settings.gpus is None else gpus[: settings.gpus]
         self._gpus = assign_gpus(self._usable, settings, n_lanes)
-        self._workers = [WorkerProcess(worker_environment(jobs[0].config, gpu)) for gpu in self._gpus]
+        self._servers = ForkServers()
+        self._workers: list[WorkerProcess | None] = [None] * n_lanes
         self._current: list[PlannedRun | None] = [None] * n_lanes
         self._closing = threading.Event()
         self._closing_lock = threading.Lock()
 
     def ask(self, kind: str, job: PlannedRun) -> Iterator[Event]:
         (gpus,) = assign_gpus(self._usable, self._settings, 1, at_least=job.config.trainer.devices)
-        self._workers[0] = self._workers[0].fit_for(worker_environment(job.config, gpus))
-        return self._workers[0].run(job_message(kind, job, self._settings))
+        worker = self._workers[0] = self._servers.fit(self._workers[0], worker_environment(job.config, gpus))
+        return worker.run(job_message(kind, job, self._settings))
 
     def run(self, run_queue: RunQueue) -> None:
         n_lanes = min(len(self._workers), len(run_queue))
-        for worker in self._workers[n_lanes:]:
-            worker.close()
         pool = ThreadPoolExecutor(n_lanes)
         pending = {pool.submit(self._work, run_queue, lane) for lane in range(n_lanes)}
         while pending and run_queue.fatal is None:
@@ -92,7 +91,7 @@ class LocalEngine:
             with self._closing_lock:  # no worker may start once close() ends them all
                 if self._closing.is_set():
                     return
-                worker = self._workers[lane].fit_for(worker_environment(job.config, self._gpus[lane]))
+                worker = self._servers.fit(self._workers[lane], worker_environment(job.config, self._gpus[lane]))
                 self._workers[lane], self._current[lane] = worker, job
             for event in worker.run(job_message("run", job, self._settings)):
                 if self._closing.is_set():
@@ -106,6 +105,8 @@ class LocalEngine:
         with self._closing_lock:
             self._closing.set()
         for worker, job in zip(self._workers, self._current, strict=True):
-            worker.close()
-            if job is not None:
-                release_lease(job.path, worker.pid)
+            if worker is not None:
+                worker.close()
+                if job is not None:
+                    release_lease(job.path, worker.pid)
+        self._servers.close()

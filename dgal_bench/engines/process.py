@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -12,43 +10,64 @@ from typing import Any
 import torch
 
 from dgal_bench.config.schema import RunConfig
+from dgal_bench.core.fork_server import ForkServer
 from dgal_bench.core.system import thread_environment
 
 FINAL_EVENTS = ("ready", "done", "held", "skipped", "failed")
 """The last event of a job is one of these."""
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+_WORKER = "dgal_bench.engines.worker"
+
+
+class ForkServers:
+    """Starts workers: those of one environment from one process that has imported what they need."""
+
+    def __init__(self) -> None:
+        self._servers: list[ForkServer] = []
+
+    def fit(self, worker: "WorkerProcess | None", environment: Mapping[str, str]) -> "WorkerProcess":
+        """This worker if it is alive and has that environment, else a new one in its place."""
+        if worker is not None and worker.fits(environment):
+            return worker
+        if worker is not None:
+            worker.close()
+        return WorkerProcess(environment, self._server(environment))
+
+    def _server(self, environment: Mapping[str, str]) -> ForkServer:
+        """The one whose imports saw these variables; a GPU is looked for after them."""
+        wanted = {name: value for name, value in environment.items() if name != VISIBLE}
+        for server in self._servers:
+            if server.environment == wanted:
+                return server
+        self._servers.append(ForkServer(wanted, _WORKER))
+        return self._servers[-1]
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.close()
+
 
 class WorkerProcess:
     """A process with its own environment that runs one job at a time."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], server: ForkServer) -> None:
         self.environment = environment
         self._reading = False
         self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 - lives as long as the worker
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "dgal_bench.engines.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            text=True,
-            env=os.environ | environment,
-        )
+        late = {name: value for name, value in environment.items() if name == VISIBLE}
+        self._process = server.start(_WORKER, environment=late, stderr=self._stderr)
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def fit_for(self, environment: Mapping[str, str]) -> "WorkerProcess":
-        """This worker if it is alive and has that environment, else a new one in its place."""
-        if self._process.poll() is None and self.environment == environment:
-            return self
-        self.close()
-        return WorkerProcess(environment)
+    def fits(self, environment: Mapping[str, str]) -> bool:
+        """Whether it is alive and has that environment."""
+        return self._process.poll() is None and self.environment == environment
 
     def run(self, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Send a job; yield its events, the last being one of FINAL_EVENTS."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._reading = True
         try:
             self._process.stdin.write(json.dumps(job) + "\n")
@@ -78,9 +97,9 @@ class WorkerProcess:
         self._process.wait()
         self._stderr.close()
         with suppress(OSError):
-            self._process.stdin.close()  # type: ignore[union-attr]
+            self._process.stdin.close()
         if not self._reading:  # a thread in run() finds the end itself
-            self._process.stdout.close()  # type: ignore[union-attr]
+            self._process.stdout.close()
 
 
 def worker_environment(config: RunConfig, gpu: str | None = None) -> dict[str, str]:
@@ -89,12 +108,12 @@ def worker_environment(config: RunConfig, gpu: str | None = None) -> dict[str, s
     ``gpu``: CUDA_VISIBLE_DEVICES; None leaves the variable as it is.
     """
     visible = "" if config.device == "cpu" else gpu
-    devices = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    devices = {} if visible is None else {VISIBLE: visible}
     return {**thread_environment(config.threads), "CUBLAS_WORKSPACE_CONFIG": ":4096:8", **devices}
 
 
 def visible_gpus() -> list[str]:
     """Names of the GPUs for CUDA_VISIBLE_DEVICES, without a CUDA context."""
     n_gpus = torch.cuda.device_count()
-    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = os.environ.get(VISIBLE)
     return names.split(",")[:n_gpus] if names else [str(index) for index in range(n_gpus)]

@@ -13,7 +13,7 @@ from dgal_bench.config.schema import SECTIONS, RunConfig, from_dict, to_dict, wi
 from dgal_bench.core.errors import ConfigError, ResultsError, UserError, did_you_mean
 from dgal_bench.core.system import provenance
 from dgal_bench.engines.base import Event, Listener
-from dgal_bench.engines.process import WorkerProcess, worker_environment
+from dgal_bench.engines.process import ForkServers, WorkerProcess, worker_environment
 from dgal_bench.engines.sweep import PlannedRun
 from dgal_bench.report.formatting import align_table, mark_values
 from dgal_bench.report.notes import LEGEND
@@ -288,11 +288,11 @@ class ReplayWorker:
     """One worker process at a time, with the environment of a configuration: thread counts and device."""
 
     def __init__(self) -> None:
+        self._servers = ForkServers()
         self._worker: WorkerProcess | None = None
 
     def __call__(self, job: Mapping[str, Any], config: RunConfig) -> Iterator[Event]:
-        environment = worker_environment(config)
-        self._worker = self._worker.fit_for(environment) if self._worker else WorkerProcess(environment)
+        self._worker = self._servers.fit(self._worker, worker_environment(config))
         yield from self._worker.run(job)
 
     def __enter__(self) -> "ReplayWorker":
@@ -301,6 +301,7 @@ class ReplayWorker:
     def __exit__(self, *reason: object) -> None:
         if self._worker is not None:
             self._worker.close()
+        self._servers.close()
 
 
 def outcome_text(outcome: ReplayOutcome, plan: ReplayPlan) -> str:

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from dgal_bench.config.schema import parse_positive
 from dgal_bench.core.errors import ConfigError, choose
 from dgal_bench.engines.base import Event, SynchronizedListener, job_message
 from dgal_bench.engines.local import count_lanes
-from dgal_bench.engines.process import FINAL_EVENTS, WorkerProcess, worker_environment
+from dgal_bench.engines.process import FINAL_EVENTS, ForkServers, worker_environment
 from dgal_bench.engines.queue import RunQueue
 from dgal_bench.engines.sweep import PlannedRun, SweepSettings
 
@@ -111,15 +111,15 @@ def parse_minutes(text: str) -> int:
 
 def run_relayed(job: Mapping[str, Any], environment: Mapping[str, str], events: str) -> None:
     """What a Slurm job executes: a worker process in that environment, whose events go into the file ``events``."""
-    worker = WorkerProcess(environment)
-    try:
-        with Path(events).open("a") as file:
-            for event in worker.run(job):
-                file.write(json.dumps(event) + "\n")
-                file.flush()
-            os.fsync(file.fileno())
-    finally:
-        worker.close()
+    with (
+        closing(ForkServers()) as servers,
+        closing(servers.fit(None, environment)) as worker,
+        Path(events).open("a") as file,
+    ):
+        for event in worker.run(job):
+            file.write(json.dumps(event) + "\n")
+            file.flush()
+        os.fsync(file.fileno())
 
 
 class EventFile:

@@ -126,6 +126,10 @@ class RankProcess:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
@@ -201,7 +205,8 @@ def _error(rank: RankProcess, event: dict[str, Any]) -> Exception:
     return RuntimeError(f"{rank.name} failed: {event['error']}")
 
 
-def main(folder: Path, rank: int) -> None:
+def main() -> None:
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # a library's output must not be read as an event
@@ -274,4 +279,4 @@ def _end_with_parent(folder: Path) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main()

@@ -78,7 +78,9 @@ def unrenamed(rename: Callable[..., Path]) -> Callable[..., Path]:
 
 def in_loop(module: Any) -> None:
     module.fit = before("training", module.fit)
-    module.run_query = before("query", module.run_query)  # not Strategy.select: looking for tokens there is on its clock
+    module.run_query = before(
+        "query", module.run_query
+    )  # not Strategy.select: looking for tokens there is on its clock
 
 
 def in_writer(module: Any) -> None:
@@ -110,8 +112,17 @@ class Finder:
         return spec
 
 
+def begin() -> None:
+    """Draw by how many have died, so that who takes a dead one's place does not die at the same draw."""
+    draw.seed(f"{os.environ['CHAOS_SEED']} {len(tokens('*'))}")
+
+
+draw = random.Random()
+
 if "CHAOS_TOKENS" in os.environ:
-    # by how many have died, so that who takes a dead one's place does not die at the same draw
-    draw = random.Random(f"{os.environ['CHAOS_SEED']} {len(tokens('*'))}")
+    begin()
+    os.register_at_fork(after_in_child=begin)
     sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]
+    for name in PATCHES.keys() & sys.modules.keys():  # in a process that was forked from one with its imports
+        PATCHES[name](sys.modules[name])
     Path.rename = unrenamed(Path.rename)  # type: ignore[method-assign]
