@@ -86,7 +86,7 @@ def registries() -> Iterator[None]:
     for table, content in zip(tables, before, strict=True):
         table.clear()
         table.update(content)
-    compose._compose_choices.cache_clear()
+    compose.forget_choices()
     example_config.cache_clear()
     sweep._configure.cache_clear()
 
