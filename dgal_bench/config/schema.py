@@ -272,7 +272,7 @@ _PARTS: Mapping[str, Callable[..., Any]] = {
 
 
 def from_trusted_dict(values: Mapping[str, Any]) -> RunConfig:
-    """The inverse of ``to_dict`` for values that ``compose`` checked: 0.1 ms, where OmegaConf takes 20."""
+    """The inverse of ``to_dict`` for values that ``compose`` checked: 0.1 ms, where OmegaConf takes 14."""
     return RunConfig(**{**values, **{name: part(**values[name]) for name, part in _PARTS.items()}})
 
 
@@ -293,15 +293,18 @@ def _schema() -> DictConfig:
     return OmegaConf.structured(RunConfig)  # type: ignore[no-any-return]
 
 
-_type_hints = cache(get_type_hints)
+@cache
+def _field_types(part: type) -> Mapping[str, Any]:
+    return get_type_hints(part)
 
 
 def _needs_no_conversion(value: Any, kind: Any) -> bool:
     """Whether a value is of a type of the schema as it stands, with every key of a dataclass and no other."""
     if kind is Any:
-        kind = {list: list[Any], dict: dict[str, Any]}.get(type(value), str | int | float | bool | None)
-    if dataclasses.is_dataclass(kind):
-        kinds = _type_hints(kind)
+        containers: Mapping[Any, Any] = {list: list[Any], dict: dict[str, Any]}
+        kind = containers.get(type(value), str | int | float | bool | None)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        kinds = _field_types(kind)
         return (
             isinstance(value, Mapping)
             and value.keys() == kinds.keys()
@@ -323,7 +326,7 @@ def _needs_no_conversion(value: Any, kind: Any) -> bool:
 def from_dict(values: Any) -> RunConfig:
     """The configuration of a nested mapping, every key and type checked; raises OmegaConf's errors.
 
-    OmegaConf takes 20 ms: it is asked only where a value is to be converted or refused.
+    OmegaConf takes 14 ms: it is asked only where a value is to be converted or refused.
     """
     if _needs_no_conversion(values, RunConfig):
         return from_trusted_dict(values)
