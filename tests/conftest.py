@@ -1,5 +1,6 @@
 """One small experiment on real digits for all tests; nothing is downloaded."""
 
+import gc
 import os
 import subprocess
 
@@ -7,6 +8,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported,
 os.environ["WANDB_ERROR_REPORTING"] = "false"  # before wandb is imported, by whichever test comes first
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +19,20 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from dgal_bench.experiment import Experiment
 
+gc.disable()  # until the tests are imported, of which it takes a third
+
 # No test is timed: a machine that is busy is no mistake.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported stays: no need to look through it again and again
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # else libraries report what was not freed at the end
 
 
 @pytest.fixture(autouse=True)
@@ -44,9 +57,12 @@ def own_environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def silence() -> None:
+    from lightning.fabric.utilities import registry
+
     from dgal_bench.models.trainer import silence_lightning
 
     silence_lightning()
+    registry.entry_points = cache(registry.entry_points)  # every Trainer asks all installed packages: 20 ms
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -94,7 +110,7 @@ def registries() -> Iterator[None]:
     for table, content in zip(tables, before, strict=True):
         table.clear()
         table.update(content)
-    compose._compose_choices.cache_clear()
+    compose.forget_choices()
     example_config.cache_clear()
     sweep._configure.cache_clear()
 

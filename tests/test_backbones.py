@@ -56,7 +56,8 @@ def test_the_nets_of_table_1(dataset, shape, pretrained, backbone):
     assert spec.size == ((224, 224) if pretrained else shape[1:])
     n_classes = compose({"dataset": dataset, "representation": "default", "profile": "paper", "strategy": "random"})
     assert n_classes.dataset.n_classes in (10, 26, 100)
-    parameters = sum(p.numel() for p in Backbone(BackboneSpec(config.kind, shape)).parameters())
+    with torch.device("meta"):  # without values
+        parameters = sum(p.numel() for p in Backbone(BackboneSpec(config.kind, shape)).parameters())
     assert parameters == pytest.approx(backbone, rel=0.02)
 
 

@@ -39,7 +39,7 @@ def test_it_equals_the_dense_one_pick_for_pick_on_the_same_draws(n_points, n_cla
     assert len(set(places.tolist())) == batch_size
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_it_equals_the_dense_one_on_many_points(seed):
     made = outputs(3000, 10, 50, seed)
     places, n_uniform = picked(made.log_probs, made.features, 50, seed)
@@ -80,12 +80,12 @@ def test_a_confident_networks_errors_keep_their_digits():
 
 
 def test_the_first_pick_has_the_longest_gradient_and_the_rest_follow_squared_distances():
-    """Three points at distances 1 and 2 from the first: drawn with 1/5 and 4/5; 2,000 draws, within 5 deviations."""
+    """Three points at distances 1 and 2 from the first: drawn with 1/5 and 4/5; 500 draws, within 5 deviations."""
     log_probs = torch.log(torch.full((3, 2), 0.5))
     features = torch.tensor([[8.0, 0.0], [8.0 - 2**0.5, 0.0], [8.0 - 8**0.5, 0.0]])  # |q|^2 = 1/2
-    second = [picked(log_probs, features, 2, seed)[0].tolist() for seed in range(2000)]
+    second = [picked(log_probs, features, 2, seed)[0].tolist() for seed in range(500)]
     assert {first for first, _ in second} == {0}
-    assert np.mean([pick == 2 for _, pick in second]) == pytest.approx(0.8, abs=5 * (0.16 / 2000) ** 0.5)
+    assert np.mean([pick == 2 for _, pick in second]) == pytest.approx(0.8, abs=5 * (0.16 / 500) ** 0.5)
 
 
 def test_a_draw_is_in_proportion_to_weights_and_never_of_a_zero():

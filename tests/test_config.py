@@ -3,11 +3,16 @@
 import json
 
 import pytest
+from omegaconf import OmegaConf
 
 from dgal_bench.config.compose import GROUPS, compose, group_names, read_group
 from dgal_bench.config.schema import (
     KINDS,
     OWN_KINDS,
+    NetConfig,
+    RepresentationConfig,
+    StrategyConfig,
+    _needs_no_conversion,
     check_budget,
     dataset_config,
     differences,
@@ -45,6 +50,27 @@ def test_every_combination_composes_and_survives_json(dataset, profile, strategy
     assert again == made
     assert again.hash == made.hash
     assert (made.profile, made.dataset.name, made.strategy.name) == (profile, dataset, strategy)
+
+
+@pytest.mark.parametrize("part", [NetConfig, RepresentationConfig, StrategyConfig])
+def test_what_is_taken_as_it_stands_is_what_omegaconf_makes_of_it(part):
+    """Also nothing that it would convert, refuse or resolve is taken so."""
+    odd = (
+        True, 1, 0.5, "a", "1", "${seed}", "???", None, [], [1], [True], ["${seed}"], {}, {"a": [1, {"b": None}]},
+        {"a": "???"}, {1: 1}, (1,), b"a",
+    )  # fmt: skip
+    made = {NetConfig: config().net, RepresentationConfig: config().representation, StrategyConfig: config().strategy}
+    values = to_dict(made[part])
+    schema = OmegaConf.structured(part)
+    n_taken = 0
+    for name, value in [(name, value) for name in values for value in odd]:
+        changed = {**values, name: value}
+        if _needs_no_conversion(changed, part):
+            n_taken += 1
+            assert repr(OmegaConf.to_object(OmegaConf.merge(schema, changed))) == repr(part(**changed))
+    assert n_taken >= len(values)
+    assert not _needs_no_conversion({**values, "other": 1}, part)
+    assert not _needs_no_conversion({name: values[name] for name in list(values)[1:]}, part)
 
 
 def test_numbers_of_the_paper():

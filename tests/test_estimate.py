@@ -283,7 +283,7 @@ def test_the_reference_rows_reckon_a_suite_of_which_no_data_are_here(tmp_path):
         profile=["cpu"], **{"representation.threads": ["2"]},
     )  # fmt: skip
     logs = dict.fromkeys((job.path for job in jobs), None)
-    found = estimate_time(jobs, logs, read_results(Path(__file__).parent.parent / "results" / "reference"), 8, 8)
+    found = estimate_time(jobs, logs, read_results(Path(__file__).parent.parent / "results/reference/all/mnist"), 8, 8)
     assert [guess is not None for guess in found.guesses.values()] == [True] * 4 + [False] * 4
     assert found.other_device
     assert found.seconds > found.setup_seconds > 0

@@ -74,7 +74,7 @@ def large(monkeypatch):
     return lambda share: monkeypatch.setattr(frontier, "_LARGE", share)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_sequence_of_memories_gives_the_bits_and_picks_of_the_whole_product(data):
     """Fresh, repeated, older and foreign ones, with new labels, with none, or with labels that were another's."""

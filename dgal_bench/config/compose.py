@@ -31,7 +31,13 @@ def add_choice(group: str, name: str, content: Mapping[str, Any]) -> None:
         _ADDED_CHOICES[group, name] = OmegaConf.create(dict(content))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{group} '{name}': {_one_line(error)}") from error
+    forget_choices()
+
+
+def forget_choices() -> None:
+    """For when _ADDED_CHOICES has changed."""
     _compose_choices.cache_clear()
+    dataset_kinds.cache_clear()
 
 
 def group_names(group: str) -> list[str]:
@@ -98,10 +104,11 @@ def _compose_choices(dataset: str, representation: str, profile: str, strategy: 
     return merged
 
 
-def dataset_kinds() -> set[str]:
+@cache
+def dataset_kinds() -> frozenset[str]:
     """The ``kind`` of every preset; a preset without one is of its own name."""
     presets = {name: read_group("dataset", name).dataset for name in group_names("dataset")}
-    return {str(preset.get("kind", name)) for name, preset in presets.items()}
+    return frozenset(str(preset.get("kind", name)) for name, preset in presets.items())
 
 
 # Settings that parts name in their YAML: only strategies that use them have them in their configuration.
@@ -155,7 +162,9 @@ def _check_count(key: str, value: Any, hint: str) -> None:
         raise ConfigError(f"{key}={value}: use a whole number of 1 or more{hint}")
 
 
+@cache
 def _parse_override(override: str) -> DictConfig:
+    """Cached: callers must not write to it."""
     if override.partition("=")[2].strip() == "???":  # OmegaConf's word for a missing value, which merge ignores
         raise ConfigError(f"{override} is no value")
     try:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from math import inf, isfinite, nan
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -272,7 +272,7 @@ _PARTS: Mapping[str, Callable[..., Any]] = {
 
 
 def from_trusted_dict(values: Mapping[str, Any]) -> RunConfig:
-    """The inverse of ``to_dict`` for values that ``compose`` checked: 0.1 ms, where ``from_dict`` takes 14."""
+    """The inverse of ``to_dict`` for values that ``compose`` checked: 0.1 ms, where OmegaConf takes 14."""
     return RunConfig(**{**values, **{name: part(**values[name]) for name, part in _PARTS.items()}})
 
 
@@ -293,8 +293,43 @@ def _schema() -> DictConfig:
     return OmegaConf.structured(RunConfig)  # type: ignore[no-any-return]
 
 
+@cache
+def _field_types(part: type) -> Mapping[str, Any]:
+    return get_type_hints(part)
+
+
+def _needs_no_conversion(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type of the schema as it stands, with every key of a dataclass and no other."""
+    if kind is Any:
+        containers: Mapping[Any, Any] = {list: list[Any], dict: dict[str, Any]}
+        kind = containers.get(type(value), str | int | float | bool | None)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        kinds = _field_types(kind)
+        return (
+            isinstance(value, Mapping)
+            and value.keys() == kinds.keys()
+            and all(_needs_no_conversion(value[name], kinds[name]) for name in kinds)
+        )
+    if get_origin(kind) is list:
+        return type(value) is list and all(_needs_no_conversion(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is dict:
+        key_kind, value_kind = get_args(kind)
+        return type(value) is dict and all(
+            _needs_no_conversion(key, key_kind) and _needs_no_conversion(item, value_kind)
+            for key, item in value.items()
+        )
+    if isinstance(value, str) and ("$" in value or value == "???"):  # what OmegaConf resolves, and its missing value
+        return False
+    return type(value) in (get_args(kind) or (kind,))
+
+
 def from_dict(values: Any) -> RunConfig:
-    """The configuration of a nested mapping, every key and type checked; raises OmegaConf's errors."""
+    """The configuration of a nested mapping, every key and type checked; raises OmegaConf's errors.
+
+    OmegaConf takes 14 ms: it is asked only where a value is to be converted or refused.
+    """
+    if _needs_no_conversion(values, RunConfig):
+        return from_trusted_dict(values)
     checked = OmegaConf.merge(_schema(), values)
     return OmegaConf.to_object(checked)  # type: ignore[return-value]
 

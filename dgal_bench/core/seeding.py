@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -38,17 +39,23 @@ def torch_rng_for(seed: int, *role: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(seed_for(seed, *role))
 
 
+_n_gpus = cache(torch.cuda.device_count)
+"""Asked once: torch opens the driver's library each time."""
+
+
 @contextmanager
 def isolated(seed: int, *role: str | int) -> Iterator[None]:
     """Seed the global RNGs for code that insists on them (weight init, Lightning) and put their states back after."""
     # some libraries draw from NumPy's legacy global state
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    devices = list(range(torch.cuda.device_count()))
+    devices = list(range(_n_gpus()))
     with torch.random.fork_rng(devices=devices):
         derived = seed_for(seed, *role)
         random.seed(derived)
         np.random.seed(derived % 2**32)  # noqa: NPY002
-        torch.manual_seed(derived)
+        torch.default_generator.manual_seed(derived)
+        if devices:  # without one, torch would keep every seed and where it was set, for when there is one
+            torch.cuda.manual_seed_all(derived)
         try:
             yield
         finally:

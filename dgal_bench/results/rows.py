@@ -445,7 +445,10 @@ def find_misfits(value: Any, hint: Any, name: str = "", partial: bool = False) -
     """
     if hint is Any:
         return
-    if is_dataclass(hint):
+    if hint in _PLAIN:
+        if not _PLAIN[hint](value):
+            yield _misfit(name, value, hint)
+    elif is_dataclass(hint):
         yield from _field_misfits(value, hint, name, partial)
     elif isinstance(hint, UnionType):
         options = [option for option in get_args(hint) if option is not NoneType or value is None]
@@ -455,11 +458,13 @@ def find_misfits(value: Any, hint: Any, name: str = "", partial: bool = False) -
             yield _misfit(name, value, hint)
     elif get_origin(hint) is list and isinstance(value, list):
         item_hint, item_name = get_args(hint)[0], f"{name}[...]"
+        if fits := _PLAIN.get(item_hint):
+            value = [item for item in value if not fits(item)]
         yield from islice((text for item in value for text in find_misfits(item, item_hint, item_name, partial)), 1)
     elif get_origin(hint) is dict and isinstance(value, dict):
         for key, item in value.items():
             yield from find_misfits(item, get_args(hint)[1], f"{name}.{key}", partial)
-    elif not _PLAIN.get(hint, lambda _: False)(value):
+    else:
         yield _misfit(name, value, hint)
 
 
