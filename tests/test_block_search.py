@@ -1,5 +1,7 @@
 """A search in blocks: the bits of the search in memory, whoever answers, and however often it is killed."""
 
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from dgal_bench.core.errors import CacheError, ConfigError
 from dgal_bench.core.system import on_threads
 from dgal_bench.engines import progress
 from dgal_bench.graph import block_search as module
-from dgal_bench.graph.block_search import BlockSearch, cut_blocks, search_in_blocks
+from dgal_bench.graph.block_search import BlockSearch, cut_blocks, execute_serially, search_in_blocks
 from dgal_bench.graph.ivf import InvertedLists
 from dgal_bench.graph.knn import knn
 
@@ -132,26 +134,22 @@ def test_the_lists_are_planned_once(tmp_path, monkeypatch, features, truth):
     assert same(search_in_blocks(features, K, 0.9, tmp_path, quiet)[0], truth)
 
 
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    from dgal_bench.graph.block_search import execute_serially, search_in_blocks
-    from tests.test_block_search import K, points, quiet
-
+def die_at_the_fourth_block(folder):
     def killed(search, blocks):
         for n, found in enumerate(execute_serially(search, blocks)):
             if n == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield found
 
-    search_in_blocks(points(), K, 0.9, Path(sys.argv[1]), quiet, killed)
-"""
+    search_in_blocks(points(), K, 0.9, folder, quiet, killed)
 
 
 @pytest.mark.slow
 def test_a_killed_process_costs_no_block_and_no_bit(tmp_path, features, truth):
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)], check=False)
-    assert done.returncode == -signal.SIGKILL
+    process = multiprocessing.get_context("fork").Process(target=die_at_the_fourth_block, args=(tmp_path,))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     again = Counting()
     found, facts = search_in_blocks(features, K, 0.9, tmp_path, quiet, again)
     assert same(found, truth)
@@ -272,9 +270,9 @@ MEASURED = """
             time.sleep(0.002)
 
     def plan(features, *_):
-        order = (torch.arange(len(features)) % 500).argsort(stable=True)
-        offsets = torch.arange(501) * (len(features) // 500)
-        return InvertedLists(order, offsets, torch.arange(500)[:, None], torch.zeros(500, features.shape[1]), 1.0)
+        order = (torch.arange(len(features)) % 2000).argsort(stable=True)
+        offsets = torch.arange(2001) * (len(features) // 2000)
+        return InvertedLists(order, offsets, torch.arange(2000)[:, None], torch.zeros(2000, features.shape[1]), 1.0)
 
     blocks.plan_lists, blocks._ROW_FLOATS, knn._BLOCK = plan, 2**20, 2**20
     features = torch.from_numpy(np.load(sys.argv[1], mmap_mode="c"))
