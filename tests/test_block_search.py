@@ -265,14 +265,14 @@ def search_and_watch(folder, found):
     """In a process of its own: the bytes that it has more at any time than before."""
 
     def plan(features, *_):
-        order = (torch.arange(len(features)) % 2000).argsort(stable=True)
-        offsets = torch.arange(2001) * (len(features) // 2000)
-        return InvertedLists(order, offsets, torch.arange(2000)[:, None], torch.zeros(2000, features.shape[1]), 1.0)
+        order = (torch.arange(len(features)) % 500).argsort(stable=True)
+        offsets = torch.arange(501) * (len(features) // 500)
+        return InvertedLists(order, offsets, torch.arange(500)[:, None], torch.zeros(500, features.shape[1]), 1.0)
 
     def watch():
         while True:
             seen.append(anonymous())
-            time.sleep(0.002)
+            time.sleep(0.01)
 
     module.plan_lists, module._ROW_FLOATS = plan, 2**20
     knn_module._BLOCK, knn_module._RECALL_SAMPLE = 2**20, 20
@@ -288,7 +288,7 @@ def search_and_watch(folder, found):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what memory is a process's own")
 def test_mapped_features_are_never_copied_as_a_whole(tmp_path):
-    whole = np.lib.format.open_memmap(tmp_path / "features.npy", "w+", "float32", (480_000, 128))
+    whole = np.lib.format.open_memmap(tmp_path / "features.npy", "w+", "float32", (240_000, 128))
     for start in range(0, len(whole), 10_000):
         whole[start : start + 10_000] = np.random.default_rng(start).random((10_000, 128), dtype=np.float32)
     whole.flush()
@@ -298,4 +298,4 @@ def test_mapped_features_are_never_copied_as_a_whole(tmp_path):
     process.start()
     more = found.get(timeout=240)
     process.join()
-    assert more < 0.9 * whole.nbytes
+    assert 0 < more < 0.9 * whole.nbytes, (more, whole.nbytes)
