@@ -1,23 +1,28 @@
 """A search in blocks: the bits of the search in memory, whoever answers, and however often it is killed."""
 
+import multiprocessing
+import os
 import signal
-import subprocess
 import sys
-import textwrap
+import threading
+import time
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.machine import return_free_memory
 from dgal_bench.conformance import example_config
 from dgal_bench.core import cache
 from dgal_bench.core.errors import CacheError, ConfigError
 from dgal_bench.core.system import on_threads
 from dgal_bench.engines import progress
 from dgal_bench.graph import block_search as module
-from dgal_bench.graph.block_search import BlockSearch, cut_blocks, search_in_blocks
+from dgal_bench.graph import knn as knn_module
+from dgal_bench.graph.block_search import BlockSearch, cut_blocks, execute_serially, search_in_blocks
 from dgal_bench.graph.ivf import InvertedLists
 from dgal_bench.graph.knn import knn
 
@@ -132,26 +137,22 @@ def test_the_lists_are_planned_once(tmp_path, monkeypatch, features, truth):
     assert same(search_in_blocks(features, K, 0.9, tmp_path, quiet)[0], truth)
 
 
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    from dgal_bench.graph.block_search import execute_serially, search_in_blocks
-    from tests.test_block_search import K, points, quiet
-
+def die_at_the_fourth_block(folder):
     def killed(search, blocks):
         for n, found in enumerate(execute_serially(search, blocks)):
             if n == 3:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield found
 
-    search_in_blocks(points(), K, 0.9, Path(sys.argv[1]), quiet, killed)
-"""
+    search_in_blocks(points(), K, 0.9, folder, quiet, killed)
 
 
 @pytest.mark.slow
 def test_a_killed_process_costs_no_block_and_no_bit(tmp_path, features, truth):
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)], check=False)
-    assert done.returncode == -signal.SIGKILL
+    process = multiprocessing.get_context("fork").Process(target=die_at_the_fourth_block, args=(tmp_path,))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
     again = Counting()
     found, facts = search_in_blocks(features, K, 0.9, tmp_path, quiet, again)
     assert same(found, truth)
@@ -255,45 +256,46 @@ def test_a_full_disk_is_one_line_with_the_knob(tmp_path, monkeypatch, features):
         search_in_blocks(features, K, 0.9, tmp_path, quiet)
 
 
-MEASURED = """
-    import sys, threading, time
-    from pathlib import Path
-    import numpy as np, torch
-    from dgal_bench.graph import block_search as blocks, knn
-    from dgal_bench.graph.ivf import InvertedLists
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))) * 1024
 
-    def anonymous():
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem"))) * 1024
 
-    def watch():
-        while True:
-            seen.append(anonymous())
-            time.sleep(0.002)
+def search_and_watch(folder, found):
+    """In a process of its own: the bytes that it has more at any time than before."""
 
     def plan(features, *_):
         order = (torch.arange(len(features)) % 500).argsort(stable=True)
         offsets = torch.arange(501) * (len(features) // 500)
         return InvertedLists(order, offsets, torch.arange(500)[:, None], torch.zeros(500, features.shape[1]), 1.0)
 
-    blocks.plan_lists, blocks._ROW_FLOATS, knn._BLOCK = plan, 2**20, 2**20
-    features = torch.from_numpy(np.load(sys.argv[1], mmap_mode="c"))
-    torch.set_num_threads(1)
-    blocks.search_in_blocks(features[:20_000], 2, 1.0, Path(sys.argv[2]), lambda *_: None)  # what is loaded on the way
+    def watch():
+        while True:
+            seen.append(anonymous())
+            time.sleep(0.01)
+
+    module.plan_lists, module._ROW_FLOATS = plan, 2**20
+    knn_module._BLOCK, knn_module._RECALL_SAMPLE = 2**20, 20
+    features = torch.from_numpy(np.load(folder / "features.npy", mmap_mode="c"))
+    search_in_blocks(features[:20_000], 2, 1.0, folder / "a", quiet)  # what is loaded on the way
+    return_free_memory()
     seen = [before := anonymous()]
     threading.Thread(target=watch, daemon=True).start()
-    blocks.search_in_blocks(features, 2, 1.0, Path(sys.argv[3]), lambda *_: None)
-    print(max(seen) - before)
-"""
+    search_in_blocks(features, 2, 1.0, folder / "b", quiet)
+    found.put(max(seen) - before)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what memory is a process's own")
 def test_mapped_features_are_never_copied_as_a_whole(tmp_path):
-    whole = np.lib.format.open_memmap(tmp_path / "features.npy", "w+", "float32", (480_000, 128))
+    whole = np.lib.format.open_memmap(tmp_path / "features.npy", "w+", "float32", (240_000, 128))
     for start in range(0, len(whole), 10_000):
         whole[start : start + 10_000] = np.random.default_rng(start).random((10_000, 128), dtype=np.float32)
     whole.flush()
-    words = [sys.executable, "-c", textwrap.dedent(MEASURED), tmp_path / "features.npy", tmp_path / "a", tmp_path / "b"]
-    done = subprocess.run(words, check=True, capture_output=True, text=True)
-    assert int(done.stdout) < 0.9 * whole.nbytes
+    fork = multiprocessing.get_context("fork")
+    found = fork.Queue()
+    process = fork.Process(target=search_and_watch, args=(tmp_path, found))
+    process.start()
+    more = found.get(timeout=240)
+    process.join()
+    assert 0 < more < 0.9 * whole.nbytes, (more, whole.nbytes)

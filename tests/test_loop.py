@@ -276,8 +276,11 @@ def test_real_mnist_runs(tmp_path):
 
     config = compose(
         {"dataset": "mnist", "representation": "vae", "profile": "smoke", "strategy": "dgmg"},
-        ["representation.threads=1"],
-    )
+        [
+            "representation.threads=1", "dataset.pool_size=100", "dataset.test_size=30",
+            "representation.max_epochs=20", "representation.train_batch_size=8",
+        ],
+    )  # fmt: skip
     mnist = open_experiment(config, Path(root), tmp_path / "cache", lambda what, done, of: None)
     rows = run_in_process(mnist, tmp_path / "seed-0.jsonl", config)
     assert len(rows) == 3

@@ -10,6 +10,7 @@ from scipy.stats import kstest
 from dgal_bench.config.schema import RepresentationConfig
 from dgal_bench.core.errors import ConfigError, UserError
 from dgal_bench.core.seeding import isolated, normals, seed_for
+from dgal_bench.core.system import on_threads
 from dgal_bench.data.image_data import ImageData
 from dgal_bench.models.vae import Batch, VaeModule, as_float, encode, fit, posterior_means, train_vae
 from dgal_bench.models.vae_nets import build_vae
@@ -221,10 +222,16 @@ def test_the_loss_sums_over_pixels_and_over_latents():
         )
 
 
+@pytest.fixture(scope="module")
+def trained():
+    with on_threads(1):
+        return train(blobs())
+
+
 @pytest.mark.slow
-def test_it_finds_the_structure_of_four_blobs():
+def test_it_finds_the_structure_of_four_blobs(trained):
     data = blobs()
-    module, facts = train(data)
+    module, facts = trained
     latents, quality = encode(module, data)
     assert latents.shape == (200, 3)
     assert quality["active_latents"] >= 1
@@ -236,9 +243,9 @@ def test_it_finds_the_structure_of_four_blobs():
 
 
 @pytest.mark.slow
-def test_explained_variance_is_one_minus_the_unexplained_share():
+def test_explained_variance_is_one_minus_the_unexplained_share(trained):
     data = blobs()
-    module, _ = train(data)
+    module, _ = trained
     _, quality = encode(module, data, batch_size=17)
     pixels = data.images.double() / 16
     with torch.no_grad():

@@ -42,7 +42,7 @@ class ForkServer:
         words = [sys.executable, "-m", "dgal_bench.core.fork_server", *self._modules]
         return subprocess.Popen(
             words,
-            stdin=stdin,
+            stdin=stdin.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, **self.environment},
