@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dgal_bench.core.files import find_files, live_holder
+from dgal_bench.core.files import find_files, live_holder, process_start
 from dgal_bench.results.reader import read_results
 from dgal_bench.results.rows import SCHEMA_VERSION
 from dgal_bench.results.validate import validate
@@ -34,16 +34,22 @@ def chaos(folder, chance, kinds=()):
 
 
 def until_done(words, environment, tries=40):
-    """Start it again until it ends well. Killed or with runs that failed, it never says more than a line."""
+    """Start it again until it ends well. Killed or with runs that failed, it never says more than a line.
+
+    A worker that died is replaced in the same command.
+    """
+    said = ""
     for attempt in range(tries):
         done = finish([*words, "retry=failed"], **environment, CHAOS_SEED=str(attempt))
         assert done.returncode in (0, 1, -signal.SIGKILL), done.stderr
         assert "Traceback" not in done.stderr
+        said += done.stderr
         if done.returncode == 0:
             break
     assert done.returncode == 0, done.stderr
+    assert "it is tried again" in said
+    assert "raylet" not in said
     assert os.listdir(environment["CHAOS_TOKENS"]) == []  # as many kills as were asked for
-    return done
 
 
 def check_no_run_lost_or_doubled(root, n_runs, rounds):
@@ -147,7 +153,6 @@ def test_a_stop_takes_under_five_seconds_and_keeps_what_was_finished(tmp_path, c
         wait_until(lambda: any(cache.glob("*.part")) if moment == "set-up" else written(root) > 10_000)
         time.sleep(0.5)
         below = descendants(process.pid)
-        assert len(below) == 2
         began = time.monotonic()
         while process.poll() is None and time.monotonic() < began + 30:
             process.send_signal(signal_)
@@ -158,7 +163,8 @@ def test_a_stop_takes_under_five_seconds_and_keeps_what_was_finished(tmp_path, c
     assert took < 5, took
     assert rest.splitlines()[-1].startswith("dgal-bench: stopped; what was finished is kept")
     assert "Traceback" not in rest
-    assert not any(Path(f"/proc/{pid}").exists() for pid in below)
+    assert below
+    wait_until(lambda: all(process_start(pid) is None for pid in below), 2)  # a fork server ends with the command
     assert not list(root.rglob("*.lease"))
     # What a maker leaves in the cache is in nobody's way: its process is gone, and the next one starts over.
     assert all(live_holder(lease.with_suffix("")) is None for lease in cache.glob("*.lease"))

@@ -1,7 +1,10 @@
 """What stands beside the code says what is true of it: workflow, CONTRIBUTING, CHANGELOG, CITATION."""
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -103,3 +106,30 @@ def test_what_is_kept_of_a_smoke_run_is_what_make_smoke_writes():
     (kept,) = [step["with"]["path"] for step in STEPS if "upload-artifact" in step.get("uses", "")]
     (suite,) = re.findall(r"^smoke:.*\n.*suite=(\w+)", (HERE / "Makefile").read_text(), flags=re.MULTILINE)
     assert kept == f"results/runs/{suite}"
+
+
+def imported_by(path):
+    """Top-level names of the modules that a file of the package imports, other than its own and Python's."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"dgal_bench"}
+
+
+EXTRAS = {"ray": "ray", "submitit": "slurm", "faiss": "cpu", "wandb_workspaces": "dashboard", "wandb_gql": "dashboard"}
+"""Modules that come with an extra."""
+
+
+def test_every_module_that_the_package_imports_comes_with_what_it_declares():
+    project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
+    optional = {
+        extra: {re.split(r"[^\w-]", line)[0] for line in lines}
+        for extra, lines in project["optional-dependencies"].items()
+    }
+    packages = packages_distributions()
+    imported = {name: path.name for path in sorted(HERE.glob("dgal_bench/**/*.py")) for name in imported_by(path)}
+    assert {"torch", "faiss", "omegaconf"} <= imported.keys()
+    for name, file in imported.items():
+        providers = {one.lower().replace("_", "-") for one in packages.get(name, [])}
+        assert providers & (optional[EXTRAS[name]] if name in EXTRAS else declared), f"{name}, imported by {file}"
