@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
-# Nothing that takes seconds to import: the process that hands out tests would wait for it before it starts the others.
+from dgal_bench.config.compose import group_names, read_group
+
+# Nothing that takes seconds to import: the process that hands out tests would wait for it before it starts others.
 if TYPE_CHECKING:
     from dgal_bench.experiment import Experiment
 
@@ -88,6 +90,21 @@ def experiment(cache_root: Path) -> "Experiment":
     from dgal_bench.conformance import example_experiment
 
     return example_experiment(cache_root)
+
+
+def strategies() -> Iterator[Any]:
+    """Every strategy; one whose parts are all in those before it is a slow test, and so is one that trains."""
+    seen: set[tuple[str, str]] = set()
+    for name in group_names("strategy"):
+        content = read_group("strategy", name).strategy
+        parts = {(part, str(content[part].kind)) for part in ("restrict", "acquire")}
+        yield name if parts - seen and name != "ganvae" else pytest.param(name, marks=pytest.mark.slow)
+        seen |= parts
+
+
+@pytest.fixture(params=strategies())
+def strategy(request: pytest.FixtureRequest) -> Any:
+    return request.param
 
 
 @pytest.fixture

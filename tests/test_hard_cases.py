@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from dgal_bench import loop
-from dgal_bench.config.compose import group_names
 from dgal_bench.conformance import BATCH, ExampleQuery, example_config, run_in_process
 from dgal_bench.core.errors import UserError
 from dgal_bench.engines import worker
@@ -16,13 +15,7 @@ from dgal_bench.models.nets import Classifier
 from dgal_bench.results.reader import read_run
 from tests.test_cli import settings
 
-STRATEGIES = group_names("strategy")
 ASKS_NO_NETWORK = {"random", "ganvae"}
-
-
-@pytest.fixture(params=STRATEGIES)
-def strategy(request):
-    return request.param
 
 
 def weights(asked, change):

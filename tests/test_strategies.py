@@ -27,15 +27,6 @@ N_SCORED = {
 }
 
 
-# It trains an adversary for every query; test_adversary.py has fast tests of it.
-SLOW = ("ganvae",)
-
-
-@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in STRATEGIES])
-def strategy(request):
-    return request.param
-
-
 @pytest.mark.parametrize("law", LAWS)
 def test_every_strategy_keeps_every_law(experiment, strategy, law):
     LAWS[law](experiment, strategy)
