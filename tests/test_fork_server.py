@@ -79,7 +79,7 @@ def test_many_side_by_side_end_each_with_its_own_code(server, stderr):
 def test_a_killed_one_says_the_signal(server, stderr):
     process = start(server("forked_module"), stderr)
     process.kill()
-    assert finish(process) == ("", -signal.SIGKILL)
+    assert finish(process)[1] == -signal.SIGKILL
 
 
 def test_where_an_import_fails_each_process_says_so_itself(server, stderr):
