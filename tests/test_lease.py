@@ -270,7 +270,7 @@ def test_of_many_hosts_that_take_over_exactly_one_does(path):
 
 @pytest.mark.slow
 def test_of_very_many_take_overs_none_is_double(path):
-    assert race(path, n_hosts=8, rounds=40) == 0
+    assert race(path, n_hosts=8, rounds=80) == 0
 
 
 def test_of_threads_that_want_a_lease_one_gets_it(tmp_path):

@@ -356,13 +356,13 @@ def test_validate_finds_wrong_first_classes(tmp_path, experiment, classes, said)
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", [["engine=local"], ["engine=ray"], ["engine=slurm", "slurm.cluster=local"]])
 def test_every_engine_carries_a_large_one_home(tmp_path, engine):
-    """t-SNE of 1,000 digits, over pipes, a relay's file and Ray."""
+    """t-SNE of 500 digits, over pipes, a relay's file and Ray."""
     words = command(tmp_path / "r", tmp_path / "cache", "strategy=rsmg", "seed=0", "jobs=1", *engine)
-    done = finish([word.replace("pool_size=200", "pool_size=1000") for word in words])
+    done = finish([word.replace("pool_size=200", "pool_size=500") for word in words])
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "r").rglob("projection-*.npz")
     found, (log,) = read_file(path), [read_run(run) for run in (tmp_path / "r").rglob("seed-*.jsonl")]
     assert found.features_sha256 == log.header["fingerprint"]["latents"]
-    assert len(found.positions) == 1000
+    assert len(found.positions) == 500
     assert found.of(log.header["initial"])[1].all()
     assert found.labels[log.header["initial"]].tolist() == log.header["initial_classes"]

@@ -1,6 +1,8 @@
 """Laws of benchmarks/query.py and scaling.py: ratios are quotients, what is extrapolated says so, slopes are slopes."""
 
+import gc
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,14 @@ from tests.measuring import answer_here
 
 ROOT = Path(__file__).parent.parent
 POINTS = 300
+
+
+@pytest.fixture(autouse=True, scope="module")
+def only_new_garbage() -> Iterator[None]:
+    """Benchmarks collect it before each call, and in a process of all tests that takes half a second a time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -271,12 +281,29 @@ def test_relu_after_the_pooling_gives_the_values_and_gradients_of_relu_before_it
     assert [type(layer) for layer in (pool, pool2)] == [MaxPool, MaxPool]
 
 
+def test_a_quick_run_is_a_small_one():
+    small, whole = query._options(["--quick"]), query._options([])
+    assert (small.points, small.repeats, small.net, small.sample) == (2000, 2, "resnet10t", 120)
+    assert (whole.points, whole.repeats, whole.net, whole.sample) == (60_000, 3, "resnet50", 300)
+    small, whole = scaling._options(["--quick"]), scaling._options([])
+    assert (small.points, small.sample, small.own_limit) == ([2_000, 4_000], 1000, 3_000)
+    assert (whole.points, whole.sample, whole.own_limit) == (scaling.POINTS, 20_000, 10**6)
+
+
+SMALLER = {
+    query: ["--points", "1200", "--repeats", "2", "--net", "resnet10t", "--sample", "120"],
+    scaling: ["--points", "1000", "1300", "--repeats", "1", "--sample", "400", "--own-limit", "1200"],
+}
+"""Than quick."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["query", "scaling"])
-def test_a_quick_run_answers_for_every_strategy(script, tmp_path, monkeypatch):
+def test_a_small_run_answers_for_every_strategy(script, tmp_path, monkeypatch):
     monkeypatch.setattr(scaling, "answer", answer_here)
     out = tmp_path / f"{script}.json"
-    assert {"query": query, "scaling": scaling}[script].main(["--quick", "--out", str(out)]) == 0
+    asked = {"query": query, "scaling": scaling}[script]
+    assert asked.main([*SMALLER[asked], "--out", str(out)]) == 0
     results = json.loads(out.read_text())
     assert results["provenance"]["machine"]["cpu"]
     if script == "query":
@@ -288,11 +315,11 @@ def test_a_quick_run_answers_for_every_strategy(script, tmp_path, monkeypatch):
         assert [one["name"] for one in cnn["goals"]] == list(query.WHOLE)
         return
     assert [(one["points"], one["status"]) for one in results["sizes"]] == [
-        (n, "measured") for n in scaling.QUICK for _ in range(2)
+        (n, "measured") for n in (1000, 1300) for _ in range(2)
     ]
     for one in results["sizes"]:
-        # 100 points are passed whole, but at 4,000 points those of ON_POOL are asked for 3,000
-        whole = {"vae_seals_matched"} if one["points"] <= 3_000 else set()
+        # 100 points are passed whole, but at 1,300 points those of ON_POOL are asked for 1,200
+        whole = {"vae_seals_matched"} if one["points"] <= 1_200 else set()
         assert {row["name"] for row in one["queries"] if row["extrapolated"]} == {*scaling_worker.ON_POOL} - whole
         assert one["peak_mb"] > 100
         assert one["right"]
