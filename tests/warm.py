@@ -8,6 +8,7 @@ import atexit
 import importlib
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -21,9 +22,14 @@ from dgal_bench.core import fork_server
 from dgal_bench.core.fork_server import ForkServer
 from dgal_bench.core.system import thread_environment
 
+COLD = "TESTS_START_A_NEW_INTERPRETER"
 CHAOS = Path(__file__).parent / "chaos"
 COMMANDS = ("dgal_bench.cli.main", "dgal_bench.core.fork_server", "dgal_bench.models.distributed")
-IMPORTS = (*COMMANDS, "dgal_bench.engines.worker", "dgal_bench.results.frame", "dgal_bench.report.page", __name__)
+SLURM = ("submitit.local._local", "submitit.core._submit")
+IMPORTS = (
+    *COMMANDS, *SLURM, "dgal_bench.engines.slurm", "dgal_bench.engines.worker", "dgal_bench.results.frame",
+    "dgal_bench.report.page", __name__,
+)  # fmt: skip
 
 
 class WarmPopen(subprocess.Popen):
@@ -35,9 +41,9 @@ class WarmPopen(subprocess.Popen):
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):
         environment = dict(os.environ if env is None else env)
-        words = args if isinstance(args, list) else []
-        warm = words[:2] == [sys.executable, "-m"] and words[2] in COMMANDS and __name__ not in words
-        if not warm or pass_fds or others_modules(environment):
+        words = [word for word in args if word != "-u"] if isinstance(args, list) else []
+        warm = words[:2] == [sys.executable, "-m"] and words[2] in COMMANDS + SLURM and __name__ not in words
+        if not warm or pass_fds or cold(environment):
             super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
             return
         p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = rest[3:9]
@@ -74,9 +80,9 @@ class WarmPopen(subprocess.Popen):
         return self.returncode
 
 
-def others_modules(environment):
-    """Whether it may import other modules of the same names."""
-    return environment.get("PYTHONPATH") not in (os.environ.get("PYTHONPATH"), str(CHAOS))
+def cold(environment):
+    """Whether it may import other modules of the same names, or a test asks for a new interpreter."""
+    return COLD in environment or environment.get("PYTHONPATH") not in (os.environ.get("PYTHONPATH"), str(CHAOS))
 
 
 class Twin(ForkServer):
@@ -117,10 +123,14 @@ def main():
     subprocess.Popen = WarmPopen
     if "CHAOS_TOKENS" in os.environ:
         SourceFileLoader("chaos", str(CHAOS / "sitecustomize.py")).load_module()
-    module = importlib.import_module(request["words"][0])
-    sys.argv = [module.__file__, *request["words"][1:]]
+    name, *arguments = request["words"]
+    sys.argv = [name, *arguments]
     try:
-        code = module.main() or 0
+        if name in SLURM:
+            runpy.run_module(name, run_name="__main__")
+            code = 0
+        else:
+            code = importlib.import_module(name).main() or 0
     except SystemExit as end:
         code = end.code
     atexit._run_exitfuncs()
