@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from dgal_bench.cli.options import axes_of, parse_arguments, settings_of
 from dgal_bench.config.schema import available_cores
 from dgal_bench.conformance import EXAMPLE_SETTINGS
 from dgal_bench.core.errors import ConfigError
-from dgal_bench.core.files import find_files
+from dgal_bench.core.files import find_files, live_holder
 from dgal_bench.engines import execute, slurm
 from dgal_bench.engines import slurm as sbatch
 from dgal_bench.engines.base import SynchronizedListener
@@ -31,8 +32,7 @@ from dgal_bench.engines.slurm import (
 from dgal_bench.results.reader import read_results, read_run
 from tests.test_cli import alone, axes, choices_of, command, descendants, finish, plan_runs, settings, written
 from tests.test_engines import Diary
-from tests.test_ray import LONG, alive, started, title, wait_for
-from tests.warm import COLD
+from tests.test_ray import LONG, alive, started, wait_for
 
 pytest.importorskip("submitit")
 HERE = ("engine=slurm", "slurm.cluster=local")
@@ -357,17 +357,23 @@ def test_a_failed_run_of_a_job_is_recorded(tmp_path, cache_root):
     assert "Traceback" in logs[1].failure["traceback"]
 
 
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 @pytest.mark.slow
-def test_a_killed_job_is_submitted_again_and_goes_on(experiment, tmp_path, cache_root, monkeypatch):
+def test_a_killed_job_is_submitted_again_and_goes_on(experiment, tmp_path, cache_root):
     """SIGKILL of a job's worker, of another job, and of the keeper of a third, without whom that may end well."""
-    monkeypatch.setenv(COLD, "to find each by its title")
     root = tmp_path / "swept"
     process = started(command(root, cache_root, "strategy=random", "seed=0,1,2", *LONG, *HERE, "jobs=1"))
-    for seed, whom in enumerate(("dgal_bench.engines.worker", "submitit.core._submit", "submitit.local._local")):
+    # In between stand the worker's fork server, and the twins of job and keeper, which start their processes (warm.py).
+    for seed, generations in enumerate((0, 3, 5)):
         run = root / "paper" / "digits" / "random" / f"seed-{seed}.jsonl"
         assert wait_for(lambda run=run: run.exists() and run.stat().st_size > 20_000, process)
-        victims = [pid for pid in descendants(process.pid) if whom in title(pid)]
-        os.kill(victims[-1], signal.SIGKILL)
+        victim = live_holder(run)["pid"]
+        for _ in range(generations):
+            victim = parent(victim)
+        os.kill(victim, signal.SIGKILL)
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     for seed in (0, 1):

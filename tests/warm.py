@@ -22,7 +22,6 @@ from dgal_bench.core import fork_server
 from dgal_bench.core.fork_server import ForkServer
 from dgal_bench.core.system import thread_environment
 
-COLD = "TESTS_START_A_NEW_INTERPRETER"
 CHAOS = Path(__file__).parent / "chaos"
 COMMANDS = ("dgal_bench.cli.main", "dgal_bench.core.fork_server", "dgal_bench.models.distributed")
 SLURM = ("submitit.local._local", "submitit.core._submit")
@@ -43,7 +42,7 @@ class WarmPopen(subprocess.Popen):
         environment = dict(os.environ if env is None else env)
         words = [word for word in args if word != "-u"] if isinstance(args, list) else []
         warm = words[:2] == [sys.executable, "-m"] and words[2] in COMMANDS + SLURM and __name__ not in words
-        if not warm or pass_fds or cold(environment):
+        if not warm or pass_fds or others_modules(environment):
             super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
             return
         p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = rest[3:9]
@@ -80,9 +79,9 @@ class WarmPopen(subprocess.Popen):
         return self.returncode
 
 
-def cold(environment):
-    """Whether it may import other modules of the same names, or a test asks for a new interpreter."""
-    return COLD in environment or environment.get("PYTHONPATH") not in (os.environ.get("PYTHONPATH"), str(CHAOS))
+def others_modules(environment):
+    """Whether it may import other modules of the same names."""
+    return environment.get("PYTHONPATH") not in (os.environ.get("PYTHONPATH"), str(CHAOS))
 
 
 class Twin(ForkServer):
