@@ -22,6 +22,7 @@ from dgal_bench.core import fork_server
 from dgal_bench.core.fork_server import ForkServer
 from dgal_bench.core.system import thread_environment
 
+OWN_PATH = os.environ.get("PYTHONPATH")
 CHAOS = Path(__file__).parent / "chaos"
 COMMANDS = ("dgal_bench.cli.main", "dgal_bench.core.fork_server", "dgal_bench.models.distributed")
 SLURM = ("submitit.local._local", "submitit.core._submit")
@@ -81,7 +82,7 @@ class WarmPopen(subprocess.Popen):
 
 def others_modules(environment):
     """Whether it may import other modules of the same names."""
-    return environment.get("PYTHONPATH") not in (os.environ.get("PYTHONPATH"), str(CHAOS))
+    return environment.get("PYTHONPATH") not in (OWN_PATH, str(CHAOS))
 
 
 class Twin(ForkServer):
