@@ -32,7 +32,7 @@ SMOKE = (
     "net.pretrained=false", "net.input_size=32", "dataset.pool_size=24", "dataset.test_size=8", "rounds=1",
     "restricted_size=10", "training.max_epochs=1", "representation.train_batch_size=4", "representation.threads=1",
 )  # fmt: skip
-EPOCHS = {"cnn": 8, "resnet18": 2}
+EPOCHS = {"cnn": 40, "resnet18": 2}
 """Of the VAE, by its encoder."""
 
 
