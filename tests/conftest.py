@@ -93,7 +93,7 @@ def experiment(cache_root: Path) -> "Experiment":
 
 
 def strategies() -> Iterator[Any]:
-    """Every strategy; one whose parts are all in those before it is a slow test, and so is one that trains."""
+    """Every strategy: in slow tests where strategies before it have its parts, or where it trains for each query."""
     seen: set[tuple[str, str]] = set()
     for name in group_names("strategy"):
         content = read_group("strategy", name).strategy

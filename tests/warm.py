@@ -1,4 +1,4 @@
-"""Commands of tests without their imports: forked from a process that has them, in 0.1 s of CPU instead of 10.
+"""Commands of tests without their imports: forked from a process that has them, in 0.3 s of CPU instead of 10.
 
 ``warm_processes`` makes ``subprocess.Popen`` start ``python -m`` of the package in this way, here and in the processes
 that it starts. All else, and what asks for another ``PYTHONPATH``, is a new interpreter as ever.
@@ -33,7 +33,7 @@ IMPORTS = (
 
 
 class WarmPopen(subprocess.Popen):
-    """Popen, with three of its steps done by a fork server; they are CPython's own, and have these names since 3.3."""
+    """Popen, with three of its steps done by a fork server; CPython's private names, from 3.11 to 3.13."""
 
     server = None  # started when it is first needed
     starting = threading.Lock()

@@ -94,7 +94,7 @@ class ForkServer:
         return json.loads(answer)
 
     def _exchange(self, request: Mapping[str, Any], files: Sequence[int]) -> bytes:
-        with suppress(ConnectionError):
+        with suppress(OSError):  # its end is gone, or ours is closed
             socket.send_fds(self._channel, [json.dumps(request).encode()], files)
             return self._channel.recv(_MOST_BYTES)
         return b""

@@ -78,9 +78,7 @@ def unrenamed(rename: Callable[..., Path]) -> Callable[..., Path]:
 
 def in_loop(module: Any) -> None:
     module.fit = before("training", module.fit)
-    module.run_query = before(
-        "query", module.run_query
-    )  # not Strategy.select: looking for tokens there is on its clock
+    module.run_query = before("query", module.run_query)  # before its clock starts
 
 
 def in_writer(module: Any) -> None:
