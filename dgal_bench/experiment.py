@@ -26,7 +26,7 @@ from dgal_bench.data.datamodule import PoolDataModule, Standardise
 from dgal_bench.data.datasets import load
 from dgal_bench.data.image_data import DatasetRequest, ImageData
 from dgal_bench.data.pool import Pool
-from dgal_bench.graph.block_search import BlockExecutor, execute_serially, find_neighbors
+from dgal_bench.graph.block_search import find_neighbors
 from dgal_bench.graph.graph import GRAPH_ARRAYS, Attachment, Graph
 from dgal_bench.graph.knn import build_index, pick_backend
 from dgal_bench.graph.transition import attach, diagnostics, transition
@@ -72,17 +72,11 @@ def without_graph(size: int) -> Prepared:
 
 
 def prepare_features_and_graph(
-    config: RunConfig,
-    data: ImageData,
-    root: Path,
-    device: torch.device,
-    progress: Progress,
-    executor: BlockExecutor = execute_serially,
+    config: RunConfig, data: ImageData, root: Path, device: torch.device, progress: Progress
 ) -> Prepared:
     """The features and the graph of a data set from the cache under ``root``, or made and put there.
 
     Made on ``representation.threads`` threads, whatever the process uses otherwise: a VAE's bits depend on them.
-    ``executor`` answers the blocks of a large graph's search.
 
     Raises:
         UserError: the representation has collapsed, or graph_k does not fit the pool.
@@ -100,9 +94,7 @@ def prepare_features_and_graph(
     graph = cache.get_or_make(
         root,
         _graph_key(config.graph, entry.sha256, device),
-        lambda folder: _make_graph(
-            config, features, test_features, device, progress, cache.partial_folder(folder), executor
-        ),
+        lambda folder: _make_graph(config, features, test_features, device, progress, cache.partial_folder(folder)),
     )
     arrays = {name: torch.from_numpy(array) for name, array in graph.arrays.items()}
     parts = {name: arrays[name] for name in GRAPH_ARRAYS}
@@ -128,7 +120,6 @@ def _make_graph(
     device: torch.device,
     progress: Progress,
     search_root: Path,
-    executor: BlockExecutor,
 ) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
     if all(bool((block == features[0]).all()) for block in blocks(features)):
         raise ConfigError(
@@ -139,7 +130,7 @@ def _make_graph(
     start = perf_counter()
     spec = config.graph
     with on_threads(config.setup_threads):
-        neighbors, search_facts = find_neighbors(features, spec, device, search_root, progress, executor)
+        neighbors, search_facts = find_neighbors(features, spec, device, search_root, progress)
         graph = transition(neighbors, spec.kernel, spec.symmetrize)
         seconds = perf_counter() - start
         arrays = {name: getattr(graph, name) for name in GRAPH_ARRAYS}
@@ -178,10 +169,8 @@ def content_hashes(config: RunConfig, data: ImageData, weights: Weights | None) 
     }
 
 
-def open_experiment(
-    config: RunConfig, data_root: Path, cache_root: Path, progress: Progress, executor: BlockExecutor = execute_serially
-) -> Experiment:
-    """Load the data; make its features and graph or read them from the cache. ``executor``: see ``BlockExecutor``.
+def open_experiment(config: RunConfig, data_root: Path, cache_root: Path, progress: Progress) -> Experiment:
+    """Load the data; make its features and graph or read them from the cache.
 
     Raises:
         UserError: data missing, the configuration does not fit it, or the representation collapsed.
@@ -196,7 +185,7 @@ def open_experiment(
     if config.full_supervision:
         prepared = without_graph(data.size)
     else:
-        prepared = prepare_features_and_graph(config, data, cache_root, device, progress, executor)
+        prepared = prepare_features_and_graph(config, data, cache_root, device, progress)
     return Experiment(data, transform, prepared, device, weights)
 
 

@@ -23,13 +23,15 @@ from dgal_bench.models.predict import Predictor, Rehearsal
 from dgal_bench.models.task import Fit, TaskModule, fit, measure_accuracy, new_trainer
 from dgal_bench.results.resume import check_resumable
 from dgal_bench.results.rows import RoundRecord, picks
-from dgal_bench.results.writer import RowWriter
+from dgal_bench.results.writer import FileWriter
 from dgal_bench.strategies.base import Query, Selection
 
 log = logging.getLogger(__name__)
 
 
-def run_loop(run: Run, writer: RowWriter, on_round: Callable[[RoundRecord], None], resume_anyway: bool = False) -> None:
+def run_loop(
+    run: Run, writer: FileWriter, on_round: Callable[[RoundRecord], None], resume_anyway: bool = False
+) -> None:
     """Execute a run from where its file ends: R + 1 evaluations, R queries.
 
     Raises:
@@ -44,7 +46,7 @@ def run_loop(run: Run, writer: RowWriter, on_round: Callable[[RoundRecord], None
             on_round(record)
 
 
-def start_or_resume(run: Run, writer: RowWriter, resume_anyway: bool) -> tuple[Pool, int]:
+def start_or_resume(run: Run, writer: FileWriter, resume_anyway: bool) -> tuple[Pool, int]:
     """The pool and the first round to run: after the rows of the file, or at the initial set of a new file."""
     config, data, rows = run.config, run.experiment.data, writer.log
     header = run.header(f"{data.name}/{writer.path.parent.name}/{writer.path.stem}")

@@ -22,7 +22,7 @@ from dgal_bench.core.system import on_threads
 from dgal_bench.engines import progress
 from dgal_bench.graph import block_search as module
 from dgal_bench.graph import knn as knn_module
-from dgal_bench.graph.block_search import BlockSearch, cut_blocks, execute_serially, search_in_blocks
+from dgal_bench.graph.block_search import cut_blocks, search_block, search_in_blocks
 from dgal_bench.graph.ivf import InvertedLists
 from dgal_bench.graph.knn import knn
 
@@ -59,17 +59,22 @@ def same(found, truth):
 
 
 class Counting:
-    """Answers blocks here, some in another order, and stops after so many."""
+    """Answers blocks, and stops after so many."""
 
     def __init__(self, most=None):
         self.most, self.asked = most, []
 
-    def __call__(self, search, blocks):
-        for block in reversed(blocks):
-            if self.most is not None and len(self.asked) == self.most:
-                raise KeyboardInterrupt
-            self.asked.append(block)
-            yield block, search(block)
+    def __call__(self, plan, features, block, k):
+        if len(self.asked) == self.most:
+            raise KeyboardInterrupt
+        self.asked.append(block)
+        return search_block(plan, features, block, k)
+
+
+def count(monkeypatch, most=None):
+    counting = Counting(most)
+    monkeypatch.setattr(module, "search_block", counting)
+    return counting
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -103,12 +108,12 @@ def test_cuts_cover_every_list_once_and_bound_every_block(monkeypatch, n_blocks,
         assert int(sizes[first:last].sum()) <= 2 * int(offsets[-1]) / n_blocks + int(sizes[first:last].max())
 
 
-def test_a_search_that_was_stopped_goes_on_from_its_last_block(tmp_path, features, truth):
-    first = Counting(most=5)
+def test_a_search_that_was_stopped_goes_on_from_its_last_block(tmp_path, monkeypatch, features, truth):
+    first = count(monkeypatch, most=5)
     with pytest.raises(KeyboardInterrupt):
-        search_in_blocks(features, K, 0.9, tmp_path, quiet, first)
-    second, told = Counting(), []
-    found, facts = search_in_blocks(features, K, 0.9, tmp_path, lambda *how: told.append(how), second)
+        search_in_blocks(features, K, 0.9, tmp_path, quiet)
+    second, told = count(monkeypatch), []
+    found, facts = search_in_blocks(features, K, 0.9, tmp_path, lambda *how: told.append(how))
     assert same(found, truth)
     assert not set(first.asked) & set(second.asked)
     assert len(first.asked) + len(second.asked) == facts["blocks"]
@@ -131,52 +136,46 @@ def test_time_left_is_reckoned_from_what_this_try_has_done(monkeypatch):
 
 
 def test_the_lists_are_planned_once(tmp_path, monkeypatch, features, truth):
+    count(monkeypatch, most=1)
     with pytest.raises(KeyboardInterrupt):
-        search_in_blocks(features, K, 0.9, tmp_path, quiet, Counting(most=1))
+        search_in_blocks(features, K, 0.9, tmp_path, quiet)
+    count(monkeypatch)
     monkeypatch.setattr(module, "plan_lists", None)
     assert same(search_in_blocks(features, K, 0.9, tmp_path, quiet)[0], truth)
 
 
 def die_at_the_fourth_block(folder):
-    def killed(search, blocks):
-        for n, found in enumerate(execute_serially(search, blocks)):
-            if n == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield found
+    def killed(what, done, of):
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    search_in_blocks(points(), K, 0.9, folder, quiet, killed)
+    search_in_blocks(points(), K, 0.9, folder, killed)
 
 
 @pytest.mark.slow
-def test_a_killed_process_costs_no_block_and_no_bit(tmp_path, features, truth):
+def test_a_killed_process_costs_no_block_and_no_bit(tmp_path, monkeypatch, features, truth):
     process = multiprocessing.get_context("fork").Process(target=die_at_the_fourth_block, args=(tmp_path,))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
-    again = Counting()
-    found, facts = search_in_blocks(features, K, 0.9, tmp_path, quiet, again)
+    again = count(monkeypatch)
+    found, facts = search_in_blocks(features, K, 0.9, tmp_path, quiet)
     assert same(found, truth)
     assert len(again.asked) == facts["blocks"] - 3
 
 
 @pytest.mark.parametrize("name", ["ids.npy", "distances.npy", "manifest.json"])
-def test_a_damaged_block_is_made_again(tmp_path, features, truth, name):
+def test_a_damaged_block_is_made_again(tmp_path, monkeypatch, features, truth, name):
     search_in_blocks(features, K, 0.9, tmp_path, quiet)
     some = sorted(path for path in tmp_path.iterdir() if path.is_dir() and not path.name.startswith("lists"))[3:5]
     for folder in some:
         raw = bytearray((folder / name).read_bytes())
         raw[len(raw) // 2] ^= 1
         (folder / name).write_bytes(raw)
-    again = Counting()
-    assert same(search_in_blocks(features, K, 0.9, tmp_path, quiet, again)[0], truth)
-    assert again.asked == []  # two are made again where they are merged
+    again = count(monkeypatch)
+    assert same(search_in_blocks(features, K, 0.9, tmp_path, quiet)[0], truth)
+    assert len(again.asked) == 2
     assert all(cache._damaged(folder) is None for folder in some)
-
-
-def test_blocks_leave_no_key_among_those_that_a_set_up_rests_on(tmp_path, features):
-    with cache.record_keys() as keys:
-        search_in_blocks(features, K, 0.9, tmp_path, quiet)
-    assert keys == set()
 
 
 @pytest.mark.parametrize("fewest", [1, 16, 60])
@@ -209,35 +208,6 @@ def test_another_search_in_the_same_folder_makes_its_own_lists(tmp_path, feature
         found, facts = search_in_blocks(features, k, target, tmp_path, quiet)
         assert same(found, knn(features, k, exact_limit=0, recall_target=target))
     assert facts["probes"] > search_in_blocks(features, K, 0.9, tmp_path, quiet)[1]["probes"]
-
-
-def test_other_lists_under_the_same_name_answer_nothing(tmp_path, features):
-    searches = []
-
-    def taken(search, blocks):
-        searches.append(search)
-        return ((block, search(block)) for block in blocks)
-
-    for name, some in (("a", features), ("b", points(seed=1))):
-        search_in_blocks(some, K, 0.9, tmp_path / name, quiet, taken)
-    mine, other = searches
-    stale = BlockSearch(other.root, mine.lists, mine.sha256, K)
-    assert mine.lists == other.lists
-    assert mine.ready
-    assert not stale.ready
-    assert not BlockSearch(tmp_path / "c", mine.lists, mine.sha256, K).ready
-    with pytest.raises(CacheError, match="was rebuilt with other content"):
-        stale((0, 1))
-
-
-def test_an_answer_of_another_shape_is_not_kept(tmp_path, features, truth):
-    def short(search, blocks):
-        for block in blocks:
-            yield block, {name: part[:-1] for name, part in search(block).items()}
-
-    with pytest.raises(CacheError, match="is not of shape"):
-        search_in_blocks(features, K, 0.9, tmp_path, quiet, short)
-    assert same(search_in_blocks(features, K, 0.9, tmp_path, quiet)[0], truth)
 
 
 def test_features_that_are_no_numbers_are_refused_with_their_count(tmp_path):

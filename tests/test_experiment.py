@@ -14,7 +14,7 @@ from dgal_bench.core.seeding import rng_for
 from dgal_bench.experiment import open_experiment, prepare_features_and_graph
 from dgal_bench.graph import block_search as blocks
 from dgal_bench.graph import knn
-from dgal_bench.graph.block_search import execute_serially
+from dgal_bench.graph.block_search import search_block
 from dgal_bench.graph.transition import attach, diagnostics, transition
 from dgal_bench.models import vae
 from dgal_bench.representation import REPRESENTATIONS, features_key, flat_pixels, label_share, principal_components
@@ -229,21 +229,20 @@ def test_a_large_graph_is_searched_in_blocks_and_goes_on_after_a_stop(tmp_path, 
         monkeypatch.setattr(module, "EXPENSIVE", 2)  # lists, however few points
     asked = []
 
-    def stopped(search, blocks):
-        for block in blocks[:3]:
-            asked.append(block)
-            yield block, search(block)
-        raise KeyboardInterrupt
+    def counted(plan, features, block, k):
+        asked.append(block)
+        return search_block(plan, features, block, k)
 
-    def counted(search, blocks):
-        asked.extend(blocks)
-        return execute_serially(search, blocks)
+    def stopped(what, done, of):
+        if (what, done) == ("neighbours", 3):
+            raise KeyboardInterrupt
 
+    monkeypatch.setattr(blocks, "search_block", counted)
     with pytest.raises(KeyboardInterrupt):
-        prepare_features_and_graph(config, data(), tmp_path, CPU, silent, stopped)
+        prepare_features_and_graph(config, data(), tmp_path, CPU, stopped)
     (workshop,) = tmp_path.glob("*.blocks")
     told = []
-    found = prepare_features_and_graph(config, data(), tmp_path, CPU, lambda *how: told.append(how), counted)
+    found = prepare_features_and_graph(config, data(), tmp_path, CPU, lambda *how: told.append(how))
     ledger = found.ledger["graph"]
     assert len(asked) == len(set(asked)) == ledger["blocks"] > 3
     assert next(how for how in told if how[0] == "neighbours") == ("neighbours", 3, ledger["blocks"])

@@ -1,6 +1,5 @@
 """The projection of the latents: made for any latents, the same each time, carried whole, and read or refused."""
 
-import base64
 import io
 import json
 import os
@@ -12,11 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from dgal_bench.conformance import example_config, run_in_process
-from dgal_bench.core import cache
+from dgal_bench.conformance import example_config, example_experiment, run_in_process
 from dgal_bench.core.errors import ResultsError
-from dgal_bench.engines.base import SynchronizedListener, job_message
-from dgal_bench.engines.setup import set_up
+from dgal_bench.engines.base import job_message
 from dgal_bench.engines.sweep import PlannedRun
 from dgal_bench.engines.worker import handle
 from dgal_bench.graph.knn import build_index
@@ -29,7 +26,6 @@ from dgal_bench.results.reader import read_run
 from dgal_bench.results.validate import validate
 from tests.sweeping import command, finish
 from tests.test_cli import settings
-from tests.test_engines import Diary
 
 SHA = "0123456789abcdef" * 4
 
@@ -220,37 +216,29 @@ def test_a_damaged_file_is_refused_in_a_line_that_names_it(tmp_path, experiment,
     assert "\n" not in str(refused.value)
 
 
-def told(content, name="projection-01234567.npz"):
-    return {"name": name, "content": base64.b64encode(content).decode()}
-
-
 def test_a_file_is_written_whole_once_and_again_where_it_differs(tmp_path):
-    path = tmp_path / "suite" / "digits" / "projection-01234567.npz"
-    write_projection(told(b"one"), path.parent)
+    folder = tmp_path / "suite" / "digits"
+    path = folder / "projection-01234567.npz"
+    write_projection(folder, SHA, b"one")
     first = path.stat()
-    write_projection(told(b"one"), path.parent)
+    write_projection(folder, SHA, b"one")
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
-    write_projection(told(b"two"), path.parent)
+    write_projection(folder, SHA, b"two")
     assert path.read_bytes() == b"two"
-    assert [found.name for found in path.parent.iterdir()] == [path.name]
-
-
-def test_a_name_from_elsewhere_leads_nowhere_else(tmp_path):
-    write_projection(told(b"one", "../../projection-0.npz"), tmp_path / "suite" / "digits")
-    assert (tmp_path / "suite" / "digits" / "projection-0.npz").read_bytes() == b"one"
+    assert [found.name for found in folder.iterdir()] == [path.name]
 
 
 def test_a_folder_that_takes_no_file_is_said_in_a_line_and_nothing_is_left(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResultsError, match=r"file/digits/projection-01234567.npz cannot be written: .*results=DIR"):
-        write_projection(told(b"one"), tmp_path / "file" / "digits")
+        write_projection(tmp_path / "file" / "digits", SHA, b"one")
 
     def full(self, target):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(ResultsError, match="No space left on device: make room"):
-        write_projection(told(b"one"), tmp_path / "digits")
+        write_projection(tmp_path / "digits", SHA, b"one")
     assert list((tmp_path / "digits").iterdir()) == []
 
 
@@ -265,17 +253,20 @@ def events_of(job, where):
     return events
 
 
-def test_a_set_up_makes_the_projection_once_and_always_tells_of_it(tmp_path):
+def test_a_set_up_makes_the_projection_once_and_files_it_in_the_folder_of_the_data_set(tmp_path):
     job, where = job_of(tmp_path), settings(tmp_path)
-    with cache.record_keys() as keys:
-        first = events_of(job, where)
+    first = events_of(job, where)
     assert [event["what"] for event in first if event["event"] == "progress"].count("projection") == 1
+    (path,) = job.path.parents[1].glob("projection-*.npz")
+    content = path.read_bytes()
+    path.unlink()
     again = events_of(job, where)
     assert "projection" not in [event.get("what") for event in again if event["event"] == "progress"]
-    assert again[-1] == first[-1]
-    assert json.loads(json.dumps(first[-1])) == first[-1]
-    assert len(keys) == 3  # latents, shares, graph: what runs rest on, and Ray sends to other nodes
-    assert len(list(tmp_path.glob("*/manifest.json"))) == 4
+    assert path.read_bytes() == content
+    experiment = example_experiment(tmp_path)
+    found = read_projection(path.parent, experiment.prepared.features_sha256)
+    assert found.labels.tolist() == experiment.data.labels.tolist()
+    assert found.features_sha256 == experiment.prepared.features_sha256
 
 
 def test_full_supervision_has_no_latents_to_project(tmp_path):
@@ -283,34 +274,14 @@ def test_full_supervision_has_no_latents_to_project(tmp_path):
     whole = replace(job.config, rounds=0, initial_size=None, propagation="none")
     *_, ready = events_of(PlannedRun(whole, job.path), settings(tmp_path))
     assert ready == {"event": "ready", "points": 200}
-
-
-class Told:
-    """An engine whose set-up ends with this event."""
-
-    def __init__(self, ready):
-        self.ready = ready
-
-    def ask(self, kind, job):
-        yield self.ready
-
-
-def test_set_up_files_it_in_the_folder_of_the_data_set(tmp_path, experiment):
-    job = job_of(tmp_path)
-    *_, ready = events_of(job, settings(tmp_path))
-    other = PlannedRun(job.config, tmp_path / "r" / "other" / "digits" / "dgmg" / "seed-0.jsonl")
-    assert set_up([job, other], Told(ready), SynchronizedListener(Diary())) == []
-    for one in (job, other):
-        found = read_projection(one.path.parents[1], experiment.prepared.features_sha256)
-        assert found.labels.tolist() == experiment.data.labels.tolist()
-        assert found.features_sha256 == experiment.prepared.features_sha256
+    assert not job.path.parents[1].exists()
 
 
 def test_of_very_many_points_a_sample_has_positions(tmp_path, experiment, monkeypatch):
     monkeypatch.setattr(projection, "_ALL_UP_TO", 199)
     monkeypatch.setattr(projection, "_SUBSET", 50)
     arrays = get_projection(example_config("dgmg"), experiment.prepared, tmp_path, lambda what, done, of: None)
-    write_projection(told(pack_file(arrays, experiment.data, SHA), file_name(SHA)), tmp_path)
+    write_projection(tmp_path, SHA, pack_file(arrays, experiment.data, SHA))
     found = read_projection(tmp_path, SHA)
     assert (len(found.ids), len(found.positions), len(set(found.ids))) == (50, 50, 50)
     assert found.labels.tolist() == experiment.data.labels[found.ids].tolist()
@@ -328,7 +299,7 @@ def test_validate_reads_projections_and_first_classes(tmp_path, experiment):
     path = job_of(tmp_path).path
     run_in_process(experiment, path, example_config("dgmg"))
     sha = experiment.prepared.features_sha256
-    write_projection(told(pack_file(arrays_of(experiment), experiment.data, sha), file_name(sha)), path.parents[1])
+    write_projection(path.parents[1], sha, pack_file(arrays_of(experiment), experiment.data, sha))
     verdict = validate(tmp_path)
     assert (verdict.problems, verdict.notes, verdict.n_files) == ([], [], 2)
     foreign = written(path.parents[1], experiment)
@@ -354,10 +325,9 @@ def test_validate_finds_wrong_first_classes(tmp_path, experiment, classes, said)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [["engine=local"], ["engine=ray"], ["engine=slurm", "slurm.cluster=local"]])
-def test_every_engine_carries_a_large_one_home(tmp_path, engine):
-    """t-SNE of 500 digits, over pipes, a relay's file and Ray."""
-    words = command(tmp_path / "r", tmp_path / "cache", "strategy=rsmg", "seed=0", "jobs=1", *engine)
+def test_a_sweep_leaves_a_large_one_beside_its_results(tmp_path):
+    """t-SNE of 500 digits."""
+    words = command(tmp_path / "r", tmp_path / "cache", "strategy=rsmg", "seed=0", "jobs=1")
     done = finish([word.replace("pool_size=200", "pool_size=500") for word in words])
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "r").rglob("projection-*.npz")

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
@@ -23,7 +22,6 @@ log = logging.getLogger(__name__)
 Arrays = Mapping[str, np.ndarray]
 _MANIFEST = "manifest.json"
 _LOOK_AGAIN_SECONDS = 0.1
-_recorded_keys: ContextVar[set[str] | None] = ContextVar("_recorded_keys", default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +52,6 @@ def get_or_make(
         CacheError: the folder cannot be written.
     """
     folder = root / key
-    if (keys := _recorded_keys.get()) is not None:
-        keys.add(key)
     with suppress(OSError, ValueError):  # another process makes it again now; a damaged entry is reported below
         if contains(root, key) and not _damaged(folder):
             shutil.rmtree(partial_folder(folder), ignore_errors=True)  # of a maker that was killed before it did so
@@ -82,40 +78,9 @@ def partial_folder(folder: Path) -> Path:
     return folder.with_name(f"{folder.name.removesuffix('.part')}.blocks")
 
 
-@contextmanager
-def record_keys() -> Iterator[set[str]]:
-    """The keys that this thread asks for while in here."""
-    keys: set[str] = set()
-    token = _recorded_keys.set(keys)
-    try:
-        yield keys
-    finally:
-        _recorded_keys.reset(token)
-
-
 def contains(root: Path, key: str) -> bool:
     """Whether there is an entry; its hashes are checked on load."""
     return (root / key / _MANIFEST).is_file()
-
-
-def adopt(root: Path, key: str, fill: Callable[[Path], None]) -> None:
-    """Put an entry that was made elsewhere under ``root/key``, unless there is one; ``fill(folder)`` writes its files.
-
-    Raises:
-        CacheError: the folder cannot be written, or the files are damaged.
-    """
-    folder = root / key
-    with _locked(root, key):
-        if contains(root, key):
-            return
-        with _temporary_folder(root, folder) as temporary, cache_errors(root):
-            fill(temporary)
-            if damaged := _damaged(temporary):
-                raise CacheError(f"cache entry {key} arrived damaged ({damaged}): start the command again")
-            for path in temporary.iterdir():
-                with path.open("rb+") as file:
-                    sync(file)
-            _replace(folder, temporary)
 
 
 @contextmanager

@@ -1,26 +1,25 @@
-"""The Ray engine: runs are tasks on this machine or a cluster; their rows stream to the driver, the only writer."""
+"""The Ray engine: runs are tasks on this machine or a cluster, whose nodes share the results folder and the cache."""
 
 import math
 import os
+import platform
 import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dgal_bench.core.errors import ConfigError, ResultsError, innermost_error
-from dgal_bench.core.files import LockHeldError
+from dgal_bench.core.errors import ConfigError, innermost_error
+from dgal_bench.core.files import write_atomic
 from dgal_bench.engines.base import Event, SynchronizedListener, job_message
 from dgal_bench.engines.local import check_gpus, count_lanes
 from dgal_bench.engines.process import FINAL_EVENTS, visible_gpus, worker_environment
-from dgal_bench.engines.queue import MAX_DEATHS, RunQueue
-from dgal_bench.engines.ray_transfer import EntryStore
+from dgal_bench.engines.queue import RunQueue
 from dgal_bench.engines.sweep import PlannedRun, SweepSettings
-from dgal_bench.results.writer import FileWriter, UnwritableError
 
 _COUNT_AGAIN_SECONDS = 5.0
 _OVERSUBSCRIPTION = 2  # runs submitted beyond what fits: a cluster is never idle, and grows if it can
@@ -176,38 +175,70 @@ def explain_error(error: Exception, ray: ModuleType) -> dict[str, Any]:
 
 
 _LOOK_AGAIN_SECONDS = 0.2
+_NODE_SECONDS = 30.0
 
 
-def _work(*arguments: Any) -> Iterator[Event]:
-    from dgal_bench.engines.ray_task import run_task  # imports lightning, which the driver does not need
+def _work(job: Mapping[str, Any], markers: Sequence[str]) -> Iterator[Event]:
+    """What a task executes; ``markers``: files that every node of a cluster must see."""
+    from dgal_bench.engines.worker import stream_events  # imports lightning, which the driver does not need
 
-    yield from run_task(*arguments)
+    yield from stream_events(job, lambda: check_shared(markers))
 
 
 def _import_worker() -> None:
-    import dgal_bench.engines.ray_task  # noqa: F401 - takes 10 s, which the first run of a process need not wait
+    import dgal_bench.engines.worker  # noqa: F401 - takes 10 s, which the first run of a process need not wait
 
 
-@dataclass(eq=False)
-class RayRun:
-    """A submitted run: its file, which the driver has locked, the content before this attempt, and the events."""
+def mark_folder(folder: Path) -> str:
+    """Put a new file into a folder; returns its path, by which a node can tell that it sees this folder.
 
-    job: PlannedRun
-    writer: FileWriter
-    lock: ExitStack
-    content: bytes
-    events: Any
-    transfers: int = 0
-    """How often cache entries were sent to its node."""
+    Raises:
+        ResultsError: the folder takes no file.
+    """
+    marker = folder.absolute() / f".ray-{uuid.uuid4().hex}"
+    write_atomic(marker, b"", "make room, or set results=DIR and cache=DIR")
+    return str(marker)
+
+
+def check_shared(markers: Sequence[str]) -> None:
+    """Raises ConfigError if this node does not see the files of ``mark_folder``."""
+    if missing := [os.path.dirname(marker) for marker in markers if not os.path.exists(marker)]:
+        raise ConfigError(
+            f"{platform.node()} does not see the {' and '.join(missing)} of this machine: results= and cache= must be "
+            "on storage that all nodes of a Ray cluster share"
+        )
+
+
+def check_nodes(ray: ModuleType, markers: Sequence[str]) -> None:
+    """Ask every node of a cluster for the files of ``mark_folder``.
+
+    A node that joins later, or gives no answer now, is asked before each of its runs.
+
+    Raises:
+        ConfigError: a node does not see a folder, or has no dgal-bench.
+    """
+    on_node = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+    check = ray.remote(check_shared)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    options = [{"num_cpus": 0, "max_retries": 0, "scheduling_strategy": on_node(node, soft=False)} for node in nodes]
+    answers = [check.options(**each).remote(markers) for each in options]
+    for answer in ray.wait(answers, num_returns=len(answers), timeout=_NODE_SECONDS)[0]:
+        try:
+            ray.get(answer)
+        except ray.exceptions.RayTaskError as error:
+            known = isinstance(error.cause, ConfigError)
+            raise ConfigError(str(error.cause) if known else explain_error(error, ray)["error"]) from error
+        except ray.exceptions.RayError:
+            continue
 
 
 class RayEngine:
-    """Tasks without Ray's retries: the run queue decides about another attempt.
+    """Tasks without Ray's retries: the run queue decides about another attempt. A task writes its run's file itself.
 
     Every attempt has its own stream, so that events of an earlier one are never read.
 
     Raises:
-        ConfigError: Ray is missing, or a run needs more than any machine has.
+        ConfigError: Ray is missing, a run needs more than any machine has, or a node does not share the folders.
     """
 
     def __init__(self, jobs: Sequence[PlannedRun], settings: SweepSettings, notify: SynchronizedListener) -> None:
@@ -220,7 +251,8 @@ class RayEngine:
         if own and here:  # on a machine without GPUs, gpus= are logical ones
             check_gpus(settings, here)
         self._settings, self._notify = settings, notify
-        self._submitted: list[RayRun] = []
+        self._submitted: list[tuple[PlannedRun, Any]] = []  # runs, each with the stream of its events
+        self._markers: list[str] = []
         # Runs side by side; 0 on a cluster without jobs=, where Capacity.runs says it.
         self._lanes = min(count_lanes(jobs, settings, len(here)), len(jobs)) if own else settings.jobs or 0
         n_cpus = self._lanes * max(job.config.threads for job in jobs)
@@ -230,11 +262,17 @@ class RayEngine:
         self._task = self._gpu_task = self._ray.remote(_work)
         if here or not own:
             self._gpu_task = self._ray.remote(max_calls=1)(_work)
-        self._entries = EntryStore(self._ray, settings.cache.absolute())
         self._capacity = Capacity(self._ray, jobs, settings, notify)
-        if shortage := self._capacity.shortage():
+        try:
+            if shortage := self._capacity.shortage():
+                raise ConfigError(shortage)
+            if not own:
+                for folder in (settings.results, settings.cache):
+                    self._markers.append(mark_folder(folder))
+                check_nodes(self._ray, self._markers)
+        except BaseException:
             self.close()
-            raise ConfigError(shortage)
+            raise
         if own and not self._capacity.on_gpu(jobs[0]):
             warm = self._ray.remote(_import_worker).options(max_retries=0, **self._capacity.task_options(jobs[0]))
             for _ in range(self._lanes - 1):  # the remaining one executes the setup
@@ -246,57 +284,47 @@ class RayEngine:
             if not self._ray.wait([events], timeout=_LOOK_AGAIN_SECONDS)[0]:
                 continue  # so that Ctrl-C gets through
             event = self._next(events)
-            if event["event"] == "ready" and kind == "setup":
-                self._entries.add(job, event)
             yield event
             if event["event"] in FINAL_EVENTS:
                 return
 
     def run(self, run_queue: RunQueue) -> None:
-        try:
-            while not run_queue.over:
-                room = self._lanes or self._capacity.runs()
-                while len(self._submitted) < room and (job := run_queue.take()) is not None:
-                    self._launch(run_queue, job)
-                self._listen(run_queue)
-        finally:
-            for attempt in self._submitted:
-                attempt.lock.close()
+        while not run_queue.over:
+            room = self._lanes or self._capacity.runs()
+            while len(self._submitted) < room and (job := run_queue.take()) is not None:
+                self._submitted.append((job, self._start("run", job)))
+            self._listen(run_queue)
 
     def close(self) -> None:
-        for attempt in self._submitted:
-            self._ray.cancel(attempt.events, force=True)
+        for _, events in self._submitted:
+            self._ray.cancel(events, force=True)
         self._submitted.clear()
         self._ray.shutdown()
+        for marker in self._markers:
+            Path(marker).unlink(missing_ok=True)
 
-    def _start(self, kind: str, job: PlannedRun, content: bytes = b"") -> Any:
+    def _start(self, kind: str, job: PlannedRun) -> Any:
         """Start a job as a task; returns the stream of its events."""
         options = self._capacity.task_options(job, kind)
         task = self._gpu_task if options["num_gpus"] else self._task
         task = task.options(name=job.name, num_returns="streaming", max_retries=0, **options)
-        places = {"folder": os.getcwd(), "entries": self._entries.keys(job) if kind == "run" else []}
-        return task.remote(job_message(kind, job, self._settings) | places, content, self._entries.packed(job))
-
-    def _launch(self, run_queue: RunQueue, job: PlannedRun) -> None:
-        lock = ExitStack()
-        try:
-            writer = lock.enter_context(FileWriter(job.path))
-        except ResultsError as error:
-            run_queue.on_event(job, _refusal(error))
-            return
-        content = job.path.read_bytes()
-        self._submitted.append(RayRun(job, writer, lock, content, self._start("run", job, content)))
+        message = job_message(kind, job, self._settings) | {"folder": os.getcwd()}
+        return task.remote(message, self._markers)
 
     def _listen(self, run_queue: RunQueue) -> None:
         """Handle one event of each run that has any; wait a little if none has."""
         if not self._submitted:
             time.sleep(_LOOK_AGAIN_SECONDS)
             return
-        streams = [attempt.events for attempt in self._submitted]
+        streams = [events for _, events in self._submitted]
         self._ray.wait(streams, timeout=_LOOK_AGAIN_SECONDS)
         ready, _ = self._ray.wait(streams, num_returns=len(streams), timeout=0)
-        for attempt in [attempt for attempt in self._submitted if any(attempt.events is stream for stream in ready)]:
-            self._on_event(run_queue, attempt, self._next(attempt.events))
+        for attempt in [attempt for attempt in self._submitted if any(attempt[1] is stream for stream in ready)]:
+            job, events = attempt
+            event = self._next(events)
+            if event["event"] in FINAL_EVENTS:
+                self._submitted.remove(attempt)
+            run_queue.on_event(job, event)
 
     def _next(self, events: Any) -> Event:
         """The next event of a stream that has one, or the death of its worker."""
@@ -305,56 +333,3 @@ class RayEngine:
         except self._ray.exceptions.RayError as error:
             return {"event": "failed", "exit_code": 1, "stop": False, **explain_error(error, self._ray)}
         return event
-
-    def _on_event(self, run_queue: RunQueue, attempt: RayRun, event: Event) -> None:
-        if event["event"] == "line":
-            try:
-                _write(attempt.writer, event["line"])
-            except ResultsError as error:
-                self._ray.cancel(attempt.events, force=True)
-                self._end(run_queue, attempt, _refusal(error))
-        elif event["event"] == "missing":
-            self._send_entries(run_queue, attempt, event["keys"])
-        elif event["event"] in FINAL_EVENTS:
-            self._end(run_queue, attempt, event)
-        else:
-            run_queue.on_event(attempt.job, event)
-
-    def _end(self, run_queue: RunQueue, attempt: RayRun, event: Event) -> None:
-        """Release the file before the queue gets the event: it may write a failure into it."""
-        self._submitted.remove(attempt)
-        attempt.lock.close()
-        run_queue.on_event(attempt.job, event)
-
-    def _send_entries(self, run_queue: RunQueue, attempt: RayRun, keys: Sequence[str]) -> None:
-        """Start a run again with the cache entries that its node lacks; set up again if they are gone."""
-        attempt.transfers += 1
-        if attempt.transfers > MAX_DEATHS:
-            error = f"its node was sent {', '.join(keys)} {MAX_DEATHS} times, and still lacks them"
-            self._end(
-                run_queue, attempt, {"event": "failed", "error": error, "exit_code": 1, "stop": False, "died": True}
-            )
-            return
-        if not self._entries.pack(attempt.job, keys):
-            self._notify(
-                "warn", f"{attempt.job.config.dataset.name}: the node that had its graph is gone; set up again"
-            )
-            *_, event = self.ask("setup", attempt.job)
-            if event["event"] != "ready":
-                self._end(run_queue, attempt, event)
-                return
-        attempt.events = self._start("run", attempt.job, attempt.content)
-
-
-def _write(writer: FileWriter, line: Mapping[str, Any]) -> None:
-    if line["kind"] == "header":
-        writer.write_header(line)
-    else:
-        writer.append(line)
-
-
-def _refusal(error: ResultsError) -> Event:
-    """The final event of a run whose file the driver cannot lock or write."""
-    kind, stop = "held" if isinstance(error, LockHeldError) else "failed", isinstance(error, UnwritableError)
-    text = " ".join(str(error).split())
-    return {"event": kind, "error": text, "exit_code": error.exit_code, "stop": stop, "refused": True}

@@ -8,7 +8,6 @@ from dgal_bench.core.files import LockHeldError
 from dgal_bench.engines.base import Engine, Event, SynchronizedListener
 from dgal_bench.engines.queue import MAX_DEATHS, record_failure
 from dgal_bench.engines.sweep import PlannedRun
-from dgal_bench.results.projection_file import write_projection
 from dgal_bench.results.resume import check_same_content
 from dgal_bench.results.rows import RunLog
 
@@ -48,9 +47,6 @@ def set_up(jobs: Sequence[PlannedRun], engine: Engine, notify: SynchronizedListe
                 check_budget(job.config, event["points"])
                 if warning := idle_restriction(job.config, event["points"]):
                     notify("warn", warning)
-            if "projection" in event:  # written here: the node that made it may not see the results folder
-                for folder in sorted({job.path.parents[1] for job in group}):
-                    write_projection(event["projection"], folder)
             continue
         last_error = UserError(event["error"])
         last_error.exit_code = event["exit_code"]

@@ -1,7 +1,7 @@
 """A worker process: reads jobs as JSON lines from stdin, executes them, writes events as JSON lines to stdout.
 
 Thread counts are in its environment before torch is imported. It ends with its stdin, so that no worker outlives a
-killed parent. ``handle`` is also what Ray's tasks call.
+killed parent. ``stream_events`` is what Ray's tasks call.
 """
 
 import json
@@ -14,7 +14,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -35,19 +36,19 @@ from dgal_bench.core.files import LockHeldError
 from dgal_bench.core.types import Progress
 from dgal_bench.data.datasets import fetch, load
 from dgal_bench.data.image_data import DatasetRequest
+from dgal_bench.engines.base import Event
+from dgal_bench.engines.process import FINAL_EVENTS
 from dgal_bench.engines.replay_task import run_replay_job
 from dgal_bench.experiment import Experiment, Run, content_hashes, open_experiment
-from dgal_bench.graph.block_search import BlockExecutor, execute_serially
 from dgal_bench.loop import run_loop
 from dgal_bench.models.nets import check_fits, initial_weights
 from dgal_bench.models.trainer import silence_lightning
-from dgal_bench.report.projection import projection_message
+from dgal_bench.report.projection import save_projection
 from dgal_bench.results.resume import ALGORITHM_VERSION, header_outline
-from dgal_bench.results.writer import FileWriter, RowWriter, UnwritableError
+from dgal_bench.results.writer import FileWriter, UnwritableError
 from dgal_bench.strategies import plugins
 
 Emit = Callable[..., None]
-OpenWriter = Callable[[Path], AbstractContextManager[RowWriter]]
 
 
 def jobs_from(stream: Any) -> Iterator[dict[str, Any]]:
@@ -82,17 +83,8 @@ class ForwardWarnings(logging.Handler):
         self._emit_event("warning", text=record.getMessage())
 
 
-def handle(
-    job: Mapping[str, Any],
-    emit: Emit,
-    experiments: dict[str, Experiment],
-    open_writer: OpenWriter = FileWriter,
-    executor: BlockExecutor = execute_serially,
-) -> None:
-    """Execute a job and emit its events; ``experiments`` is what this process keeps between jobs.
-
-    ``executor``: answers the blocks of a large graph's search, here or on other nodes too.
-    """
+def handle(job: Mapping[str, Any], emit: Emit, experiments: dict[str, Experiment]) -> None:
+    """Execute a job and emit its events; ``experiments`` is what this process keeps between jobs."""
     if job["algorithm_version"] != ALGORITHM_VERSION:
         raise ConfigError(
             f"{platform.node()} has dgal-bench of algorithm version {ALGORITHM_VERSION}, the command has "
@@ -116,37 +108,39 @@ def handle(
         fetch(config.dataset.kind, Path(job["data"]), progress, job["offline"], Path(job["cache"]))
     if key not in experiments:
         experiments.clear()  # one data set in memory at a time
-        experiments[key] = open_experiment(config, Path(job["data"]), Path(job["cache"]), progress, executor)
+        experiments[key] = open_experiment(config, Path(job["data"]), Path(job["cache"]), progress)
     experiment = experiments[key]
     if job["job"] == "setup":
         # a network that does not fit the images is an error now, not in the first run
         check_fits(Run.of(config, experiment).new_module(0).net, experiment.data.image_shape, config.net)
-        projection = make_projection(config, experiment, Path(job["cache"]), progress, emit)
-        emit("ready", points=experiment.data.size, **projection)
+        project_features(config, experiment, job, progress, emit)
+        emit("ready", points=experiment.data.size)
         return
     if job["job"] == "replay":
         run_replay_job(job, config, experiment, emit)
         return
-    with open_writer(Path(job["path"])) as writer:
+    with FileWriter(Path(job["path"])) as writer:
         event = run_job(config, experiment, writer, emit, job["resume_anyway"])
     emit(**event)  # after the file is closed and its lock released
 
 
-def make_projection(
-    config: RunConfig, experiment: Experiment, cache: Path, progress: Progress, emit: Emit
-) -> dict[str, Any]:
-    """The projection of the features; an error costs the picture only."""
+def project_features(
+    config: RunConfig, experiment: Experiment, job: Mapping[str, Any], progress: Progress, emit: Emit
+) -> None:
+    """Save the projection of the features beside the data set's results; an error costs the picture only."""
+    if config.full_supervision:
+        return
+    folder = Path(job["path"]).parents[1]
     try:
-        return projection_message(config, experiment.data, experiment.prepared, cache, progress)
+        save_projection(config, experiment.data, experiment.prepared, folder, Path(job["cache"]), progress)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - any error
         emit("warning", text=f"no map of the features of {experiment.data.name}: {innermost_error(error)}")
-        return {}
 
 
 def run_job(
-    config: RunConfig, experiment: Experiment, writer: RowWriter, emit: Emit, resume_anyway: bool
+    config: RunConfig, experiment: Experiment, writer: FileWriter, emit: Emit, resume_anyway: bool
 ) -> dict[str, Any]:
     """Execute a run and write how it ended into its file; returns the final event.
 
@@ -200,6 +194,48 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) if isinstance(error, UserError) else innermost_error(error)
 
 
+KEPT: dict[str, Experiment] = {}
+"""What a process of ``stream_events`` keeps between jobs."""
+
+
+def stream_events(job: Mapping[str, Any], check: Callable[[], None]) -> Iterator[Event]:
+    """Execute a job of Ray in this process; yield its events, the last being one of FINAL_EVENTS.
+
+    In a thread, so that events leave at once. ``check`` comes first, and raises where this node is not fit.
+    """
+    _prepare_process()
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+
+    def emit(event: str, **facts: Any) -> None:
+        events.put({"event": event, **facts})
+
+    def execute() -> None:
+        warnings = ForwardWarnings(emit)
+        logging.getLogger("dgal_bench").addHandler(warnings)
+        try:
+            with suppress(OSError):
+                os.chdir(job["folder"])  # if it exists here: a user's paths may be relative
+            check()
+            handle(job, emit, KEPT)
+        except BaseException as error:  # noqa: BLE001 - without a final event the driver would wait for ever
+            emit(**final_event(error, job["job"]))
+        finally:
+            logging.getLogger("dgal_bench").removeHandler(warnings)
+
+    threading.Thread(target=execute, daemon=True).start()
+    while True:
+        event = events.get()
+        yield event
+        if event["event"] in FINAL_EVENTS:
+            return
+
+
+@cache
+def _prepare_process() -> None:
+    silence_lightning()
+    hide_missing_gpus()
+
+
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     events = os.fdopen(os.dup(1), "w", buffering=1)
@@ -208,8 +244,7 @@ def main() -> None:
     def emit(event: str, **facts: Any) -> None:
         events.write(json.dumps({"event": event, **facts}) + "\n")
 
-    silence_lightning()
-    hide_missing_gpus()
+    _prepare_process()
     logging.getLogger("dgal_bench").addHandler(ForwardWarnings(emit))
     experiments: dict[str, Experiment] = {}
     for job in jobs_from(sys.stdin):

@@ -1,14 +1,11 @@
 """The approximate search in blocks of lists: for more points than memory holds, and resumed after a kill.
 
 The lists, the features in their order and the answer of every block are entries of a separate cache. So each is written
-whole, checked when it is read, and not made again after a kill. A block's answer depends on no other block and, on CPUs
-of one kind, not on the machine.
+whole, checked when it is read, and not made again after a kill. A block's answer depends on no other block.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,14 +16,13 @@ from torch import Tensor
 
 from dgal_bench.config.schema import GraphConfig
 from dgal_bench.core import cache
-from dgal_bench.core.errors import CacheError
 from dgal_bench.core.types import Features, Index, Progress
 from dgal_bench.graph.ivf import InvertedLists, plan_lists, search_lists
 from dgal_bench.graph.knn import EXPENSIVE, Neighbors, check_finite, knn, measure_recall, pick_backend, warn_low_recall
 
 # Bytes of neighbours in a block, about: a block of 64-bit ids and distances is in memory twice.
 _BLOCK_BYTES = 64 * 2**20
-# Fewest blocks, so that a small search too shows progress and can be shared.
+# Fewest blocks, so that a small search too shows progress.
 _FEWEST = 16
 # Most lists where all points are compared, and points of each up to then.
 _MOST_LISTS = 1024
@@ -38,56 +34,8 @@ Block = tuple[int, int]
 """Lists first..last - 1."""
 
 
-@dataclass(frozen=True)
-class BlockSearch:
-    """Answers a block, on any machine that has the lists in the cache at ``root``.
-
-    ``lists`` names the entry of the lists and the sorted features, with hash ``sha256``: another machine's k-means may
-    have other bits, and so other lists under that name.
-    """
-
-    root: Path
-    lists: str
-    sha256: str
-    k: int
-
-    @property
-    def ready(self) -> bool:
-        """Whether the cache holds these lists."""
-        with suppress(OSError, ValueError):
-            return cache.open_entry(self.root / self.lists, mapped=True).sha256 == self.sha256
-        return False
-
-    def __call__(self, block: Block) -> cache.Arrays:
-        """``ids`` (m, k) int32 and ``distances`` (m, k) float32, for the points of the block in the lists' order.
-
-        Raises:
-            CacheError: the cache holds other lists.
-        """
-        entry = cache.open_entry(self.root / self.lists, mapped=True)
-        if entry.sha256 != self.sha256:
-            raise CacheError(f"{self.root / self.lists} was rebuilt with other content: start the command again")
-        plan, features = read_lists(entry)
-        _, ids, distances = search_lists(plan, features, *block, self.k)
-        return {"ids": ids.int().numpy(), "distances": distances.numpy()}
-
-
-BlockExecutor = Callable[[BlockSearch, Sequence[Block]], Iterable[tuple[Block, cache.Arrays]]]
-"""Answers blocks, here or in other processes; yields each block once, with its answer, in any order."""
-
-
-def execute_serially(search: BlockSearch, blocks: Sequence[Block]) -> Iterator[tuple[Block, cache.Arrays]]:
-    """In this process, one after the other."""
-    return ((block, search(block)) for block in blocks)
-
-
 def find_neighbors(
-    features: Features,
-    spec: GraphConfig,
-    device: torch.device,
-    root: Path,
-    progress: Progress,
-    executor: BlockExecutor = execute_serially,
+    features: Features, spec: GraphConfig, device: torch.device, root: Path, progress: Progress
 ) -> tuple[Neighbors, Mapping[str, Any]]:
     """The answer of ``knn``, and facts of a search of lists; on the CPU, such a search is done in blocks.
 
@@ -95,17 +43,12 @@ def find_neighbors(
     """
     pick_backend(spec.backend)  # an unknown or missing one is an error, also where this search does not need it
     if device.type == "cpu" and len(features) > max(spec.exact_limit, spec.graph_k):
-        return search_in_blocks(features, spec.graph_k, spec.recall_target, root, progress, executor)
+        return search_in_blocks(features, spec.graph_k, spec.recall_target, root, progress)
     return knn(features, spec.graph_k, spec.backend, spec.exact_limit, device, spec.recall_target), {}
 
 
 def search_in_blocks(
-    features: Features,
-    k: int,
-    recall_target: float,
-    root: Path,
-    progress: Progress,
-    executor: BlockExecutor = execute_serially,
+    features: Features, k: int, recall_target: float, root: Path, progress: Progress
 ) -> tuple[Neighbors, Mapping[str, Any]]:
     """The answer of ``knn`` above its exact limit, and facts of the search.
 
@@ -115,29 +58,28 @@ def search_in_blocks(
 
     Args:
         root: a folder for these features only; a search that was killed is resumed from it.
-        executor: answers the missing blocks.
 
     Raises:
         CacheError: the folder cannot be written.
         ConfigError: ``recall_target`` is outside (0, 1], or NaN or infinity in the features.
     """
     start = perf_counter()
-    with cache.record_keys():  # no run refers to these entries
-        name = f"lists-{k}-{recall_target:g}"
-        entry = cache.get_or_make(root, name, lambda folder: _make_lists(folder, features, k, recall_target), True)
-        plan, ordered = read_lists(entry)
-        blocks = cut_blocks(plan, math.ceil(12 * k * len(plan.order) / _BLOCK_BYTES))
-        keys = {block: cache.key_of({"lists": entry.sha256, "k": k, "block": block}) for block in blocks}
-        search = BlockSearch(root, name, entry.sha256, k)
-        missing = [block for block in blocks if not cache.contains(root, keys[block])]
-        done = len(blocks) - len(missing)
-        progress("neighbours", done, len(blocks))
-        for n, (block, answer) in enumerate(executor(search, missing), start=done + 1):
-            _store(root, keys[block], _check_answer(answer, plan, block, k))
-            progress("neighbours", n, len(blocks))
-        ids, distances = _merge_answers(
-            plan, k, ((block, _load_or_search(search, keys[block], block)) for block in blocks)
-        )
+    name = f"lists-{k}-{recall_target:g}"
+    entry = cache.get_or_make(root, name, lambda folder: _make_lists(folder, features, k, recall_target), True)
+    plan, ordered = read_lists(entry)
+    blocks = cut_blocks(plan, math.ceil(12 * k * len(plan.order) / _BLOCK_BYTES))
+    keys = {block: cache.key_of({"lists": entry.sha256, "k": k, "block": block}) for block in blocks}
+
+    def answer(block: Block) -> cache.Arrays:
+        return cache.get_or_make(root, keys[block], lambda folder: (search_block(plan, ordered, block, k), {})).arrays
+
+    missing = [block for block in blocks if not cache.contains(root, keys[block])]
+    done = len(blocks) - len(missing)
+    progress("neighbours", done, len(blocks))
+    for n, block in enumerate(missing, start=done + 1):
+        answer(block)
+        progress("neighbours", n, len(blocks))
+    ids, distances = _merge_answers(plan, k, ((block, answer(block)) for block in blocks))
     recall = measure_recall(ordered, distances[plan.order])
     facts = {"lists": plan.n_lists, "probes": plan.n_probes, "blocks": len(blocks), "expected_recall": plan.recall}
     facts["search_seconds"] = perf_counter() - start
@@ -212,22 +154,10 @@ def _in_order(features: Features, order: Index) -> Iterator[np.ndarray]:
         yield block.numpy()
 
 
-def _check_answer(answer: cache.Arrays, plan: InvertedLists, block: Block, k: int) -> cache.Arrays:
-    """The answer, if it has the right shape: a stored answer is never replaced."""
-    first, last = block
-    expected = (int(plan.offsets[last] - plan.offsets[first]), k)
-    if any(answer[name].shape != expected for name in ("ids", "distances")):
-        raise CacheError(f"the answer of a block of neighbours is not of shape {expected}: start the command again")
-    return answer
-
-
-def _store(root: Path, key: str, answer: cache.Arrays) -> cache.Entry:
-    return cache.get_or_make(root, key, lambda folder: (answer, {}))
-
-
-def _load_or_search(search: BlockSearch, key: str, block: Block) -> cache.Arrays:
-    """The stored answer; a damaged one is computed again."""
-    return cache.get_or_make(search.root, key, lambda folder: (search(block), {})).arrays
+def search_block(plan: InvertedLists, features: Features, block: Block, k: int) -> cache.Arrays:
+    """``ids`` (m, k) int32 and ``distances`` (m, k) float32, for the points of the block in the lists' order."""
+    _, ids, distances = search_lists(plan, features, *block, k)
+    return {"ids": ids.int().numpy(), "distances": distances.numpy()}
 
 
 def _merge_answers(plan: InvertedLists, k: int, answers: Iterable[tuple[Block, cache.Arrays]]) -> tuple[Tensor, Tensor]:

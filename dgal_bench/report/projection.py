@@ -3,7 +3,6 @@
 It is for figures only: no number of a report depends on it, and no strategy sees it.
 """
 
-import base64
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ from dgal_bench.graph.knn import SearchIndex, build_index, pick_backend
 
 if TYPE_CHECKING:
     from dgal_bench.experiment import Prepared
-from dgal_bench.results.projection_file import LEVELS, PROJECTION_VERSION, file_name
+from dgal_bench.results.projection_file import LEVELS, PROJECTION_VERSION, write_projection
 
 # Up to so many points no t-SNE: scikit-learn's takes two seconds to import, and a smoke run has 300 points.
 _FEW = 300
@@ -125,18 +124,19 @@ def get_projection(config: RunConfig, prepared: "Prepared", root: Path, progress
         arrays = {"positions": positions} | ({} if ids is None else {"ids": ids.numpy()})
         return arrays, {"seconds": perf_counter() - start, "made_by": provenance()}
 
-    with cache.record_keys():  # a record of its own: Ray sends other nodes the recorded entries
-        return cache.get_or_make(root, cache.key_of(parts), make).arrays
+    return cache.get_or_make(root, cache.key_of(parts), make).arrays
 
 
-def projection_message(
-    config: RunConfig, data: ImageData, prepared: "Prepared", root: Path, progress: Progress
-) -> dict[str, dict[str, str]]:
-    """The projection's file packed for transfer to the driver; empty under full supervision."""
-    if config.full_supervision:
-        return {}
+def save_projection(
+    config: RunConfig, data: ImageData, prepared: "Prepared", folder: Path, root: Path, progress: Progress
+) -> None:
+    """Write the projection to a data set's ``folder`` of results; ``root``: the cache.
+
+    Raises:
+        ResultsError: the folder is not writable.
+    """
     content = pack_file(get_projection(config, prepared, root, progress), data, prepared.features_sha256)
-    return {"projection": {"name": file_name(prepared.features_sha256), "content": base64.b64encode(content).decode()}}
+    write_projection(folder, prepared.features_sha256, content)
 
 
 def pack_file(arrays: Mapping[str, np.ndarray], data: ImageData, features_sha256: str) -> bytes:

@@ -1,6 +1,5 @@
 """The projection file of a data set's results: each point's position in two dimensions, and its class."""
 
-import base64
 import io
 import zipfile
 import zlib
@@ -26,13 +25,13 @@ def file_name(features_sha256: str) -> str:
     return f"projection-{features_sha256[:8]}.npz"
 
 
-def write_projection(packed: Mapping[str, str], folder: Path) -> None:
-    """Write the projection that a set-up sent (``name``, ``content`` in base64) to a data set's folder, unless there.
+def write_projection(folder: Path, features_sha256: str, content: bytes) -> None:
+    """Write a projection to a data set's folder, unless it is there.
 
     Raises:
         ResultsError: the folder is not writable.
     """
-    path, content = folder / Path(packed["name"]).name, base64.b64decode(packed["content"])
+    path = folder / file_name(features_sha256)
     with suppress(OSError):
         if path.read_bytes() == content:
             return

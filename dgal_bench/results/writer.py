@@ -1,9 +1,8 @@
-"""Writes results files: header, rows and endings of a run as lines, to its file or to the process that has it open."""
+"""Writes results files: header, rows and endings of a run as lines."""
 
 import json
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from io import FileIO
@@ -21,54 +20,11 @@ class UnwritableError(ResultsError):
     """The results folder is not writable: stop the sweep."""
 
 
-class RowWriter(ABC):
-    """Writes the events of a run, a line at a time; ``log`` is the file as it was before, None: no row yet."""
-
-    def __init__(self, path: Path, log: RunLog | None = None) -> None:
-        self.path = path
-        self.log = log
-        self.header_written = log is not None
-
-    @abstractmethod
-    def append(self, line: Line) -> None:
-        """Add a line; it is permanent when this returns."""
-
-    def write_header(self, header: Line) -> None:
-        self.append({"kind": "header", "schema_version": SCHEMA_VERSION, **header})
-        self.header_written = True
-
-    def write(self, record: RoundRecord) -> None:
-        self.append({"kind": "round", **{k: v for k, v in asdict(record).items() if v is not None}})
-
-    def write_failure(self, error: str, trace: str) -> None:
-        self.append({"kind": "failure", "error": error, "traceback": trace})
-
-    def write_skipped(self, why: str) -> None:
-        self.append({"kind": "skipped", "why": why})
-
-    def write_continuation(self, facts: Line) -> None:
-        self.append({"kind": "continuation", **facts})
-
-
-class ForwardingWriter(RowWriter):
-    """Passes every line to ``send``, for a run whose file another process has open: the driver of a sweep.
-
-    A line is permanent when the driver has it. Rows that a crash loses on the way are made again, with the same bits.
-    """
-
-    def __init__(self, path: Path, log: RunLog | None, send: Callable[[Line], None]) -> None:
-        super().__init__(path, log)
-        self._send = send
-
-    def append(self, line: Line) -> None:
-        self._send(line)
-
-
-class FileWriter(RowWriter):
+class FileWriter:
     """The only writer of a run's file: holds its lock and lease, cuts a torn last line, appends and fsyncs.
 
     ``with FileWriter(path) as writer:``. A file without rows is started over, with a new header. A file of an older
-    schema is rewritten in this one before the first new line.
+    schema is rewritten in this one before the first new line. ``log``: the file as it was before, None: no row yet.
 
     Raises:
         LockHeldError: on entering: another process works on the run.
@@ -77,7 +33,9 @@ class FileWriter(RowWriter):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
+        self.path = path
+        self.log: RunLog | None = None
+        self.header_written = False
         self._file: FileIO
         self._lease = Lease(path)
         self._resources = ExitStack()
@@ -144,10 +102,24 @@ class FileWriter(RowWriter):
         self._resources.close()
 
     def write_header(self, header: Line) -> None:
-        super().write_header(header)
+        self.append({"kind": "header", "schema_version": SCHEMA_VERSION, **header})
+        self.header_written = True
         self._sync_folder()
 
+    def write(self, record: RoundRecord) -> None:
+        self.append({"kind": "round", **{k: v for k, v in asdict(record).items() if v is not None}})
+
+    def write_failure(self, error: str, trace: str) -> None:
+        self.append({"kind": "failure", "error": error, "traceback": trace})
+
+    def write_skipped(self, why: str) -> None:
+        self.append({"kind": "skipped", "why": why})
+
+    def write_continuation(self, facts: Line) -> None:
+        self.append({"kind": "continuation", **facts})
+
     def append(self, line: Line) -> None:
+        """Add a line; it is permanent when this returns."""
         encoded = _encode(line)
         try:
             self._lease.check()
