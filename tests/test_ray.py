@@ -269,26 +269,9 @@ def test_failed_and_skipped_runs_are_recorded_and_the_others_go_on(tmp_path, cac
 
 
 @pytest.mark.slow
-def test_a_killed_worker_costs_no_bit_and_no_row(experiment, tmp_path, cache_root):
-    """Its run goes on from the row that it had come to, in the same command; other kills are in test_chaos."""
-    root = tmp_path / "swept"
-    words = command(root, cache_root, "strategy=dgmg", "seed=0", "rounds=12", "engine=ray", "jobs=1")
-    process = started(words)
-    wait_for(lambda: written(root) > 0, process)
-    for pid in wait_for(lambda: workers_at("digits/", process.pid), process):
-        os.kill(pid, signal.SIGKILL)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    assert "the worker process was killed or has crashed; it is tried again" in err
-    assert "raylet" not in out + err
-    assert choices_of(root) == alone(experiment, tmp_path / "alone", ("dgmg",), (0,), "rounds=12")
-    assert all(log.done and Counter(line["kind"] for line in log.lines)["header"] == 1 for log in read_results(root))
-
-
-@pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.parametrize(("sent", "code", "when"), [(signal.SIGINT, 130, "starting"), (signal.SIGTERM, 143, "running")])
-def test_a_stop_ends_ray_within_five_seconds_and_keeps_rows(experiment, tmp_path, cache_root, sent, code, when):
+def test_a_stop_ends_ray_within_five_seconds_and_keeps_rows(tmp_path, cache_root, sent, code, when):
     root = tmp_path / "swept"
     words = command(root, cache_root, "strategy=random", "seed=0,1", *LONG, "engine=ray", "jobs=2")
     process = started(words)
@@ -306,10 +289,8 @@ def test_a_stop_ends_ray_within_five_seconds_and_keeps_rows(experiment, tmp_path
     time.sleep(0.5)
     assert alive(children) == []
     assert not any(map(live_holder, find_files(root, "seed-*.jsonl")))
-    if when == "running":
-        whole = alone(experiment, tmp_path / "alone", ("random",), (0, 1), *LONG)
-        for run, rows in choices_of(root).items():
-            assert rows == whole[run][: len(rows)]
+    files = find_files(root, "seed-*.jsonl")
+    assert [read_run(path).status for path in files] == (["partial"] * 2 if when == "running" else [])
 
 
 @pytest.mark.slow
