@@ -18,7 +18,6 @@ from dgal_bench.conformance import EXAMPLE_SETTINGS
 from dgal_bench.core.errors import ConfigError
 from dgal_bench.core.files import find_files, live_holder
 from dgal_bench.engines import execute, slurm
-from dgal_bench.engines import slurm as sbatch
 from dgal_bench.engines.base import SynchronizedListener
 from dgal_bench.engines.slurm import (
     PARALLEL,
@@ -29,13 +28,15 @@ from dgal_bench.engines.slurm import (
     job_parameters,
     parse_minutes,
 )
-from dgal_bench.results.reader import read_results, read_run
-from tests.test_cli import alone, axes, choices_of, command, descendants, finish, plan_runs, settings, written
+from dgal_bench.results.reader import read_results
+from tests.test_cli import alone, axes, choices_of, command, descendants, finish, here, plan_runs, settings, written
 from tests.test_engines import Diary
 from tests.test_ray import LONG, alive, started, wait_for
 
 pytest.importorskip("submitit")
 HERE = ("engine=slurm", "slurm.cluster=local")
+SHORT = ("batch_size=1", "rounds=40")
+"""A run of three seconds."""
 
 
 def asked(tmp_path, slurm=(), kind="run", grid=(), **changes):
@@ -170,7 +171,7 @@ def test_events_are_heard_once_each_and_whole(tmp_path):
 
 FAKES = {
     "sbatch": """
-import glob, os, re, subprocess, sys, time
+import glob, json, os, re, subprocess, sys, time
 script = open(sys.argv[1]).read()
 with open(f"{HOME}/submitted", "a") as file:
     file.write(script + "\\n")
@@ -179,7 +180,8 @@ elements = range(int(found[1]) + 1) if found else [None]
 name = re.search(r"--job-name=(\\S+)", script)[1]
 if os.path.exists(f"{HOME}/refuse") and open(f"{HOME}/refuse").read() == str(len(glob.glob(f"{HOME}/call-*")) + 1):
     open(f"{HOME}/call-{os.getpid()}", "w")
-    sys.exit("sbatch: error: QOSMaxSubmitJobPerUserLimit")
+    print("sbatch: error: QOSMaxSubmitJobPerUserLimit", file=sys.stderr)
+    sys.exit(1)
 open(f"{HOME}/call-{os.getpid()}", "w")
 number = str(1000 + script.count("-") + int(time.time() * 10) % 10**6)
 for element in elements:
@@ -187,17 +189,17 @@ for element in elements:
     env |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "here"}
     if element is not None:
         env |= {"SLURM_ARRAY_JOB_ID": number, "SLURM_ARRAY_TASK_ID": str(element)}
+    done = subprocess.run(["bash", sys.argv[1]], env=os.environ | env, stdout=subprocess.PIPE, check=True)
+    words, env = json.loads(done.stdout)
     quiet = {name: subprocess.DEVNULL for name in ("stdin", "stdout", "stderr")}
-    job = subprocess.Popen(["bash", sys.argv[1]], env=os.environ | env, start_new_session=True, **quiet)
+    job = subprocess.Popen(words, env=env, start_new_session=True, **quiet)
     with open(f"{HOME}/job-{name}", "a") as file:
         file.write(f"{number}{'' if element is None else f'_{element}'} {job.pid}\\n")
 print("Submitted batch job", number)
 """,
     "srun": """
-import os, sys
-words = sys.argv[1:]
-start = next(n for n, word in enumerate(words) if word.endswith("python") or "python3" in word.rpartition("/")[2])
-os.execv(words[start], words[start:])
+import json, os, sys
+print(json.dumps([sys.argv[sys.argv.index(sys.executable) :], dict(os.environ)]))
 """,
     "sacct": """
 import sys
@@ -222,7 +224,10 @@ for _, pid in map(str.split, open(f"{HOME}/job-{sys.argv[1][7:]}")):
         pass
 """,
 }
-"""Slurm as far as the command sees it: every element of an array at once, as a process group here."""
+"""Slurm as far as the command sees it: every element of an array at once, as a process group here.
+
+``srun`` says what it was told to start, and ``sbatch`` starts it, which it can do without imports: see warm.py.
+"""
 
 
 @pytest.fixture
@@ -234,18 +239,19 @@ def cluster(tmp_path, monkeypatch):
         (home / name).write_text(f"#!{sys.executable}\nHOME = {str(home)!r}\n{text}")
         (home / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{home}:{os.environ['PATH']}")
+    monkeypatch.setitem(slurm._LOOK_AGAIN_SECONDS, "slurm", 0.2)
     return home
 
 
 @pytest.mark.slow
 def test_a_sweep_is_one_job_and_arrays_of_what_may_run_at_once(experiment, tmp_path, cluster):
     root = tmp_path / "swept"
-    words = command(root, tmp_path / "cache", "strategy=random,dgmg", "seed=0,1", "rounds=6", "engine=slurm", "jobs=3")
-    done = finish([*words, "slurm.partition=fast", "slurm.time=2:00:00", "slurm.setup=export DGAL_OFFLINE=1"])
+    words = command(root, tmp_path / "cache", "strategy=random", "seed=0,1,2", "rounds=6", "engine=slurm", "jobs=2")
+    done = here([*words, "slurm.partition=fast", "slurm.time=2:00:00", "slurm.setup=export DGAL_OFFLINE=1"])
     assert done.returncode == 0, done.stderr
-    assert choices_of(root) == alone(experiment, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=6")
+    assert choices_of(root) == alone(experiment, tmp_path / "alone", ("random",), (0, 1, 2), "rounds=6")
     scripts = (cluster / "submitted").read_text().split("#!/bin/bash")[1:]
-    assert ["--array=0-2%3" in script for script in scripts] == [False, True, False]
+    assert ["--array=0-1%2" in script for script in scripts] == [False, True, False]
     for line in ("--partition=fast", "--time=120", "--cpus-per-task=1", "--no-requeue", "export DGAL_OFFLINE=1"):
         assert all(line in script for script in scripts)
 
@@ -285,11 +291,11 @@ def test_a_job_that_leaves_the_queue_without_a_word_is_submitted_again(
     experiment, tmp_path, cache_root, cluster, monkeypatch, capfd
 ):
     """A node has crashed, or a job was cancelled by hand: no accounting need know of it."""
-    monkeypatch.setattr(sbatch, "_ASK_SECONDS", 1.0)
+    monkeypatch.setattr(slurm, "_ASK_SECONDS", 1.0)
     monkeypatch.setitem(slurm._GRACE_SECONDS, "slurm", 0.5)
     monkeypatch.setenv("SQUEUE_STATES", "RUNNING")
     given = settings(tmp_path / "swept", cache=cache_root, engine="slurm", jobs=2)
-    jobs = quick(given, "strategy=random,dgmg", "batch_size=1", "rounds=100")
+    jobs = quick(given, "strategy=random,dgmg", *SHORT)
     diary, seen = Diary(), []
 
     def crash():
@@ -299,7 +305,7 @@ def test_a_job_that_leaves_the_queue_without_a_word_is_submitted_again(
         for number, pid in elements(cluster):
             if number.endswith("_0"):
                 seen.append(SlurmQueue._ask())
-                for one in [*descendants(pid), pid]:
+                for one in [pid, *descendants(pid)]:
                     os.kill(one, signal.SIGKILL)
 
     thread = threading.Thread(target=crash, daemon=True)
@@ -310,9 +316,7 @@ def test_a_job_that_leaves_the_queue_without_a_word_is_submitted_again(
     assert "is gone" in diary.of("warn")[0][0]
     assert capfd.readouterr() == ("", "")
     assert {number.rpartition("_")[2] for number in seen[0]} == {"0", "1"}
-    assert choices_of(given.results) == alone(
-        experiment, tmp_path / "alone", ("random", "dgmg"), (0,), "batch_size=1", "rounds=100"
-    )
+    assert choices_of(given.results) == alone(experiment, tmp_path / "alone", ("random", "dgmg"), (0,), *SHORT)
 
 
 @pytest.mark.slow
@@ -321,7 +325,7 @@ def test_a_refused_submission_is_tried_again_while_others_run(tmp_path, cache_ro
     monkeypatch.setattr(slurm, "_SUBMIT_AGAIN_SECONDS", 0.5)
     (cluster / "refuse").write_text("3")  # of submissions: the set-up, two runs, and then the third
     given = settings(tmp_path / "swept", cache=cache_root, engine="slurm", jobs=2)
-    jobs = quick(given, "strategy=random", "batch_size=1", "rounds=100,1,2")
+    jobs = quick(given, "strategy=random", "batch_size=1", "rounds=60,1,2")
     diary = Diary()
     assert execute(jobs, given, diary, {}) == []
     assert len(diary.of("done")) == 3
@@ -336,25 +340,19 @@ def test_a_refused_submission_is_tried_again_while_others_run(tmp_path, cache_ro
 def test_jobs_of_slurm_give_the_bits_of_one_run_after_the_other(experiment, tmp_path):
     """From an empty cache; a run that fails is recorded and costs no other."""
     root = tmp_path / "swept"
-    words = command(root, tmp_path / "cache", "strategy=random,dgmg", "seed=0,1", "rounds=6", *HERE, "jobs=2")
-    done = finish(words)
-    assert done.returncode == 0, done.stderr
-    assert choices_of(root) == alone(experiment, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=6")
-    assert all(line.startswith("[") for line in done.stderr.splitlines()), done.stderr
-    assert not list((root / "slurm").glob("*.events"))
-
-
-@pytest.mark.slow
-def test_a_failed_run_of_a_job_is_recorded(tmp_path, cache_root):
-    root = tmp_path / "swept"
-    done = finish(command(root, cache_root, "strategy=random", "seed=0", "training.lr=0.001,1e25", *HERE, "jobs=2"))
+    words = command(root, tmp_path / "cache", "strategy=random,dgmg", "seed=0", "training.lr=0.001,1e25", "rounds=6")
+    done = finish([*words, *HERE, "jobs=2"])
     assert done.returncode == 1
-    assert "FAILED: the training loss is nan" in done.stderr
-    logs = [
-        read_run(root / "paper" / "digits" / f"random+training.lr={lr}" / "seed-0.jsonl") for lr in ("0.001", "1e25")
-    ]
-    assert [log.status for log in logs] == ["done", "failed"]
-    assert "Traceback" in logs[1].failure["traceback"]
+    *lines, last = done.stderr.splitlines()
+    assert all(line.startswith("[") for line in lines), done.stderr
+    assert sum("FAILED: the training loss is nan" in line for line in lines) == 2
+    assert last.startswith("2 of 4 runs failed")
+    whole = alone(experiment, tmp_path / "alone", ("random", "dgmg"), (0,), "rounds=6", "training.lr=0.001")
+    for strategy in ("random", "dgmg"):
+        assert choices_of(root)[f"digits/{strategy}+training.lr=0.001/seed-0"] == whole[f"digits/{strategy}/seed-0"]
+    failed = [log for log in read_results(root) if log.status == "failed"]
+    assert ["Traceback" in log.failure["traceback"] for log in failed] == [True, True]
+    assert not list((root / "slurm").glob("*.events"))
 
 
 def parent(pid):
@@ -363,13 +361,13 @@ def parent(pid):
 
 @pytest.mark.slow
 def test_a_killed_job_is_submitted_again_and_goes_on(experiment, tmp_path, cache_root):
-    """SIGKILL of a job's worker, of another job, and of the keeper of a third, without whom that may end well."""
+    """SIGKILL of a job's worker, of another run's job, and of the keeper of a third, without whom that may end well."""
     root = tmp_path / "swept"
-    process = started(command(root, cache_root, "strategy=random", "seed=0,1,2", *LONG, *HERE, "jobs=1"))
+    process = started(command(root, cache_root, "strategy=random", "seed=0,1", *SHORT, *HERE, "jobs=1"))
     # In between stand the worker's fork server, and the twins of job and keeper, which start their processes (warm.py).
-    for seed, generations in enumerate((0, 3, 5)):
+    for seed, size, generations in ((0, 8_000, 0), (1, 8_000, 3), (0, 16_000, 5)):  # who died goes to the queue's end
         run = root / "paper" / "digits" / "random" / f"seed-{seed}.jsonl"
-        assert wait_for(lambda run=run: run.exists() and run.stat().st_size > 20_000, process)
+        assert wait_for(lambda run=run, size=size: run.exists() and run.stat().st_size > size, process)
         victim = live_holder(run)["pid"]
         for _ in range(generations):
             victim = parent(victim)
@@ -378,7 +376,7 @@ def test_a_killed_job_is_submitted_again_and_goes_on(experiment, tmp_path, cache
     assert process.returncode == 0, err
     for seed in (0, 1):
         assert any(f"seed-{seed}" in line and "it is tried again" in line for line in err.splitlines()), err
-    assert choices_of(root) == alone(experiment, tmp_path / "alone", ("random",), (0, 1, 2), *LONG)
+    assert choices_of(root) == alone(experiment, tmp_path / "alone", ("random",), (0, 1), *SHORT)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Commands of tests without their imports: forked from a process that has them, in 0.3 s of CPU instead of 10.
 
 ``warm_processes`` makes ``subprocess.Popen`` start ``python -m`` of the package in this way, here and in the processes
-that it starts. All else, and what asks for another ``PYTHONPATH``, is a new interpreter as ever.
+that it starts, and test_slurm's ``sbatch``. All else, and what asks for another ``PYTHONPATH``, is started as ever.
 """
 
 import atexit
@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ OWN_PATH = os.environ.get("PYTHONPATH")
 CHAOS = Path(__file__).parent / "chaos"
 COMMANDS = ("dgal_bench.cli.main", "dgal_bench.core.fork_server", "dgal_bench.models.distributed")
 SLURM = ("submitit.local._local", "submitit.core._submit")
+SBATCH = "sbatch"
 IMPORTS = (
     *COMMANDS, *SLURM, "dgal_bench.engines.slurm", "dgal_bench.engines.worker", "dgal_bench.results.frame",
     "dgal_bench.report.page", __name__,
@@ -42,7 +44,9 @@ class WarmPopen(subprocess.Popen):
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest):
         environment = dict(os.environ if env is None else env)
         words = [word for word in args if word != "-u"] if isinstance(args, list) else []
-        warm = words[:2] == [sys.executable, "-m"] and words[2] in COMMANDS + SLURM and __name__ not in words
+        if words[:2] == [sys.executable, "-m"]:
+            words = words[2:]
+        warm = words and words[0] in (*COMMANDS, *SLURM, SBATCH) and __name__ not in words
         if not warm or pass_fds or others_modules(environment):
             super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
             return
@@ -52,7 +56,7 @@ class WarmPopen(subprocess.Popen):
             if WarmPopen.server is None:
                 WarmPopen.server = ForkServer(thread_environment(1), *IMPORTS)
         request = {
-            "words": words[2:],
+            "words": words,
             "environment": environment,
             "folder": str(cwd or Path.cwd()),
             "session": rest[-2],
@@ -126,9 +130,11 @@ def main():
     name, *arguments = request["words"]
     sys.argv = [name, *arguments]
     try:
-        if name in SLURM:
+        code = 0
+        if name == SBATCH:
+            runpy.run_path(shutil.which(name))
+        elif name in SLURM:
             runpy.run_module(name, run_name="__main__")
-            code = 0
         else:
             code = importlib.import_module(name).main() or 0
     except SystemExit as end:
