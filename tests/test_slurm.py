@@ -35,8 +35,7 @@ from tests.test_ray import LONG, alive, started, wait_for
 
 pytest.importorskip("submitit")
 HERE = ("engine=slurm", "slurm.cluster=local")
-SHORT = ("batch_size=1", "rounds=40")
-"""A run of three seconds."""
+SHORT = ("batch_size=1", "rounds=40")  # a run of three seconds
 
 
 def asked(tmp_path, slurm=(), kind="run", grid=(), **changes):
@@ -171,19 +170,18 @@ def test_events_are_heard_once_each_and_whole(tmp_path):
 
 FAKES = {
     "sbatch": """
-import glob, json, os, re, subprocess, sys, time
+import json, os, re, subprocess, sys
 script = open(sys.argv[1]).read()
 with open(f"{HOME}/submitted", "a") as file:
     file.write(script + "\\n")
 found = re.search(r"--array=0-(\\d+)", script)
 elements = range(int(found[1]) + 1) if found else [None]
 name = re.search(r"--job-name=(\\S+)", script)[1]
-if os.path.exists(f"{HOME}/refuse") and open(f"{HOME}/refuse").read() == str(len(glob.glob(f"{HOME}/call-*")) + 1):
-    open(f"{HOME}/call-{os.getpid()}", "w")
+call = open(f"{HOME}/submitted").read().count("#!/bin/bash")
+if os.path.exists(f"{HOME}/refuse") and open(f"{HOME}/refuse").read() == str(call):
     print("sbatch: error: QOSMaxSubmitJobPerUserLimit", file=sys.stderr)
     sys.exit(1)
-open(f"{HOME}/call-{os.getpid()}", "w")
-number = str(1000 + script.count("-") + int(time.time() * 10) % 10**6)
+number = str(1000 + call)
 for element in elements:
     env = {"SLURM_JOB_ID": number, "SLURM_NTASKS": "1", "SLURM_JOB_NUM_NODES": "1", "SLURM_NODEID": "0"}
     env |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NODELIST": "here"}
@@ -224,10 +222,8 @@ for _, pid in map(str.split, open(f"{HOME}/job-{sys.argv[1][7:]}")):
         pass
 """,
 }
-"""Slurm as far as the command sees it: every element of an array at once, as a process group here.
-
-``srun`` says what it was told to start, and ``sbatch`` starts it, which it can do without imports: see warm.py.
-"""
+"""Slurm as far as the command sees it: an array's elements at once, as process groups. ``sbatch`` is warm (warm.py)
+and so starts what ``srun`` only prints."""
 
 
 @pytest.fixture
