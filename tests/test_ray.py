@@ -222,22 +222,6 @@ def test_a_ray_of_our_own_has_no_more_gpus_than_the_machine(tmp_path, monkeypatc
 # Ray itself from here on.
 
 
-@pytest.mark.slow
-def test_halves_of_a_gpu_of_ray_give_the_bits_of_one_run_after_the_other(experiment, tmp_path):
-    """Two at once on a logical GPU, which Ray gives whether or not it exists; from an empty cache, and quietly."""
-    root, long, gpu = tmp_path / "swept", ("batch_size=1", "rounds=30"), ("engine=ray", "gpus=1", "gpus_per_cell=0.5")
-    words = command(root, tmp_path / "cache", "strategy=random,dgmg", "seed=0,1", *long, *gpu)
-    process, most = started(words), 0
-    while process.poll() is None:
-        most = max(most, len(workers_at("digits/", process.pid)))
-        time.sleep(0.05)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-    assert most == 2
-    assert choices_of(root) == alone(experiment, tmp_path / "alone", ("random", "dgmg"), (0, 1), *long)
-    assert all(line.startswith("[") for line in err.splitlines()), err
-
-
 PICKY = """
 from dataclasses import dataclass
 from dgal_bench.core.errors import NotApplicableError
@@ -253,19 +237,34 @@ STRATEGIES = {"picky": {"restrict": {"kind": "everything"}, "acquire": {"kind": 
 
 
 @pytest.mark.slow
-def test_failed_and_skipped_runs_are_recorded_and_the_others_go_on(tmp_path, cache_root):
-    root = tmp_path / "swept"
+def test_halves_of_a_gpu_of_ray_give_the_bits_of_one_run_after_the_other(experiment, tmp_path):
+    """Two at once on a logical GPU, which Ray gives whether or not it exists; from an empty cache.
+
+    Runs that fail or are skipped are recorded, and cost no other.
+    """
+    root, gpu, rounds = tmp_path / "swept", ("engine=ray", "gpus=1", "gpus_per_cell=0.5"), "rounds=30"
     (tmp_path / "picky.py").write_text(PICKY)
-    words = command(root, cache_root, "strategy=random,picky", f"plugins={tmp_path}/picky.py", "seed=0")
-    done = finish([*words, "training.lr=0.001,1e25", "engine=ray", "jobs=1"])
-    assert done.returncode == 1, done.stderr
-    assert "FAILED: the training loss is nan" in done.stderr
-    names = ("random+training.lr=0.001", "random+training.lr=1e25", "picky+training.lr=0.001")
-    good, bad, no = (read_run(root / "paper" / "digits" / name / "seed-0.jsonl") for name in names)
-    assert [log.status for log in (good, bad, no)] == ["done", "failed", "skipped"]
-    assert "lower training.lr" in bad.failure["error"]
-    assert "Traceback" in bad.failure["traceback"]
-    assert no.skipped["why"] == "no strategy for digits"
+    rates, plugin = "training.lr=0.001,1e25", f"plugins={tmp_path}/picky.py"
+    words = command(root, tmp_path / "cache", "strategy=random,picky,dgmg", "seed=0", rates, plugin, rounds, *gpu)
+    process, most = started(words), 0
+    while process.poll() is None:
+        most = max(most, len(workers_at("digits/", process.pid)))
+        time.sleep(0.05)
+    *lines, last = process.communicate()[1].splitlines()
+    assert process.returncode == 1
+    assert most == 2
+    assert all(line.startswith("[") for line in lines), lines
+    assert last.startswith("2 of 6 runs failed")
+    whole = alone(experiment, tmp_path / "alone", ("random", "dgmg"), (0,), rounds)
+    for strategy in ("random", "dgmg"):
+        assert choices_of(root)[f"digits/{strategy}+training.lr=0.001/seed-0"] == whole[f"digits/{strategy}/seed-0"]
+    ended = {log.header["cell"].split("/")[1]: log for log in read_results(root)}
+    assert {ended[f"picky+{rate}"].skipped["why"] for rate in ("training.lr=0.001", "training.lr=1e25")} == {
+        "no strategy for digits"
+    }
+    failed = [log for log in ended.values() if log.status == "failed"]
+    assert ["Traceback" in log.failure["traceback"] for log in failed] == [True, True]
+    assert ["lower training.lr" in log.failure["error"] for log in failed] == [True, True]
 
 
 @pytest.mark.slow
