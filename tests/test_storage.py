@@ -22,7 +22,7 @@ from dgal_bench.loop import run_loop
 from dgal_bench.results.reader import read_run
 from dgal_bench.results.rows import SCHEMA_VERSION, choice
 from dgal_bench.results.writer import FileWriter, UnwritableError
-from tests.sweeping import HERE, alone, command, finish, here, listing, texts_of
+from tests.sweeping import HERE, alone, command, here, listing, texts_of
 
 FULL = "No space left on device"
 TOO_LARGE = "File too large"
@@ -233,12 +233,19 @@ def test_a_damaged_cache_is_made_again_said_and_no_pick_is_another(experiment, t
 
 # Real processes from here on.
 
-LONG = "rounds=30"
+FOUR = ("strategy=random,dgmg", "seed=0,1", "rounds=10")
+"""Runs of 12 KB each."""
 
 
-def check_all_done_once(experiment, root, folder, strategies, seeds, *overrides):
-    alone(experiment, folder, strategies, seeds, *overrides)
-    assert texts_of(root) == texts_of(folder)
+@pytest.fixture(scope="module")
+def undisturbed(experiment, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    alone(experiment, folder, ("random", "dgmg"), (0, 1), FOUR[-1])
+    return texts_of(folder)
+
+
+def check_all_done_once(root, expected):
+    assert texts_of(root) == expected
     for path in root.rglob("seed-*.jsonl"):
         kinds = [json.loads(line)["kind"] for line in path.read_text().splitlines()]
         assert kinds == ["header", *["round"] * (len(kinds) - 1)]
@@ -249,16 +256,18 @@ def check_all_done_once(experiment, root, folder, strategies, seeds, *overrides)
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["full", "limited"])
 def test_a_sweep_stops_at_storage_that_takes_no_more_and_goes_on_elsewhere(
-    experiment, tmp_path, cache_root, mounted, way
+    undisturbed, tmp_path, cache_root, mounted, way
 ):
     root = tmp_path / "results"
     if way == "full":
-        mounted(root, "size=64k")
-    words = command(root, cache_root, "strategy=random,dgmg", "seed=0,1", LONG, "jobs=2")
-    limit = "ulimit -f 16; " if way == "limited" else ""  # KiB: about half of a run
-    done = finish(["bash", "-c", f'{limit}exec "$@"', "_", *words])
-    assert done.returncode == 2, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if not line.startswith(("[set-up]", "["))]
+        mounted(root, "size=32k")
+    words = command(root, cache_root, *FOUR, "jobs=2")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=HERE) as sweep:
+        if way == "limited":
+            resource.prlimit(sweep.pid, resource.RLIMIT_FSIZE, (8192, 8192))  # less than a run
+        told = sweep.stderr.read()
+    assert sweep.returncode == 2, told
+    (line,) = [line for line in told.splitlines() if not line.startswith("[")]
     assert line.startswith(f"dgal-bench: {root}/paper/digits/")
     assert f"cannot be written: {FULL if way == 'full' else TOO_LARGE}" in line
     before = {name: content for name, content in listing(root).items() if name.suffix == ".jsonl"}
@@ -267,12 +276,11 @@ def test_a_sweep_stops_at_storage_that_takes_no_more_and_goes_on_elsewhere(
         assert content.endswith(b"\n") or not content
     better = tmp_path / "better"
     shutil.copytree(root, better)
-    words = command(better, cache_root, "strategy=random,dgmg", "seed=0,1", LONG, "jobs=2")
-    done = here(words)
+    done = here(command(better, cache_root, *FOUR, "jobs=2"))
     assert done.returncode == 0, done.stderr
     after = listing(better)
     assert all(after[name].startswith(content) for name, content in before.items() if content.count(b"\n") > 1)
-    check_all_done_once(experiment, better, tmp_path / "alone", ("random", "dgmg"), (0, 1), LONG)
+    check_all_done_once(better, undisturbed)
 
 
 @pytest.mark.slow
@@ -287,9 +295,9 @@ def test_a_full_cache_stops_a_sweep_in_a_line(tmp_path, mounted):
 
 
 @pytest.mark.slow
-def test_two_runners_at_once_do_every_run_once(experiment, tmp_path):
+def test_two_runners_at_once_do_every_run_once(undisturbed, tmp_path):
     root, cache = tmp_path / "results", tmp_path / "cache"
-    words = command(root, cache, "strategy=random,margin", "seed=0,1", LONG, "jobs=1")
+    words = command(root, cache, *FOUR, "jobs=1")
     runners = [
         subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=HERE)
         for _ in range(2)
@@ -299,7 +307,7 @@ def test_two_runners_at_once_do_every_run_once(experiment, tmp_path):
     assert not any(
         line.startswith("dgal-bench") or "Traceback" in line for said in errors for line in said.splitlines()
     )
-    check_all_done_once(experiment, root, tmp_path / "alone", ("random", "margin"), (0, 1), LONG)
+    check_all_done_once(root, undisturbed)
     assert not list(cache.glob("*.part")) + list(cache.glob("*.lease"))
 
 
@@ -314,6 +322,7 @@ def test_a_run_held_by_another_runner_is_waited_for_and_taken_over_when_that_die
     root = tmp_path / "results"
     path = root / "paper" / "digits" / "margin" / "seed-0.jsonl"
     run_in_process(experiment, path, example_config("margin"))
+    whole = texts_of(root)
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
     fork = multiprocessing.get_context("fork")
     ready = fork.Event()
@@ -331,4 +340,4 @@ def test_a_run_held_by_another_runner_is_waited_for_and_taken_over_when_that_die
         holder.join()
         rest = runner.stderr.read()
     assert runner.returncode == 0, rest
-    check_all_done_once(experiment, root, tmp_path / "alone", ("margin",), (0,))
+    check_all_done_once(root, whole)
