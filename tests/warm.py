@@ -30,7 +30,7 @@ SLURM = ("submitit.local._local", "submitit.core._submit")
 SBATCH = "sbatch"
 IMPORTS = (
     *COMMANDS, *SLURM, "dgal_bench.engines.slurm", "dgal_bench.engines.worker", "dgal_bench.results.frame",
-    "dgal_bench.report.page", __name__,
+    "dgal_bench.report.page", "dgal_bench.results.wandb", "wandb.sdk.launch", __name__,
 )  # fmt: skip
 
 
@@ -116,6 +116,8 @@ class Child:
 
 def main():
     """In a forked process: what a new interpreter would find, then the command."""
+    from wandb.sdk.data_types._private import MEDIA_TMP
+
     request = json.loads(sys.argv[1])
     if request["session"]:
         os.setsid()
@@ -123,6 +125,8 @@ def main():
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     tempfile.tempdir = None  # it may have been asked for already, and $TMPDIR is another
+    MEDIA_TMP._finalizer.detach()  # else the first process to end would remove wandb's folder of all
+    MEDIA_TMP.__init__("wandb-media")
     WarmPopen.server = Twin({})
     subprocess.Popen = WarmPopen
     if "CHAOS_TOKENS" in os.environ:
