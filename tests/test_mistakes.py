@@ -280,13 +280,16 @@ def test_two_faiss_packages_stop_a_sweep_and_the_advised_repair_works(tmp_path, 
 
 @pytest.mark.slow
 def test_one_class_and_no_faiss_are_each_said_once_and_the_sweep_is_done(tmp_path):
-    """Two workers, two strategies: the same warning of both is told once. FAISS is hidden as if never installed.
+    """Two workers, two strategies: the same warning of both is told once. FAISS is hidden, by a plugin.
 
     Real ones: each says it once in its process.
     """
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['faiss'] = None\n")
+    (tmp_path / "hide.py").write_text(
+        "import sys\nsys.modules['faiss'] = None\n"
+        "STRATEGIES = {'any': {'restrict': {'kind': 'everything'}, 'acquire': {'kind': 'random'}}}\n"
+    )
     words = command(tmp_path / "r", tmp_path / "c", "strategy=random,dgmg", "seed=0", "initial_size=1", "jobs=2")
-    done = finish(words, PYTHONPATH=f"{tmp_path}:{HERE}")
+    done = finish([*words, f"plugins={tmp_path / 'hide.py'}"])
     assert done.returncode == 0, done.stderr
     warnings = sorted(line for line in done.stderr.splitlines() if line.startswith("warning: "))
     assert len(warnings) == 2
