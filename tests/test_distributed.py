@@ -1,9 +1,8 @@
 """Several processes train the VAE that one trains: what each does, that all end together, and what went wrong."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -150,31 +149,27 @@ def test_a_killed_process_ends_all_with_one_line(victim, ranks, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-PARENT = """
-import sys, torch
-from dgal_bench.models import distributed
-from tests.test_distributed import blobs, train
-ranks, start = [], distributed.RankProcess.__init__
-def noted(rank, *settings):
-    start(rank, *settings)
-    ranks.append(rank.pid)
-distributed.RankProcess.__init__ = noted
-train(blobs(), 2, lambda what, done, of: print(what, *ranks, flush=True), max_epochs=100_000, patience=100_000)
-"""
+def parent(ranks, sender):
+    def tell(what, done, of):
+        sender.send((what, [rank.pid for rank in ranks]))
+
+    train(blobs(), 2, tell, max_epochs=100_000, patience=100_000)
 
 
 @in_proc
 @pytest.mark.slow
-def test_the_processes_of_a_killed_parent_end(tmp_path):
-    root, environment = Path(__file__).parent.parent, os.environ | {"TMPDIR": str(tmp_path)}
-    words = [sys.executable, "-c", PARENT]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=root, env=environment) as parent:
-        parent.stdout.readline()
-        what, *pids = parent.stdout.readline().rsplit(maxsplit=2)
-        parent.kill()
-    assert what == "VAE epoch"
+def test_the_processes_of_a_killed_parent_end(ranks, tmp_path):
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=parent, args=(ranks, sender))
+    process.start()
+    receiver.recv()
+    what, pids = receiver.recv()
+    process.kill()
+    process.join()
+    assert (what, len(pids)) == ("VAE epoch", 2)
     deadline = time.monotonic() + 20
-    while not ended(map(int, pids)):
+    while not ended(pids):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert list(tmp_path.glob("dgal-vae-*")) == []
