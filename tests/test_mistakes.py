@@ -284,10 +284,8 @@ def test_one_class_and_no_faiss_are_each_said_once_and_the_sweep_is_done(tmp_pat
 
     Real ones: each says it once in its process.
     """
-    (tmp_path / "hide.py").write_text(
-        "import sys\nsys.modules['faiss'] = None\n"
-        "STRATEGIES = {'any': {'restrict': {'kind': 'everything'}, 'acquire': {'kind': 'random'}}}\n"
-    )
+    anything = "STRATEGIES = {'any': {'restrict': {'kind': 'everything'}, 'acquire': {'kind': 'random'}}}\n"
+    (tmp_path / "hide.py").write_text("import sys\nsys.modules['faiss'] = None\n" + anything)
     words = command(tmp_path / "r", tmp_path / "c", "strategy=random,dgmg", "seed=0", "initial_size=1", "jobs=2")
     done = finish([*words, f"plugins={tmp_path / 'hide.py'}"])
     assert done.returncode == 0, done.stderr

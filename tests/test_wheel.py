@@ -64,17 +64,16 @@ def test_a_wheel_runs_the_main_job_away_from_the_repository(tmp_path):
     check_doctor(run(command, "doctor", cwd=tmp_path).stdout)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
+    few = ("rounds=1", "representation.max_epochs=15", "training.max_epochs=10")
     done = run(
         command,
         "bench",
         "dataset=digits",
         "strategy=dgmg",
         "seed=0",
-        "rounds=1",
-        "representation.max_epochs=15",
-        "training.max_epochs=10",
+        *few,
         cwd=elsewhere,
-        DGAL_CACHE=str(tmp_path / "cache"),
+        DGAL_CACHE=f"{tmp_path}/cache",
     )
     logs = read_results(elsewhere / "results" / "runs")
     assert len(logs) == 2  # and a training on all labels
@@ -84,9 +83,8 @@ def test_a_wheel_runs_the_main_job_away_from_the_repository(tmp_path):
     assert "| dgmg " in done.stdout
     last = {log.header["cell"].split("/")[1]: log.records[-1].accuracy for log in logs}
     assert last["full_supervision"] > 0.9
-    assert (
-        elsewhere / "results/runs/paper/report/figures/paper-digits-cpu-accuracy-query-time.png"
-    ).stat().st_size > 10_000
+    figures = elsewhere / "results/runs/paper/report/figures"
+    assert (figures / "paper-digits-cpu-accuracy-query-time.png").stat().st_size > 10_000
 
 
 def check_doctor(told):
