@@ -233,8 +233,7 @@ def test_a_damaged_cache_is_made_again_said_and_no_pick_is_another(experiment, t
 
 # Real processes from here on.
 
-FOUR = ("strategy=random,dgmg", "seed=0,1", "rounds=10")
-"""Runs of 12 KB each."""
+FOUR = ("strategy=random,dgmg", "seed=0,1", "rounds=10")  # 12 KB each
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from wandb.util import get_core_path
 
 from dgal_bench.cli.main import main
 from dgal_bench.cli.options import parse_arguments, tracking_of, wandb_of
@@ -355,8 +356,6 @@ def begun(root):
 
 def runs_of(root):
     """Every whole offline run: its records by type, as wandb's own reader prints them."""
-    from wandb.util import get_core_path
-
     found = {}
     for folder in sorted((root / "wandb").glob("offline-run-*")):
         (file,) = folder.glob("run-*.wandb")
