@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -324,7 +324,7 @@ def test_a_cluster_that_nobody_has_started_is_one_line(tmp_path, cache_root):
 def test_two_runners_of_two_engines_share_the_runs(experiment, tmp_path, cache_root):
     root = tmp_path / "swept"
     words = command(root, cache_root, "strategy=random,dgmg", "seed=0,1", "rounds=10")
-    runners = [started([*words, "engine=ray", "jobs=2"]), started([*words, "jobs=1"])]
+    runners = [started([*words, "engine=ray", "jobs=1"]), started([*words, "jobs=1"])]
     said = [process.communicate(timeout=240)[1] for process in runners]
     assert [process.returncode for process in runners] == [0, 0], said
     assert choices_of(root) == alone(experiment, tmp_path / "alone", ("random", "dgmg"), (0, 1), "rounds=10")
@@ -333,23 +333,23 @@ def test_two_runners_of_two_engines_share_the_runs(experiment, tmp_path, cache_r
 
 
 @pytest.mark.slow
-def test_runs_of_a_clusters_gpu_each_have_a_process_of_their_own(tmp_path, cache_root, monkeypatch):
+def test_jobs_of_a_clusters_gpu_each_have_a_process_of_their_own(tmp_path, monkeypatch):
     """CUDA, once open, sees the GPUs of that moment: a process that goes on to the next run may use another's."""
+
+    def execute_job(*_):
+        yield {"event": "ready", "process": os.getpid()}
+
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    port, did = free_port(), {}
-    with head_node(port, "--num-cpus=2 --num-gpus=1"):
-        words = command(tmp_path / "swept", cache_root, "strategy=random", "seed=0,1", "rounds=20", "engine=ray")
-        process = started([*words, f"ray.address=127.0.0.1:{port}"])
-        while process.poll() is None:
-            for proc in Path("/proc").glob("[0-9]*"):
-                if (name := title(proc.name)).startswith("ray::digits/random/seed-"):
-                    did.setdefault(proc.name, set()).add(name)
-            time.sleep(0.05)
-        _, err = process.communicate()
-        assert process.returncode == 0, err
-    assert max(map(len, did.values())) == 1
-    assert "tried again" not in err
-    assert len(set.union(*did.values())) == 2
+    monkeypatch.setattr(ray_engine, "execute_job", execute_job)
+    port = free_port()
+    given = settings(tmp_path, jobs=None, engine="ray", ray_address=f"127.0.0.1:{port}")
+    (job,) = plan_runs(axes(), given)
+    with (
+        head_node(port, "--num-cpus=2 --num-gpus=1"),
+        closing(RayEngine([job], given, SynchronizedListener(Diary()))) as engine,
+    ):
+        processes = [event["process"] for _ in range(3) for event in engine.ask("run", job)]
+    assert len(set(processes)) == 3
 
 
 def free_port():

@@ -178,7 +178,7 @@ _LOOK_AGAIN_SECONDS = 0.2
 _NODE_SECONDS = 30.0
 
 
-def _work(job: Mapping[str, Any], markers: Sequence[str]) -> Iterator[Event]:
+def execute_job(job: Mapping[str, Any], markers: Sequence[str]) -> Iterator[Event]:
     """What a task executes; ``markers``: files that every node of a cluster must see."""
     from dgal_bench.engines.worker import stream_events  # imports lightning, which the driver does not need
 
@@ -259,9 +259,9 @@ class RayEngine:
         self._ray = connect(settings.ray_address, n_cpus, settings.gpus)
         # Made once: each new remote function costs a lease per task. A process that has opened CUDA does not see the
         # other GPU that the next run may get: where GPUs are real, each of their tasks has its own process.
-        self._task = self._gpu_task = self._ray.remote(_work)
+        self._task = self._gpu_task = self._ray.remote(execute_job)
         if here or not own:
-            self._gpu_task = self._ray.remote(max_calls=1)(_work)
+            self._gpu_task = self._ray.remote(max_calls=1)(execute_job)
         self._capacity = Capacity(self._ray, jobs, settings, notify)
         try:
             if shortage := self._capacity.shortage():
