@@ -175,7 +175,7 @@ def explain_error(error: Exception, ray: ModuleType) -> dict[str, Any]:
 
 
 _LOOK_AGAIN_SECONDS = 0.2
-_NODE_SECONDS = 30.0
+_NODE_SECONDS = 120.0  # a busy node starts a process slowly
 
 
 def execute_job(job: Mapping[str, Any], markers: Sequence[str]) -> Iterator[Event]:
