@@ -1,5 +1,6 @@
 """One small experiment on real digits for all tests; nothing is downloaded."""
 
+import atexit
 import gc
 import os
 import subprocess
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from dgal_bench.experiment import Experiment
 
 gc.disable()  # until the tests are imported, of which it takes a third
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if WORKER:  # the last function at its exit: to take all that was imported apart would cost seconds, and tell nothing
+    atexit.register(os._exit, 0)
 
 # No test is timed: a machine that is busy is no mistake.
 settings.register_profile("untimed", deadline=None)
@@ -30,11 +34,13 @@ settings.load_profile("untimed")
 
 def pytest_collection_finish() -> None:
     gc.freeze()  # what is imported stays: no need to look through it again and again
+    gc.set_threshold(20_000)
     gc.enable()
 
 
 def pytest_unconfigure() -> None:
-    gc.unfreeze()  # else libraries report what was not freed at the end
+    if not WORKER:
+        gc.unfreeze()  # else libraries report what was not freed at the end
 
 
 @pytest.fixture(autouse=True)
