@@ -140,8 +140,10 @@ def registries() -> Iterator[None]:
 
 @pytest.fixture
 def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of words: two figures are drawn as thirteen are."""
-    from dgal_bench.report import figures
+    """For tests of words: two figures are drawn as thirteen are, small, and in this process."""
+    from dgal_bench.report import figures, write
 
     kept = {name: figures.FIGURES[name] for name in ("accuracy-query-time", "query-time")}
     monkeypatch.setattr(figures, "FIGURES", kept)
+    monkeypatch.setattr(figures, "DPI", 10)
+    monkeypatch.setattr(write, "available_cores", lambda: 1)

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import product
 from math import inf, log
 
@@ -87,7 +87,7 @@ class World:
             rows = [self._row(n, early, late, seconds, slower, more, boundary, rng, apart) for n in range(ROUNDS + 1)]
             lines = [
                 {"kind": "header", "schema_version": SCHEMA_VERSION, **told},
-                *({"kind": "round", **asdict(one)} for one in rows),
+                *({"kind": "round", **vars(one)} for one in rows),
             ]
             path = self.root / suite / self.dataset / label / f"seed-{seed}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -78,7 +78,9 @@ def results(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(results, tmp_path_factory):
-    return write_report(results, tmp_path_factory.mktemp("report"))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(figures, "DPI", 10)  # no test looks at the PNG files
+        return write_report(results, tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")
@@ -400,6 +402,7 @@ def test_processes_of_their_own_draw_the_same_page(tmp_path, monkeypatch):
     for n_cores in (1, 2):
         monkeypatch.setattr(write, "available_cores", lambda n=n_cores: n)
         monkeypatch.setattr(figures, "FIGURES", {"query-time": figures.FIGURES["query-time"]})
+        monkeypatch.setattr(figures, "DPI", 10)
         pages.append(write_report(tmp_path / "results", tmp_path / str(n_cores)).files[0].read_text())
     assert pages[0] == pages[1]
 
@@ -430,9 +433,8 @@ def test_the_same_run_in_two_trees_is_an_error_that_names_both(tmp_path):
         write_report(tmp_path, tmp_path / "out")
 
 
-@pytest.mark.parametrize("suite", ["a b", "paper (1)", "50%", "it's#1"])
-def test_a_suite_of_any_name_has_addresses_that_work(tmp_path, few_figures, suite):
-    run(tmp_path, "margin", 0, scaled(1), suite=suite)
+def test_a_suite_of_any_name_has_addresses_that_work(tmp_path, few_figures):
+    run(tmp_path, "margin", 0, scaled(1), suite="it's#1 of a (50%)")
     text = write_report(tmp_path, tmp_path / "out").files[0].read_text()
     ids = {a["id"] for _, a in Page(text).elements if a.get("id")}
     assert all(re.fullmatch(r"[\w.-]+", one) for one in ids)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dgal_bench.config.schema import NetConfig, RunConfig, check_values, from_dict
+from dgal_bench.config.schema import RunConfig, check_values, from_dict, net_from_dict
 from dgal_bench.core.errors import ConfigError, did_you_mean
 
 GROUPS = ("dataset", "representation", "profile", "strategy")
@@ -36,6 +36,7 @@ def add_choice(group: str, name: str, content: Mapping[str, Any]) -> None:
 
 def forget_choices() -> None:
     """For when _ADDED_CHOICES has changed."""
+    _compose.cache_clear()
     _compose_choices.cache_clear()
     dataset_kinds.cache_clear()
 
@@ -69,9 +70,13 @@ def compose(choices: Mapping[str, str], overrides: Iterable[str] = ()) -> RunCon
     Raises:
         ConfigError: an unknown name, a misspelt key or a value of the wrong type.
     """
-    overrides = list(overrides)
+    return _compose(tuple(choices[group] for group in GROUPS), tuple(overrides))
+
+
+@cache
+def _compose(choices: tuple[str, ...], overrides: tuple[str, ...]) -> RunConfig:
     try:
-        base = _compose_choices(*(choices[group] for group in GROUPS))
+        base = _compose_choices(*choices)
         plain: Any = OmegaConf.to_container(base, resolve=False)
         for override in overrides:
             check_key(override.partition("=")[0], plain)
@@ -139,10 +144,9 @@ def _resolve_optimizer(composed: DictConfig) -> None:
     training = composed.training
     if training.optimizer == "auto":
         try:
-            net = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(NetConfig), composed.net))  # types converted
+            net = net_from_dict(composed.net)  # types converted
         except OmegaConfBaseException as error:
             raise ConfigError(f"net.{_one_line(error)}") from error
-        assert isinstance(net, NetConfig)
         training.optimizer = "adam" if net.pretrained or net.checkpoint_path is not None else "sgd"
     sgd = training.optimizer == "sgd"
     if training.momentum is None:

@@ -215,7 +215,8 @@ _PROTOCOL = ("rounds", "batch_size", "restricted_size", "deterministic", "datase
 
 def _one_protocol(one: RunLog, other: RunLog) -> bool:
     """Whether the runs differ only in their strategies, and in parts of the set-up that only one of them uses."""
-    settings = [[less_paths(log_.header["config"]).get(name) for name in _PROTOCOL] for log_ in (one, other)]
+    configs = [log_.header["config"] for log_ in (one, other)]
+    settings = [less_paths({name: config.get(name) for name in _PROTOCOL if name in config}) for config in configs]
     prints = [log_.header["fingerprint"] for log_ in (one, other)]
     same = settings[0] == settings[1] and one.header["initial"] == other.header["initial"]
     return same and all(

@@ -4,10 +4,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from dgal_bench.report.claims.text import ClaimsView
@@ -175,21 +176,26 @@ def render(
     facts: Mapping[str, Any],
 ) -> str:  # fmt: skip
     """The page; text from files is escaped, figures are not, because they were drawn here."""
-    environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["pretty"] = lambda config: json.dumps(config, indent=1)
-    environment.filters["code"] = _code
     drawn = [one.svg for section in sections for one in section.figures] + [one.svg for one in across]
     swatches = [str(picture) for section in sections for *_, picture in section.chips]
     colours = used_colours([*drawn, *swatches])
-    return environment.get_template("page.html").render(
+    return _template().render(
         title=title, claims=claims, sections=sections, across=across, facts=facts, markup=Markup,
         light={**LIGHT, **{name: tones[0] for name, tones in colours.items()}},
         dark={**DARK, **{name: tones[1] for name, tones in colours.items()}},
         style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - our own files
         script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704
     )  # fmt: skip
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["pretty"] = lambda config: json.dumps(config, indent=1)
+    environment.filters["code"] = _code
+    return environment.get_template("page.html")
 
 
 def _code(text: str) -> Markup:
