@@ -1,6 +1,7 @@
 """What else runs: runs are counted by locks that death releases, processor time by hand-written readings."""
 
 import fcntl
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,47 +13,35 @@ import pytest
 from dgal_bench.core import system as beside
 from dgal_bench.core.system import CpuReading, LoadMonitor, busy_elsewhere, busy_seconds, count_workers, register_worker
 
-HOLD = """
-import sys
-from pathlib import Path
-from dgal_bench.core.system import register_worker
-with register_worker(Path(sys.argv[1])):
-    print("in", flush=True)
-    sys.stdin.read()
-"""
+
+def hold(folder, parent):
+    with register_worker(folder):
+        parent.send("in")
+        parent.recv()
 
 
-@pytest.fixture
-def another(tmp_path):
-    """Start runs in processes of their own; whoever is left is killed."""
-    started = []
-
-    def start():
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        started.append(process)
-        assert process.stdout.readline() == "in\n"
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
+def another(folder):
+    """A run in a process of its own, and what ends it."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=hold, args=(folder, theirs), daemon=True)
+    process.start()
+    assert ours.recv() == "in"
+    return process, ours
 
 
-def test_runs_of_all_processes_are_counted_and_a_killed_one_is_forgotten(tmp_path, another):
+def test_runs_of_all_processes_are_counted_and_a_killed_one_is_forgotten(tmp_path):
     assert count_workers(tmp_path) == 1  # whoever asks is one
-    killed, ended = another(), another()
+    (killed, _), (ended, end) = another(tmp_path), another(tmp_path)
     assert count_workers(tmp_path) == 2
     with register_worker(tmp_path):
         assert count_workers(tmp_path) == 3
         killed.kill()
-        killed.wait()
+        killed.join()
         assert len(list(tmp_path.iterdir())) == 3  # death has left its file
         assert count_workers(tmp_path) == 2
         assert len(list(tmp_path.iterdir())) == 2  # and whoever noticed has removed it
-        ended.communicate("")
+        end.send("")
+        ended.join()
         assert count_workers(tmp_path) == 1
     assert list(tmp_path.iterdir()) == []
 
