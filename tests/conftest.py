@@ -74,6 +74,15 @@ def silence() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def sooner() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.cuda._cached_device_count = 0  # else every step of an optimizer looks for the driver: 0.4 ms
+    os.fsync = lambda file: None  # type: ignore[assignment]  # no test cuts the power
+
+
+@pytest.fixture(scope="session", autouse=True)
 def offline() -> None:
     """For this process and those it starts: missing data is an error everywhere, also where there is a network."""
     os.environ["DGAL_OFFLINE"] = "true"
