@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import logging
 import os
 import subprocess
 
@@ -80,6 +81,9 @@ def sooner() -> None:
     if not torch.cuda.is_available():
         torch.cuda._cached_device_count = 0  # else every step of an optimizer looks for the driver: 0.4 ms
     os.fsync = lambda file: None  # type: ignore[assignment]  # no test cuts the power
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch"):  # pytest gives its handlers to all loggers that keep to themselves: 6 times a test
+            logging.getLogger(name).propagate = True
 
 
 @pytest.fixture(scope="session", autouse=True)
