@@ -209,6 +209,14 @@ def test_the_hash_is_of_the_values():
         ("graph.graph_k=0", "graph.graph_k=0 is too small"),
         ("restricted_size=5", "restricted_size=5 is below batch_size=10"),
         ("training.train_batch_size=1", "training.train_batch_size=1 is too small: use 2 or more"),
+        *(
+            (
+                f"{section}={value}",
+                f"{section}={value}: {section} is a section of settings: give one of them, {section}.",
+            )
+            for section in ("training", "net", "strategy.acquire")
+            for value in ("3", "null", "[1]")
+        ),
         ("device=gpu", "unknown device 'gpu'"),
         ("training.optimizer=sdg", "unknown training.optimizer 'sdg'; did you mean 'sgd'?"),
         ("graph.kernel=uniformly", "unknown graph.kernel 'uniformly'; did you mean 'uniform'?"),

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dgal_bench.config.schema import RunConfig, check_values, from_dict, net_from_dict
+from dgal_bench.config.schema import NetConfig, RunConfig, check_values, from_dict
 from dgal_bench.core.errors import ConfigError, did_you_mean
 
 GROUPS = ("dataset", "representation", "profile", "strategy")
@@ -81,6 +81,7 @@ def _compose(choices: tuple[str, ...], overrides: tuple[str, ...]) -> RunConfig:
         plain: Any = OmegaConf.to_container(base, resolve=False)
         for override in overrides:
             check_key(override.partition("=")[0], plain)
+            _check_section(override, base)
         composed = OmegaConf.merge(base, *map(_parse_override, overrides))
         assert isinstance(composed, DictConfig)
         config = from_dict(_resolve_choices(composed))
@@ -152,9 +153,10 @@ def _resolve_optimizer(composed: DictConfig) -> None:
     training = composed.training
     if training.optimizer == "auto":
         try:
-            net = net_from_dict(composed.net)  # types converted
+            net = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(NetConfig), composed.net))  # types converted
         except OmegaConfBaseException as error:
             raise ConfigError(f"net.{_one_line(error)}") from error
+        assert isinstance(net, NetConfig)
         training.optimizer = "adam" if net.pretrained or net.checkpoint_path is not None else "sgd"
     sgd = training.optimizer == "sgd"
     if training.momentum is None:
@@ -209,6 +211,17 @@ def check_key(key: str, composed: Mapping[str, Any], extra: Iterable[str] = ()) 
     keys = dotted_keys(composed) | set(extra)
     if key not in keys and not key.startswith(("strategy.restrict.", "strategy.acquire.")):
         raise ConfigError(f"unknown key '{key}'{_nearest_key(key, keys)}")
+
+
+def _check_section(override: str, composed: DictConfig) -> None:
+    """Refuse one value in place of a section: ``training=3``."""
+    key = override.partition("=")[0]
+    section: Any = OmegaConf.select(composed, key)
+    value = OmegaConf.select(_parse_override(override), key)
+    if OmegaConf.is_dict(section) and not OmegaConf.is_dict(value):
+        raise ConfigError(
+            f"{override}: {key} is a section of settings: give one of them, {key}.{next(iter(section))}=..."
+        )
 
 
 def _nearest_key(key: str, keys: set[str]) -> str:

@@ -289,8 +289,8 @@ def dataset_config(values: Mapping[str, Any]) -> DatasetConfig:
 
 
 @cache
-def _schema(part: type) -> DictConfig:
-    return OmegaConf.structured(part)  # type: ignore[no-any-return]
+def _schema() -> DictConfig:
+    return OmegaConf.structured(RunConfig)  # type: ignore[no-any-return]
 
 
 @cache
@@ -330,17 +330,8 @@ def from_dict(values: Any) -> RunConfig:
     """
     if _needs_no_conversion(values, RunConfig):
         return from_trusted_dict(values)
-    return _converted(values, RunConfig)  # type: ignore[no-any-return]
-
-
-def net_from_dict(values: Any) -> NetConfig:
-    """The same of the section ``net``, also as OmegaConf has it."""
-    plain: Any = OmegaConf.to_container(values) if OmegaConf.is_config(values) else values
-    return NetConfig(**plain) if _needs_no_conversion(plain, NetConfig) else _converted(values, NetConfig)
-
-
-def _converted(values: Any, part: type) -> Any:
-    return OmegaConf.to_object(OmegaConf.merge(_schema(part), values))
+    checked = OmegaConf.merge(_schema(), values)
+    return OmegaConf.to_object(checked)  # type: ignore[return-value]
 
 
 # The names of the literal registries, repeated here so that a misspelt kind fails before any import; a test compares.
