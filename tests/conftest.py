@@ -65,19 +65,14 @@ def own_environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def silence() -> None:
+def silent_and_sooner() -> None:
+    import torch
     from lightning.fabric.utilities import registry
 
     from dgal_bench.models.trainer import silence_lightning
 
     silence_lightning()
     registry.entry_points = cache(registry.entry_points)  # every Trainer asks all installed packages: 20 ms
-
-
-@pytest.fixture(scope="session", autouse=True)
-def sooner() -> None:
-    import torch
-
     if not torch.cuda.is_available():
         torch.cuda._cached_device_count = 0  # else every step of an optimizer looks for the driver: 0.4 ms
     os.fsync = lambda file: None  # type: ignore[assignment]  # no test cuts the power

@@ -11,10 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dgal_bench.cli import info as base
 from dgal_bench.cli import info as doctor
-from dgal_bench.cli import info as installation
-from dgal_bench.cli import info as surroundings
 from dgal_bench.cli.info import ABSENT, DoctorFinding, ProbeAnswer, ProbeSite, examine_machine, findings_table
 
 H100 = "NVIDIA H100 80GB HBM3, 81559 MiB, 570.86.15"
@@ -37,7 +34,7 @@ ANSWERS = {"driver": ProbeAnswer(error=ABSENT), "torch": torch_sees(), "faiss": 
 
 def free_disk(monkeypatch, n_bytes):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(surroundings.shutil, "disk_usage", lambda path: usage(10**12, 10**12 - n_bytes, n_bytes))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage(10**12, 10**12 - n_bytes, n_bytes))
 
 
 @pytest.fixture
@@ -48,7 +45,7 @@ def place(tmp_path):
 
 
 CHECKS = doctor.CHECKS
-CACHED = {name: cache(getattr(installation, name)) for name in ("packages_distributions", "version")}
+CACHED = {name: cache(getattr(doctor, name)) for name in ("packages_distributions", "version")}
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +53,7 @@ def nothing_set(monkeypatch, tmp_path_factory):
     """No variable of this shell, no key of this user, room on the disk; the packages, which take a while, read once."""
     free_disk(monkeypatch, 10**11)
     for name, cached in CACHED.items():
-        monkeypatch.setattr(installation, name, cached)
+        monkeypatch.setattr(doctor, name, cached)
     for name in ("CUDA_VISIBLE_DEVICES", "WANDB_API_KEY", "WANDB_BASE_URL", "OMP_NUM_THREADS", "DGAL_DATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path_factory.mktemp("home") / "netrc"))
@@ -89,7 +86,7 @@ def states(found):
 
 def own(monkeypatch, *names):
     """These distributions own the module faiss, and each name twice, as packages_distributions gives them."""
-    monkeypatch.setattr(installation, "packages_distributions", lambda: {"faiss": [*names, *names]} if names else {})
+    monkeypatch.setattr(doctor, "packages_distributions", lambda: {"faiss": [*names, *names]} if names else {})
 
 
 def test_a_good_machine_has_no_trouble_and_every_topic_in_order(findings, place):
@@ -102,17 +99,15 @@ def test_a_good_machine_has_no_trouble_and_every_topic_in_order(findings, place)
 
 def test_the_python_that_is_needed_is_the_one_that_pyproject_asks_for(findings, monkeypatch):
     pyproject = (Path(__file__).parent.parent / "pyproject.toml").read_text()
-    assert f'requires-python = ">={installation.MIN_PYTHON[0]}.{installation.MIN_PYTHON[1]}"' in pyproject
-    monkeypatch.setattr(installation, "MIN_PYTHON", (3, 99))
+    assert f'requires-python = ">={doctor.MIN_PYTHON[0]}.{doctor.MIN_PYTHON[1]}"' in pyproject
+    monkeypatch.setattr(doctor, "MIN_PYTHON", (3, 99))
     (finding,) = findings("python")
     assert finding.state == "trouble"
     assert "3.99" in finding.repair
 
 
 def test_a_requirement_that_is_not_met_is_a_trouble_with_its_pip_command(findings, monkeypatch):
-    monkeypatch.setattr(
-        installation, "requires", lambda name: ["numpy>=99.1", "no-such-package", "wandb; extra == 'x'"]
-    )
+    monkeypatch.setattr(doctor, "requires", lambda name: ["numpy>=99.1", "no-such-package", "wandb; extra == 'x'"])
     fit, *unmet = findings("packages")
     assert states(unmet) == ["trouble", "trouble"]
     assert "numpy>=99.1 is needed" in unmet[0].text
@@ -127,7 +122,7 @@ def test_releases_that_our_own_requirements_exclude(findings, monkeypatch, light
     def version(name):
         return lightning if name == "lightning" else "99.0"
 
-    monkeypatch.setattr(installation, "version", version)
+    monkeypatch.setattr(doctor, "version", version)
     assert any("lightning" in finding.text for finding in findings("packages")[1:]) == trouble
 
 
@@ -140,8 +135,8 @@ def test_the_requirements_of_an_extra_count_where_its_faiss_is_installed(finding
         return installed.get(name, "2.99")
 
     wanted = ["torch>=2.11", "torch>=2.15; extra == 'gpu-cuvs'"]
-    monkeypatch.setattr(installation, "version", version)
-    monkeypatch.setattr(installation, "requires", lambda name: wanted)
+    monkeypatch.setattr(doctor, "version", version)
+    monkeypatch.setattr(doctor, "requires", lambda name: wanted)
     assert states(findings("packages")) == ["ok"]
     installed["faiss-gpu-cuvs"] = "1.15.1"
     assert "torch>=2.15" in findings("packages")[1].repair
@@ -178,7 +173,7 @@ def test_two_owners_of_faiss_are_a_trouble_that_names_both_and_keeps_what_fits(f
 
 def test_no_faiss_is_a_note(findings, monkeypatch):
     own(monkeypatch)
-    monkeypatch.setattr(installation, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     (finding,) = findings("faiss", faiss=ProbeAnswer(error="exit code 1: ModuleNotFoundError: No module named 'faiss'"))
     assert finding.state == "note"
     assert "torch searches" in finding.text
@@ -315,7 +310,7 @@ def test_a_file_system_without_locks_is_a_trouble(findings, monkeypatch, place):
     def refuse(file, how):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(surroundings.fcntl, "flock", refuse)
+    monkeypatch.setattr(doctor.fcntl, "flock", refuse)
     (finding,) = findings("results")
     assert finding.state == "trouble"
     assert "No locks available" in finding.text
@@ -390,7 +385,7 @@ def test_an_error_of_many_lines_is_cut(findings, monkeypatch):
     (finding,) = findings()
     assert finding.text.startswith("cannot be examined: RuntimeError: CUDA error: out of luck")
     assert len(finding.text) < 310
-    assert len(base.run_probe([sys.executable, "-c", "import sys; sys.exit('long ' * 999)"]).error) < 310
+    assert len(doctor.run_probe([sys.executable, "-c", "import sys; sys.exit('long ' * 999)"]).error) < 310
 
 
 def test_without_torch_there_is_no_traceback(place):
@@ -419,14 +414,14 @@ def test_without_torch_there_is_no_traceback(place):
     ],
 )
 def test_a_process_answers_or_says_why_not(code, answer):
-    assert base.run_probe([sys.executable, "-c", code]) == answer
-    assert base.run_probe([sys.executable, "-c", code]).facts == ({"a": 1} if answer.text else {})
+    assert doctor.run_probe([sys.executable, "-c", code]) == answer
+    assert doctor.run_probe([sys.executable, "-c", code]).facts == ({"a": 1} if answer.text else {})
 
 
 def test_a_command_that_is_not_there_or_hangs(monkeypatch):
-    assert base.run_probe(["no-such-command-at-all"]) == ProbeAnswer(error=ABSENT)
-    monkeypatch.setattr(base, "TIMEOUT", 0.2)
-    assert base.run_probe([sys.executable, "-c", "import time; time.sleep(60)"]) == ProbeAnswer(
+    assert doctor.run_probe(["no-such-command-at-all"]) == ProbeAnswer(error=ABSENT)
+    monkeypatch.setattr(doctor, "TIMEOUT", 0.2)
+    assert doctor.run_probe([sys.executable, "-c", "import time; time.sleep(60)"]) == ProbeAnswer(
         error="no answer in 0.2 s"
     )
 

@@ -87,10 +87,8 @@ def test_no_public_class_name_twice():
 
 
 def modules_after(code):
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"], capture_output=True, text=True, check=True
-    )
-    return set(done.stdout.split())
+    words = [sys.executable, "-c", f"import os, sys; {code}; print(*sys.modules, flush=True); os._exit(0)"]
+    return set(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
 
 
 @pytest.mark.parametrize(

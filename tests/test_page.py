@@ -394,15 +394,13 @@ def test_a_file_that_is_being_written_is_read_as_far_as_it_is_whole(tmp_path, mo
     assert {key[2] for key in found.numbers if key[1] == "main"} == {"margin", "growing"}
 
 
-def test_processes_of_their_own_draw_the_same_page(tmp_path, monkeypatch):
+def test_processes_of_their_own_draw_the_same_page(tmp_path, monkeypatch, few_figures):
     for suite in ("one", "two"):
         for seed in (0, 1):
             run(tmp_path / "results", "margin", seed, scaled(1 + seed), suite=suite)
     pages = []
     for n_cores in (1, 2):
         monkeypatch.setattr(write, "available_cores", lambda n=n_cores: n)
-        monkeypatch.setattr(figures, "FIGURES", {"query-time": figures.FIGURES["query-time"]})
-        monkeypatch.setattr(figures, "DPI", 10)
         pages.append(write_report(tmp_path / "results", tmp_path / str(n_cores)).files[0].read_text())
     assert pages[0] == pages[1]
 

@@ -112,22 +112,10 @@ def test_its_commands_are_understood(line, tmp_path, capsys, plugin, monkeypatch
     monkeypatch.chdir(tmp_path)
     line = line.partition("  #")[0].strip()
     if line.startswith("make"):
-        names = {
-            "DATASET": "dataset",
-            "DATA_PATH": "dataset.path",
-            "STRATEGIES": "strategy",
-            "SEEDS": "seed",
-            "PLUGINS": "plugins",
-            "SUITE": "suite",
-            "ENGINE": "engine",
-            "JOBS": "jobs",
-        }
+        names = {"DATA_PATH": "dataset.path", "STRATEGIES": "strategy", "SEEDS": "seed"}
         pairs = dict(re.findall(r"([A-Z_]+)=('[^']*'|\S+)", line))
-        words = [
-            "bench",
-            *pairs.pop("OVERRIDES", "").strip("'").split(),
-            *[f"{names[k]}={v}" for k, v in pairs.items()],
-        ]
+        words = ["bench", *pairs.pop("OVERRIDES", "").strip("'").split()]
+        words += [f"{names.get(name, name.lower())}={value}" for name, value in pairs.items()]
     else:
         words = line.split()[1:]
     if words[0] not in ("bench", "run"):

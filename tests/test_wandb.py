@@ -323,7 +323,8 @@ def test_crash_reports_are_off_before_wandb_is_imported(module):
     code = (
         "import os, sys; variable, values = 'WANDB_ERROR_REPORTING', []; os.environ.pop(variable, None); "
         "sys.addaudithook(lambda event, args: event == 'import' and args[0] == 'wandb' "
-        f"and values.append(os.environ.get(variable))); import dgal_bench.results.{module}; print(values[0])"
+        f"and values.append(os.environ.get(variable))); import dgal_bench.results.{module}; "
+        "print(values[0], flush=True); os._exit(0)"
     )
     assert finish([sys.executable, "-c", code]).stdout == "false\n"
 
