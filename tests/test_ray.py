@@ -16,7 +16,6 @@ import pytest
 
 from dgal_bench.core.errors import ConfigError
 from dgal_bench.core.files import find_files, live_holder
-from dgal_bench.engines import ray as capacity
 from dgal_bench.engines import ray as ray_engine
 from dgal_bench.engines import worker
 from dgal_bench.engines.base import SynchronizedListener
@@ -139,7 +138,7 @@ def engine_on(cluster, monkeypatch, tmp_path, here=(), grid=(), **changes):
     monkeypatch.setattr(ray_engine, "connect", lambda *_: cluster)
     monkeypatch.setattr(ray_engine, "check_nodes", lambda *_: None)
     monkeypatch.setattr(ray_engine, "visible_gpus", lambda: list(here))
-    monkeypatch.setattr(capacity, "_COUNT_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(ray_engine, "_COUNT_AGAIN_SECONDS", 0)
     given = settings(tmp_path, **{"jobs": None, "engine": "ray", "ray_address": "auto", **changes})
     return RayEngine(plan_runs(axes(**dict(grid)), given), given, SynchronizedListener(Diary()))
 
@@ -270,7 +269,7 @@ def test_halves_of_a_gpu_of_ray_give_the_bits_of_one_run_after_the_other(experim
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.parametrize(("sent", "code", "when"), [(signal.SIGINT, 130, "starting"), (signal.SIGTERM, 143, "running")])
-def test_a_stop_ends_ray_within_five_seconds_and_keeps_rows(tmp_path, cache_root, sent, code, when):
+def test_a_stop_ends_ray_within_five_seconds_and_keeps_rows(experiment, tmp_path, cache_root, sent, code, when):
     root = tmp_path / "swept"
     words = command(root, cache_root, "strategy=random", "seed=0,1", *LONG, "engine=ray", "jobs=2")
     process = started(words)
@@ -290,6 +289,10 @@ def test_a_stop_ends_ray_within_five_seconds_and_keeps_rows(tmp_path, cache_root
     assert not any(map(live_holder, find_files(root, "seed-*.jsonl")))
     files = find_files(root, "seed-*.jsonl")
     assert [read_run(path).status for path in files] == (["partial"] * 2 if when == "running" else [])
+    if when == "running":
+        whole = alone(experiment, tmp_path / "alone", ("random",), (0, 1), LONG[0], "rounds=30")
+        for run, rows in choices_of(root).items():  # up to where a run propagates labels, in its middle
+            assert rows[:15] == whole[run][: min(15, len(rows))]
 
 
 @pytest.mark.slow

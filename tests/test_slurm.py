@@ -357,7 +357,7 @@ def parent(pid):
 
 @pytest.mark.slow
 def test_a_killed_job_is_submitted_again_and_goes_on(experiment, tmp_path, cache_root):
-    """SIGKILL of a job's worker, of another run's job, and of the keeper of a third, without whom that may end well."""
+    """SIGKILL of a worker, of another run's job, and of a later attempt's keeper, without whom it may end well."""
     root = tmp_path / "swept"
     process = started(command(root, cache_root, "strategy=random", "seed=0,1", *SHORT, *HERE, "jobs=1"))
     # In between stand the worker's fork server, and the twins of job and keeper, which start their processes (warm.py).

@@ -61,9 +61,11 @@ def test_a_wheel_runs_the_main_job_away_from_the_repository(tmp_path):
 
     command = tmp_path / "venv/bin/dgal-bench"
     assert run(command, "--version", cwd=tmp_path).stdout == f"dgal-bench {__version__}\n"
-    check_doctor(run(command, "doctor", cwd=tmp_path).stdout)
-    elsewhere = tmp_path / "elsewhere"
+    elsewhere, cache = tmp_path / "elsewhere", tmp_path / "cache"
     elsewhere.mkdir()
+    check_doctor(run(command, "doctor", cwd=elsewhere, DGAL_CACHE=str(cache)).stdout)
+    assert list(elsewhere.iterdir()) == []
+    assert list(cache.glob("*")) == []
     few = ("rounds=1", "representation.max_epochs=15", "training.max_epochs=10")
     done = run(
         command,
@@ -73,7 +75,7 @@ def test_a_wheel_runs_the_main_job_away_from_the_repository(tmp_path):
         "seed=0",
         *few,
         cwd=elsewhere,
-        DGAL_CACHE=f"{tmp_path}/cache",
+        DGAL_CACHE=str(cache),
     )
     logs = read_results(elsewhere / "results" / "runs")
     assert len(logs) == 2  # and a training on all labels

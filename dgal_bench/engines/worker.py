@@ -194,7 +194,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) if isinstance(error, UserError) else innermost_error(error)
 
 
-KEPT: dict[str, Experiment] = {}
+EXPERIMENTS: dict[str, Experiment] = {}
 """What a process of ``stream_events`` keeps between jobs."""
 
 
@@ -216,7 +216,7 @@ def stream_events(job: Mapping[str, Any], check: Callable[[], None]) -> Iterator
             with suppress(OSError):
                 os.chdir(job["folder"])  # if it exists here: a user's paths may be relative
             check()
-            handle(job, emit, KEPT)
+            handle(job, emit, EXPERIMENTS)
         except BaseException as error:  # noqa: BLE001 - without a final event the driver would wait for ever
             emit(**final_event(error, job["job"]))
         finally:
