@@ -106,6 +106,11 @@ def written(root):
     return sum(path.stat().st_size for path in find_files(root, "*.jsonl"))
 
 
+def in_progress(root, runs, rows=3):
+    """Whether so many runs have their header and so many rows."""
+    return sum(path.read_bytes().count(b"\n") > rows for path in find_files(root, "seed-*.jsonl")) >= runs
+
+
 def choices_of(root):
     return {log.header["cell"]: [choice(r) for r in log.records] for log in read_results(root)}
 

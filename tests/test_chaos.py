@@ -17,7 +17,7 @@ from dgal_bench.core.files import find_files, live_holder, process_start
 from dgal_bench.results.reader import read_results
 from dgal_bench.results.rows import SCHEMA_VERSION
 from dgal_bench.results.validate import validate
-from tests.sweeping import HERE, alone, command, descendants, finish, texts_of, written
+from tests.sweeping import HERE, alone, command, descendants, finish, in_progress, texts_of, written
 
 STRATEGIES, SEEDS = ("random", "margin", "dgmg"), (0, 1, 2)
 
@@ -150,7 +150,7 @@ def test_a_stop_takes_under_five_seconds_and_keeps_what_was_finished(tmp_path, c
         words = [word for word in words if not word.startswith(("representation=", "dataset.pool_size="))]
         words += ["representation=vae", *SLOW_SETUP]
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=HERE) as process:
-        wait_until(lambda: any(cache.glob("*.part")) if moment == "set-up" else written(root) > 10_000)
+        wait_until(lambda: any(cache.glob("*.part")) if moment == "set-up" else in_progress(root, 1))
         time.sleep(0.5)
         below = descendants(process.pid)
         began = time.monotonic()

@@ -21,7 +21,8 @@ from dgal_bench.engines import worker
 from dgal_bench.engines.base import SynchronizedListener
 from dgal_bench.engines.ray import RayEngine, check_shared, connect, mark_folder
 from dgal_bench.results.reader import read_results, read_run
-from tests.test_cli import HERE, alone, axes, choices_of, command, descendants, finish, plan_runs, settings, written
+from tests.sweeping import in_progress
+from tests.test_cli import HERE, alone, axes, choices_of, command, descendants, finish, plan_runs, settings
 from tests.test_engines import Diary
 
 pytest.importorskip("ray")
@@ -274,7 +275,7 @@ def test_a_stop_ends_ray_within_five_seconds_and_keeps_rows(experiment, tmp_path
     words = command(root, cache_root, "strategy=random", "seed=0,1", *LONG, "engine=ray", "jobs=2")
     process = started(words)
     if when == "running":
-        assert wait_for(lambda: len(find_files(root, "*.jsonl")) == 2 and written(root) > 20_000, process)
+        assert wait_for(lambda: in_progress(root, 2), process)
     else:
         assert wait_for(lambda: [p for p in descendants(process.pid) if "gcs_server" in title(p)], process)
     children = descendants(process.pid)
@@ -301,7 +302,7 @@ def test_a_killed_driver_leaves_no_worker_and_no_ray(tmp_path, cache_root):
     """But for two agents of Ray's, which do nothing, and end minutes later."""
     root = tmp_path / "swept"
     process = started(command(root, cache_root, "strategy=random", "seed=0", *LONG, "engine=ray", "jobs=1"))
-    assert wait_for(lambda: written(root) > 10_000, process)
+    assert wait_for(lambda: in_progress(root, 1), process)
     children = [pid for pid in descendants(process.pid) if not title(pid).endswith("Agent")]
     assert any("raylet" in title(pid) for pid in children)
     process.kill()

@@ -29,7 +29,8 @@ from dgal_bench.engines.slurm import (
     parse_minutes,
 )
 from dgal_bench.results.reader import read_results
-from tests.test_cli import alone, axes, choices_of, command, descendants, finish, here, plan_runs, settings, written
+from tests.sweeping import in_progress
+from tests.test_cli import alone, axes, choices_of, command, descendants, finish, here, plan_runs, settings
 from tests.test_engines import Diary
 from tests.test_ray import LONG, alive, started, wait_for
 
@@ -380,7 +381,7 @@ def test_a_killed_job_is_submitted_again_and_goes_on(experiment, tmp_path, cache
 def test_a_stop_cancels_the_jobs_within_five_seconds_and_keeps_rows(tmp_path, cache_root):
     root = tmp_path / "swept"
     process = started(command(root, cache_root, "strategy=random", "seed=0,1", *LONG, *HERE, "jobs=2"))
-    assert wait_for(lambda: len(find_files(root, "*.jsonl")) == 2 and written(root) > 20_000, process)
+    assert wait_for(lambda: in_progress(root, 2), process)
     children = descendants(process.pid)
     began = time.monotonic()
     process.send_signal(signal.SIGTERM)
