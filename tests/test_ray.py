@@ -26,7 +26,7 @@ from tests.test_cli import HERE, alone, axes, choices_of, command, descendants, 
 from tests.test_engines import Diary
 
 pytest.importorskip("ray")
-LONG = ("batch_size=1", "rounds=100")
+LONG = ("batch_size=1", "rounds=180")  # so that the first run is in its middle when a slow start of the second ends
 """A run of some seconds."""
 
 
