@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Set in many containers. Hundreds of processes start here, and each would compile the package and the tests again.
 unexport PYTHONDONTWRITEBYTECODE
-# OpenMP's threads sleep while they wait, and leave the cores to other processes (dgal_bench/__init__.py says more).
+# OpenMP's threads sleep while they wait, and leave the cores to other processes (dgal_bench/cli/main.py says more).
 export OMP_WAIT_POLICY ?= PASSIVE
 # faiss-cpu and faiss-gpu own the same module: exactly one is installed, by whether a GPU driver answers.
 FAISS := $(shell nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)

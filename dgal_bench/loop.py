@@ -72,8 +72,8 @@ def warm_up(run: Run, pool: Pool, first: int) -> tuple[Mapping[str, Any], float]
     """Execute one whole query untimed, on an untrained network that answers for two batches only.
 
     Returns:
-        What the query of the round before ``first`` would have remembered (on a resume that round is the one
-        rehearsed), and the seconds of the rehearsal.
+        The memory for the query of round ``first``, and the seconds of the rehearsal. On a resume the query of the
+        round before is rehearsed, and the memory is what that left; in a new run it is empty.
     """
     clock = Stopwatch(run.experiment.device)
     n_before = len(pool.labeled) - (run.config.batch_size if first else 0)

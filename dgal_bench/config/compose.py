@@ -104,7 +104,7 @@ def _compose_choices(dataset: str, representation: str, profile: str, strategy: 
 
 @cache
 def _compose_protocol(dataset: str, representation: str, profile: str) -> DictConfig:
-    """The same of all strategies."""
+    """The files without the strategy's, merged once for all strategies."""
     profiles = read_group("profile", profile)
     merged = OmegaConf.merge(
         _file("config.yaml"),

@@ -212,7 +212,7 @@ class Lease:
     def check(self) -> None:
         """Raises LockHeldError where another process took over, since this one stood still for too many beats.
 
-        It is a heartbeat, too: setting a file's time is the one question that a network's cache does not answer.
+        It is also a heartbeat. A network file system never answers from its cache when a file's time is set.
         """
         try:
             os.utime(self._file)

@@ -282,7 +282,7 @@ def decode(request: DatasetRequest, root: Path, files: Sequence[ImageFile]) -> D
 
 
 def _key(root: Path, files: Sequence[ImageFile], image_size: int | None) -> str:
-    """Of names, sizes and times, and the bytes of some files: bitmaps of two archives may agree in all the rest."""
+    """The cache key: name, size and time of every file, and the bytes of some; bitmaps may agree in all the rest."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(os.fsencode(f"{file.name}\0{file.size}\0{file.mtime_ns}\n"))

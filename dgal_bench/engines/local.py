@@ -19,7 +19,7 @@ _LOOK_AGAIN_SECONDS = 0.2
 
 
 def count_lanes(jobs: Sequence[PlannedRun], settings: SweepSettings, gpus_here: int) -> int:
-    """How many runs execute side by side: ``jobs`` if given, else as many as fit on the GPUs or the cores.
+    """How many runs execute side by side: ``settings.jobs`` if given, else as many as fit on the GPUs or the cores.
 
     Raises:
         ConfigError: a run needs more GPUs than there are to use.

@@ -35,7 +35,7 @@ class ForkServers:
         return WorkerProcess(environment, self._server(environment))
 
     def _server(self, environment: Mapping[str, str]) -> ForkServer:
-        """The one whose imports saw these variables; a GPU is looked for after them."""
+        """The fork server started with these variables, but for the visible GPUs, which no import reads."""
         wanted = {name: value for name, value in environment.items() if name != VISIBLE}
         for server in self._servers:
             if server.environment == wanted:

@@ -1,4 +1,7 @@
-"""The verb ``replay``: plans which queries of finished runs to time again, executes them, shows their times."""
+"""The verb ``replay``: plans which queries of finished runs to time again, and shows their times.
+
+A worker times them, by ``replay_task``.
+"""
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence

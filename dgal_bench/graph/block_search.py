@@ -52,8 +52,8 @@ def search_in_blocks(
 ) -> tuple[Neighbors, Mapping[str, Any]]:
     """The answer of ``knn`` above its exact limit, and facts of the search.
 
-    The bits of ``knn`` where that searches lists. Where it compares all points, all lists are probed here
-    (``lists L/L``): the same bits up to ties. Beside the answer, only some blocks of features and of answers are in
+    The bits of ``knn`` where it searches lists. Where ``knn`` compares all points, every list is probed here
+    (``lists L/L``), and only ties may differ. Beside the answer, only some blocks of features and of answers are in
     memory; ``features`` (N, d) may be memory-mapped.
 
     Args:

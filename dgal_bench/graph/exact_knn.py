@@ -1,8 +1,8 @@
 """Exact nearest neighbours: by matrix products in tiles that stay in the cache, then ranked by exact distances.
 
 The product |x|^2 + |y|^2 - 2xy loses digits where points are much nearer to each other than to the centre, and can miss
-the nearest points altogether. So an answer counts only where that is impossible; all others are searched again around
-points among themselves.
+the nearest points altogether. So an answer is accepted only where the error bound excludes a miss. The other queries
+are grouped, and each group is searched again with coordinates centred on one of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -345,7 +345,8 @@ def rank_and_check(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The k nearest of ``ids`` (m, w or more) with their distances, and ``uncertain_rows`` (m,).
 
-    Among ``ids``, -1 for none, are the w = search_width(k, N) nearest by products of this ``reach`` (m,).
+    ``ids`` (-1: none) must hold the w = search_width(k, N) nearest by the expanded product. ``reach`` (m,) is |x| + max
+    |y|, which bounds the product's rounding error.
     """
     w, others = search_width(k, len(base)), ids.masked_fill(ids == own[:, None], -1)
     complete = w == len(base)

@@ -314,7 +314,7 @@ def _all_exact_faiss(features: Features, search: SearchIndex, k: int) -> tuple[T
 
 
 def _all_approximate(features: Features, search: SearchIndex, k: int) -> tuple[Tensor, Tensor]:
-    """The same by an approximate search."""
+    """Ids and distances (N, k) of every point's nearest others, by an approximate search."""
     size = len(features)
 
     def nearest(points: Index) -> tuple[Tensor, Tensor]:

@@ -8,12 +8,12 @@ import numpy as np
 from scipy.stats import t as student
 
 from dgal_bench.core.seeding import rng_for
-from dgal_bench.report.groups import REFERENCE, Group
+from dgal_bench.report.groups import BASELINE, Group
 from dgal_bench.report.statistics import MANY, TIE, Estimate, Floats, mean_interval
 from dgal_bench.results.metrics import area_under_curve
 from dgal_bench.results.rows import RoundRecord
 
-OPPONENTS = (REFERENCE, "random")
+OPPONENTS = (BASELINE, "random")
 """What every strategy is compared with."""
 
 EXACT = 17
@@ -68,7 +68,7 @@ def zero_test(differences: Sequence[float]) -> float | None:
 
 
 def smallest_p(n: int) -> float:
-    """Of n differences with all signs equal: 2 of 2^n flips are as far from 0; of drawn flips, 1 of 100,000."""
+    """The smallest p that n differences can reach: 2 / 2^n where all flips are counted, else 1 / (FLIPS + 1)."""
     return max(2.0 ** (1 - n), 1 / (FLIPS + 1))
 
 

@@ -203,7 +203,7 @@ def phase_seconds(group: Group, strategy: str) -> dict[str, float]:
 
 
 def times_note(group: Group) -> str:
-    """Which query times of a figure of cumulative ones are replayed."""
+    """The note of a figure of cumulative query times: which strategies' times come from replays."""
     replayed = [strategy for strategy in group.strategies if full_replays(group, strategy)]
     if not replayed:
         return ""

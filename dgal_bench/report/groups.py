@@ -13,7 +13,7 @@ from dgal_bench.report.times import by_run, hardware, machine_of_run, timings_of
 from dgal_bench.results.resume import ALGORITHM_VERSION
 from dgal_bench.results.rows import RunLog, Timings, check_report_facts
 
-REFERENCE = "margin"
+BASELINE = "margin"
 """The strategy that speed-ups are relative to."""
 
 _Key = tuple[str, str, str, int]

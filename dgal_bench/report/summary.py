@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from dgal_bench.report.comparisons import OPPONENTS, Comparison, compare_with, counterpart
 from dgal_bench.report.costs import one_off
-from dgal_bench.report.groups import REFERENCE, Group
+from dgal_bench.report.groups import BASELINE, Group
 from dgal_bench.report.statistics import Estimate, mean_interval, ratio_interval
 from dgal_bench.report.times import (
     CountSeconds,
@@ -52,7 +52,7 @@ def summarise(group: Group) -> Sequence[SummaryRow]:
 def _row(group: Group, strategy: str) -> SummaryRow:
     runs = group.finished(strategy)
     query = from_replay(group.replays(strategy)) or from_rows(runs)
-    pair = times_of_both(group, strategy, counterpart(strategy, REFERENCE, group))
+    pair = times_of_both(group, strategy, counterpart(strategy, BASELINE, group))
     seeds = sorted(pair[0].seconds) if pair else []
     return SummaryRow(
         strategy,

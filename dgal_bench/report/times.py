@@ -88,7 +88,7 @@ def from_replay(timings: Mapping[int, Timings], count_seconds: CountSeconds = al
 
 
 def comparable(one: Timings, other: Timings) -> bool:
-    """Whether the ratio of their seconds is one of strategies: same rounds, same machine."""
+    """Whether rounds and machine are the same, so that the ratio of the seconds compares the strategies alone."""
     return one.rounds == other.rounds and machine(one.header) == machine(other.header)
 
 

@@ -21,7 +21,7 @@ from dgal_bench.report.claims.text import claims_view
 from dgal_bench.report.costs import penalties
 from dgal_bench.report.figures import DrawnFigure, FigureSpec, draw_all, inline_svg, save
 from dgal_bench.report.formatting import align_table, escape_html, mark_values, speedup, spread
-from dgal_bench.report.groups import REFERENCE, Group, group, in_addresses
+from dgal_bench.report.groups import BASELINE, Group, group, in_addresses
 from dgal_bench.report.notes import cautions, common_lines, ledger_lines, protocol, sources, supervision_lines
 from dgal_bench.report.page import Section, group_view, render
 from dgal_bench.report.plots.maps import penalty_matrix
@@ -52,7 +52,7 @@ def _markdown_section(group: Group) -> str:
         ]
         lines += [
             "labels. Query: mean seconds of one query, nothing else; speed-up: "
-            f"{REFERENCE}'s query time over the strategy's, by seed.",
+            f"{BASELINE}'s query time over the strategy's, by seed.",
             *sources(group, rows),
             *common_lines(group),
             *propagation_lines(group),

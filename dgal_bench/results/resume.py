@@ -1,4 +1,7 @@
-"""The identity of a result, and whether a file's rows may be continued by the present program on this machine."""
+"""The identity of a result, and whether a file's rows may be continued by the present program on this machine.
+
+A run goes on from its file in ``loop.start_or_resume``.
+"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,6 +1,6 @@
 """The process beside a sweep that mirrors its files to W&B: ``python -m dgal_bench.results.wandb_follow FD``.
 
-FD is a file of one JSON object (``tracking._start_process`` writes it). The end of stdin says that the sweep is over,
+FD is a file of one JSON object (``wandb_process`` writes it). The end of stdin says that the sweep is over,
 for any reason. A line on stdout is a warning for the sweep's terminal.
 """
 

@@ -36,8 +36,9 @@ ALL, EARLY, LATE = "over all rounds", "early", "late"
 class Evidence:
     """One data set under one profile, of one algorithm version, on one kind of machine.
 
-    For claims judged both ways ``variants`` replaces strategies by variants, ``count_seconds`` gives the seconds of a
-    query that count, ``share_setup`` adds a share of the one-off cost to each query, and ``seeds`` limits the seeds.
+    For claims judged both ways: ``variants`` maps a strategy to the variant used in its place, ``count_seconds`` gives
+    the seconds of a query that count, ``share_setup`` adds a share of the one-off cost to each query, and ``seeds``
+    limits the seeds.
     """
 
     name: str
@@ -64,7 +65,7 @@ class Evidence:
     def both_ways(
         self, variants: Mapping[str, str], count_seconds: CountSeconds = all_phases, share_setup: bool = False
     ) -> tuple["Evidence", "Evidence"]:
-        """The evidence as it is, and with ``variants``: both on the seeds that every pair has."""
+        """The evidence as it is, and with ``variants``; both on the seeds that all strategies and variants finished."""
         pairs = [self.runs(name).keys() & self.group.finished(label).keys() for name, label in variants.items()]
         seeds = frozenset.intersection(*map(frozenset, pairs)) if pairs else None
         both = [self.group.replays(label).keys() for pair in variants.items() for label in pair]

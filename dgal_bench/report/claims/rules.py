@@ -114,12 +114,12 @@ def combine(verdicts: Sequence[str]) -> str:
 
 
 def every(verdicts: Iterable[str]) -> str:
-    """Confirmed where it is on each data set run."""
+    """Confirmed if confirmed on each data set that was run."""
     return combine([one for one in verdicts if one != NOT_RUN])
 
 
 def most(verdicts: Iterable[str]) -> str:
-    """Confirmed where it is on more than half of the data sets run."""
+    """Confirmed if confirmed on more than half of the data sets that were run."""
     run = [one for one in verdicts if one != NOT_RUN]
     if 2 * run.count(CONFIRMED) > len(run):
         return CONFIRMED
@@ -129,7 +129,7 @@ def most(verdicts: Iterable[str]) -> str:
 
 
 def some(verdicts: Iterable[str]) -> str:
-    """Confirmed where it is on one data set run, refuted where it is on all."""
+    """Confirmed if confirmed on one data set that was run; refuted if refuted on all of them."""
     run = [one for one in verdicts if one != NOT_RUN]
     if CONFIRMED in run:
         return CONFIRMED

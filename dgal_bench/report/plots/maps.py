@@ -118,7 +118,7 @@ def _thirds(log: RunLog) -> tuple[Sequence[RoundRecord], Sequence[RoundRecord]]:
 def _first_projection(
     group: Group, strategy: str, known: dict[str, Projection | None]
 ) -> tuple[RunLog, Projection] | None:
-    """Of the first finished seed with one. ``known`` caches the projections by the hash of the features."""
+    """The first finished seed that has a projection; ``known`` caches projections by the hash of the features."""
     for _, log in sorted(group.finished(strategy).items()):
         sha256 = str(log.header["fingerprint"].get("latents"))
         if sha256 not in known:
