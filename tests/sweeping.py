@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from unittest.mock import patch
+
+import psutil
 
 from dgal_bench.cli.main import main
 from dgal_bench.conformance import EXAMPLE_SETTINGS, example_config, run_in_process
@@ -86,19 +88,18 @@ def here(words, **environment):
     return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
+def is_alive(pid):
+    """A killed process that its parent has not waited for is not."""
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 def descendants(pid):
-    """Process ids below ``pid``, from /proc."""
-    children = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return found[1:]
+    """Process ids below ``pid``."""
+    with suppress(psutil.NoSuchProcess):
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return []
 
 
 def written(root):

@@ -9,7 +9,7 @@ import pytest
 from dgal_bench.core import cache
 from dgal_bench.core.cache import get_or_make, key_of
 from dgal_bench.core.errors import ResultsError
-from dgal_bench.core.files import Lease, try_lock
+from dgal_bench.core.files import lock
 
 
 class Maker:
@@ -59,7 +59,7 @@ def test_an_interrupted_making_leaves_nothing(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         get_or_make(tmp_path, "key", fail)
-    assert [path.name for path in tmp_path.iterdir()] == ["key.lock"]
+    assert list(tmp_path.iterdir()) == []
     assert get_or_make(tmp_path, "key", Maker()).facts["n"] == 1
 
 
@@ -85,7 +85,7 @@ def test_an_array_too_large_for_memory_is_written_in_place(tmp_path, monkeypatch
     assert again.sha256 == entry.sha256
     again.arrays["x"][0, 0] = 99  # a private copy: the file stays as it is
     assert get_or_make(root, "key", make).arrays["x"][0, 0] == 0
-    assert [path.name for path in root.iterdir() if path.suffix != ".lock"] == ["key"]
+    assert [path.name for path in root.iterdir()] == ["key"]
 
 
 def test_what_a_maker_left_to_go_on_from_is_gone_with_the_entry(tmp_path):
@@ -98,7 +98,7 @@ def test_what_a_maker_left_to_go_on_from_is_gone_with_the_entry(tmp_path):
 
     for _ in range(2):
         get_or_make(tmp_path, "key-0.5", make)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["key-0.5", "key-0.5.lock"]
+        assert [path.name for path in tmp_path.iterdir()] == ["key-0.5"]
         cache.partial_folder(tmp_path / "key-0.5").mkdir()
     assert (tmp_path / "key-0.5.blocks").is_dir()
 
@@ -129,8 +129,7 @@ def test_a_folder_that_cannot_be_made_names_the_knob(tmp_path):
 
 def test_whoever_reads_an_entry_waits_for_nobody(tmp_path):
     get_or_make(tmp_path, "key", lambda folder: ({"x": np.arange(3)}, {}))
-    with (tmp_path / "key.lock").open("w") as lock, Lease(tmp_path / "key"):
-        assert try_lock(lock.fileno())
+    with lock(tmp_path / "key"):
         assert get_or_make(tmp_path, "key", no_maker).arrays["x"].tolist() == [0, 1, 2]
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from dgal_bench.core.files import find_files, live_holder, process_start
+from dgal_bench.core.files import find_files, lock_holder
 from dgal_bench.results.reader import read_results
 from dgal_bench.results.rows import SCHEMA_VERSION
 from dgal_bench.results.validate import validate
-from tests.sweeping import HERE, alone, command, descendants, finish, in_progress, texts_of, written
+from tests.sweeping import HERE, alone, command, descendants, finish, in_progress, is_alive, texts_of, written
 
 STRATEGIES, SEEDS = ("random", "margin", "dgmg"), (0, 1, 2)
 
@@ -58,14 +58,14 @@ def check_no_run_lost_or_doubled(root, n_runs, rounds):
         assert [n for n, line in enumerate(lines) if line["kind"] == "header"] == [0]
         assert [line["round"] for line in lines if line["kind"] == "round"] == list(range(rounds + 1))
         assert lines[-1]["kind"] == "round"
-        assert live_holder(path) is None
+        assert lock_holder(path) is None
     assert validate(root).problems == []
 
 
 N_KILLS = {engine: int(os.environ.get("DGAL_KILLS", n)) for engine, n in {"local": 8, "ray": 5}.items()}
 """Of the whole sweep and of its processes. By hand, as before a release: DGAL_KILLS=21, or more."""
 
-SELDOM = ("cache", "lease", "upgrade")
+SELDOM = ("cache", "upgrade")
 """The other moments, once each: in the worker's code, which is the same under every engine."""
 
 
@@ -94,11 +94,8 @@ def test_kills_and_the_bits_of_a_sweep_left_alone(experiment, tmp_path, engine):
     alone(experiment, tmp_path / "alone", STRATEGIES, SEEDS, "rounds=6")
     assert texts_of(root) == texts_of(tmp_path / "alone")
     check_no_run_lost_or_doubled(root, 9, rounds=6)
-    assert not list(root.rglob("*.lease"))
-    assert not list(root.rglob(".*.new"))
+    assert not list(root.rglob(".*"))
     assert not list(cache.rglob("*.part"))
-    # A contender that dies before it has a lease leaves its own behind, which has no meaning to anybody.
-    assert len(list(root.rglob(".seed-*"))) + len(list(cache.glob(".*"))) <= kinds.count("lease")
 
 
 def kill_from_outside(words, root, rng):
@@ -143,7 +140,7 @@ SLOW_SETUP = ("dataset.pool_size=1400", "representation.max_epochs=5000", "repre
 @pytest.mark.parametrize("signal_", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize("moment", ["set-up", "cells"])
 def test_a_stop_takes_under_five_seconds_and_keeps_what_was_finished(tmp_path, cache_root, moment, signal_):
-    """Nobody goes on at work, no lease is left, and any number of Ctrl-C while it stops does no harm."""
+    """Nobody goes on at work, no lock is held, and any number of Ctrl-C while it stops does no harm."""
     root, cache = tmp_path / "results", tmp_path / "cache" if moment == "set-up" else cache_root
     words = command(root, cache, "strategy=random,margin", "seed=0,1", "jobs=2", "rounds=30")
     if moment == "set-up":
@@ -164,10 +161,9 @@ def test_a_stop_takes_under_five_seconds_and_keeps_what_was_finished(tmp_path, c
     assert rest.splitlines()[-1].startswith("dgal-bench: stopped; what was finished is kept")
     assert "Traceback" not in rest
     assert below
-    wait_until(lambda: all(process_start(pid) is None for pid in below), 2)  # a fork server ends with the command
-    assert not list(root.rglob("*.lease"))
-    # What a maker leaves in the cache is in nobody's way: its process is gone, and the next one starts over.
-    assert all(live_holder(lease.with_suffix("")) is None for lease in cache.glob("*.lease"))
+    wait_until(lambda: not any(map(is_alive, below)), 2)  # a fork server ends with the command
+    held = [lock for folder in (root, cache) for lock in folder.rglob("*.lock") if lock_holder(lock.with_suffix(""))]
+    assert held == []
     if moment == "cells":
         logs = read_results(root)
         assert sum(len(log.records) for log in logs) > 0

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from dgal_bench.core.errors import ConfigError, UserError
-from dgal_bench.core.files import process_start
 from dgal_bench.core.seeding import isolated
 from dgal_bench.models import distributed
 from dgal_bench.models.distributed import backing_file
 from dgal_bench.models.vae import Batches, Share, VaeModule, encode, train_vae
 from dgal_bench.models.vae_nets import build_vae
 from tests.loading import load
+from tests.sweeping import is_alive
 from tests.test_vae import CPU, blobs, config
 
 in_proc = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="processes are looked up in /proc")
@@ -128,7 +128,7 @@ def ranks(monkeypatch, tmp_path):
 
 
 def ended(pids):
-    return all(process_start(pid) is None for pid in pids)
+    return not any(map(is_alive, pids))
 
 
 @in_proc

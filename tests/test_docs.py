@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from dgal_bench.cli.main import VERBS, main
-from dgal_bench.core.files import BEAT_SECONDS, MISSED_BEATS
 
 HERE = Path(__file__).parent.parent
 GUIDE = (HERE / "docs" / "cluster.md").read_text()
@@ -52,12 +51,6 @@ def test_every_slurm_key_of_the_command_line_is_named():
     assert set(re.findall(r"(?:slurm|ray)\.[a-z_]+", GUIDE)) == {
         key for key in EXECUTION_KEYS if key.startswith(("slurm.", "ray."))
     }
-
-
-def test_the_heartbeat_is_the_one_of_a_lease():
-    numbers = {5: "five"}
-    assert f"heartbeat every {BEAT_SECONDS:g} seconds" in GUIDE
-    assert f"After {numbers[MISSED_BEATS]} missed beats" in GUIDE
 
 
 def test_exit_codes_are_those_of_the_help(capsys):

@@ -169,11 +169,10 @@ def test_a_failure_of_before_is_tried_when_it_is_on_the_list(tmp_path, diary):
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_failure_is_written_once_the_dead_workers_lease_is_over(tmp_path, diary):
-    """On another host a worker's death is known only when its heartbeat has been missed."""
+def test_a_failure_is_written_once_the_dead_workers_lock_is_free(tmp_path, diary):
     (job,) = jobs_of(tmp_path, "random")
     run_queue = RunQueue([job], SynchronizedListener(diary))
-    with FileWriter(job.path):  # stands for the lease
+    with FileWriter(job.path):  # stands for the worker
         for _ in range(MAX_DEATHS):
             assert run_queue.take() is job
             run_queue.on_event(job, died())

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dgal_bench.core.files import process_start
 from dgal_bench.core.fork_server import ForkServer
+from tests.sweeping import is_alive
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process imports for itself")
 
@@ -95,7 +95,7 @@ def test_a_killed_server_takes_its_processes_along_and_is_replaced(server, stder
     process = start(one, stderr)
     parent = int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(parent, signal.SIGKILL)
-    while process_start(parent) is not None:
+    while is_alive(parent):
         time.sleep(0.01)
     assert process.wait() == -signal.SIGKILL
     process.stdin.close()
@@ -110,4 +110,4 @@ def test_a_closed_server_ends_and_may_be_closed_again(server, stderr):
     finish(process, "0")
     one.close()
     one.close()
-    assert process_start(parent) is None
+    assert not is_alive(parent)

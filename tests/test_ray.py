@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dgal_bench.core.errors import ConfigError
-from dgal_bench.core.files import find_files, live_holder
+from dgal_bench.core.files import find_files, lock_holder
 from dgal_bench.engines import ray as ray_engine
 from dgal_bench.engines import worker
 from dgal_bench.engines.base import SynchronizedListener
@@ -287,7 +287,7 @@ def test_a_stop_ends_ray_within_five_seconds_and_keeps_rows(experiment, tmp_path
     assert "Traceback" not in err
     time.sleep(0.5)
     assert alive(children) == []
-    assert not any(map(live_holder, find_files(root, "seed-*.jsonl")))
+    assert not any(map(lock_holder, find_files(root, "seed-*.jsonl")))
     files = find_files(root, "seed-*.jsonl")
     assert [read_run(path).status for path in files] == (["partial"] * 2 if when == "running" else [])
     if when == "running":

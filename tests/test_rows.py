@@ -152,13 +152,13 @@ def test_reading_a_folder_of_results(tmp_path, path):
 
 
 def test_a_folder_that_goes_while_it_is_looked_into_is_not_there(tmp_path, path, monkeypatch):
-    """A lease, say, of a sweep that is running."""
+    """As an entry of a cache that is being made."""
     write(path, 0)
-    (path.parent / "seed-1.jsonl.lease").mkdir()
+    (path.parent / "key.part").mkdir()
     look = os.scandir
 
     def late(folder):
-        if os.fspath(folder).endswith(".lease"):
+        if os.fspath(folder).endswith(".part"):
             os.rmdir(folder)
         return look(folder)
 

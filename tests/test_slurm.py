@@ -16,7 +16,7 @@ from dgal_bench.cli.options import axes_of, parse_arguments, settings_of
 from dgal_bench.config.schema import available_cores
 from dgal_bench.conformance import EXAMPLE_SETTINGS
 from dgal_bench.core.errors import ConfigError
-from dgal_bench.core.files import find_files, live_holder
+from dgal_bench.core.files import find_files, lock_holder
 from dgal_bench.engines import execute, slurm
 from dgal_bench.engines.base import SynchronizedListener
 from dgal_bench.engines.slurm import (
@@ -365,7 +365,7 @@ def test_a_killed_job_is_submitted_again_and_goes_on(experiment, tmp_path, cache
     for seed, size, generations in ((0, 8_000, 0), (1, 8_000, 3), (0, 16_000, 5)):  # who died goes to the queue's end
         run = root / "paper" / "digits" / "random" / f"seed-{seed}.jsonl"
         assert wait_for(lambda run=run, size=size: run.exists() and run.stat().st_size > size, process)
-        victim = live_holder(run)["pid"]
+        victim = int(lock_holder(run).split()[1])
         for _ in range(generations):
             victim = parent(victim)
         os.kill(victim, signal.SIGKILL)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dgal_bench.core.errors import ResultsError
-from dgal_bench.core.files import Lease
+from dgal_bench.core.files import lock
 from dgal_bench.results.rows import RoundRecord
 from dgal_bench.results.status import WIDTH, any_damaged, scan_folder, status_table
 from dgal_bench.results.writer import FileWriter
@@ -69,7 +69,7 @@ def test_failed_and_skipped_runs_say_why_in_a_line(root):
 
 def test_who_is_at_work_is_shown_and_counted_as_nothing_else(root):
     paths = [root / "suite" / "mnist" / label / f"seed-{seed}.jsonl" for label, seed in (("margin", 10), ("dgmg", 0))]
-    with Lease(paths[0]), Lease(paths[1]), Lease(paths[0].with_name("seed-0.jsonl")):
+    with lock(paths[0]), lock(paths[1]), lock(paths[0].with_name("seed-0.jsonl")):
         text = status_table(scan_folder(root))
     assert marks(text, "margin") == ["done", "done", "12/31*"]  # nothing is left to do in one that is done
     assert marks(text, "dgmg") == ["FAILED*", "skipped", "-"]
@@ -110,7 +110,7 @@ def test_a_header_that_lacks_what_a_header_has_is_damage_not_a_crash(root, heade
 def test_a_file_that_is_just_being_started_is_in_the_grid(root):
     path = root / "suite" / "mnist" / "dgmg" / "seed-10.jsonl"
     path.write_text("")
-    with Lease(path):
+    with lock(path):
         assert marks(status_table(scan_folder(root)), "dgmg") == ["FAILED", "skipped", "begun*"]
     assert marks(status_table(scan_folder(root)), "dgmg") == ["FAILED", "skipped", "begun"]
 

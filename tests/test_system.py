@@ -1,6 +1,5 @@
 """What else runs: runs are counted by locks that death releases, processor time by hand-written readings."""
 
-import fcntl
 import multiprocessing
 import os
 import subprocess
@@ -11,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from dgal_bench.core import system as beside
-from dgal_bench.core.system import CpuReading, LoadMonitor, busy_elsewhere, busy_seconds, count_workers, register_worker
+from dgal_bench.core.system import CpuReading, LoadMonitor, busy_elsewhere, count_workers, read_cpu, register_worker
 
 
 def hold(folder, parent):
@@ -51,28 +50,11 @@ def test_runs_of_one_process_are_counted_too(tmp_path):
         assert count_workers(tmp_path) == 2
 
 
-def test_a_run_whose_file_was_taken_for_a_dead_ones_enters_again(tmp_path, monkeypatch):
-    """Between making the file and locking it, somebody counts: nothing holds the lock yet, so the file is removed."""
-    removed = []
-
-    def flock(file, how, flock=fcntl.flock):
-        if how & fcntl.LOCK_EX and not removed:
-            removed.extend(tmp_path.iterdir())
-            removed[0].unlink()
-        flock(file, how)
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with register_worker(tmp_path):
-        (file,) = tmp_path.iterdir()
-        assert file != removed[0]
-        assert beside._is_locked(file)
-
-
 def test_counting_while_runs_come_and_go_loses_none(tmp_path):
     def come_and_go(_):
         for _ in range(40):
             with register_worker(tmp_path):
-                assert any(beside._is_locked(path) for path in tmp_path.glob(f"{os.getpid()}-*.cell"))
+                assert count_workers(tmp_path) >= 2
 
     with register_worker(tmp_path), ThreadPoolExecutor(4) as pool:
         coming = pool.map(come_and_go, range(3))
@@ -91,9 +73,9 @@ def test_a_folder_that_cannot_be_had_is_no_error(tmp_path):
 
 def test_what_is_planted_in_the_shared_folder_is_no_run(tmp_path):
     """A pipe would block whoever opens it, a link leads elsewhere, a folder is none."""
-    os.mkfifo(tmp_path / "pipe.cell")
-    (tmp_path / "link.cell").symlink_to("/etc/hostname")
-    (tmp_path / "folder.cell").mkdir()
+    os.mkfifo(tmp_path / "pipe.lock")
+    (tmp_path / "link.lock").symlink_to("/etc/hostname")
+    (tmp_path / "folder.lock").mkdir()
     assert count_workers(tmp_path) == 1
 
 
@@ -108,23 +90,12 @@ def test_the_folder_is_everybodys_and_files_can_be_tried_by_all(tmp_path):
         os.umask(before)
 
 
-STAT = "cpu  300 20 70 5000 40 5 6 9 100 1\ncpu0 1 2 3 4 5 6 7 8 9 10\nintr 1\n"
-
-
-def test_busy_time_by_hand():
-    """300 + 20 + 70 + 5 + 6 + 9 of a hundredth; idle, iowait and guests (in user already) are left out."""
-    assert busy_seconds(STAT, 100) == pytest.approx(4.10)
-
-
 def test_busy_elsewhere_by_hand():
     before, after = CpuReading(10.0, 400.0, 5.0), CpuReading(14.0, 407.0, 8.0)
     assert busy_elsewhere(before, after) == pytest.approx(1.0)  # 7 - 3 CPU seconds in 4
     assert busy_elsewhere(before, CpuReading(14.0, 402.0, 9.0)) == 0.0  # clocks of different grain
-    assert busy_elsewhere(None, after) is None
-    assert busy_elsewhere(before, before) is None
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/stat")
 def test_a_busy_neighbour_is_seen_and_own_work_is_not():
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
         try:
@@ -134,10 +105,10 @@ def test_a_busy_neighbour_is_seen_and_own_work_is_not():
             seen = watched.facts()["busy_elsewhere"]
         finally:
             neighbour.kill()
-    before = beside.read_cpu()
+    before = read_cpu()
     while time.perf_counter() < before.wall + 0.2:
         pass
-    after = beside.read_cpu()
+    after = read_cpu()
     assert seen > 0.3  # of one core; tests of others may run on it too
     assert after.own - before.own > 0.05
 
@@ -145,9 +116,9 @@ def test_a_busy_neighbour_is_seen_and_own_work_is_not():
 def test_the_most_runs_seen_at_any_look_are_told(monkeypatch):
     counts = iter([1, 3, 2, 1])
     monkeypatch.setattr(beside, "count_workers", lambda: next(counts))
-    watched = LoadMonitor(start=None)
+    watched = LoadMonitor()
     watched.sample()
     watched.sample()
     facts = watched.facts()
-    assert (facts["jobs"], facts["busy_elsewhere"]) == (3, None)
+    assert facts["jobs"] == 3
     assert facts["load"] >= 0

@@ -19,7 +19,6 @@ from wandb.util import get_core_path
 from dgal_bench.cli.main import main
 from dgal_bench.cli.options import parse_arguments, tracking_of, wandb_of
 from dgal_bench.core.errors import ConfigError
-from dgal_bench.core.files import process_start
 from dgal_bench.results import metrics as areas
 from dgal_bench.results import wandb as facts
 from dgal_bench.results import wandb_process as driver
@@ -28,7 +27,7 @@ from dgal_bench.results.rows import RoundRecord
 from dgal_bench.results.wandb import MARKER, FolderLock, RunFolders
 from dgal_bench.results.wandb_follow import FileMirror
 from dgal_bench.results.wandb_process import Tracking
-from tests.sweeping import HERE, command, descendants, finish, listing, texts_of
+from tests.sweeping import HERE, command, descendants, finish, is_alive, listing, texts_of
 from tests.wandb_server import KEY, serving
 
 GOLDEN = HERE / "tests" / "golden" / "schema-2" / "golden"
@@ -599,9 +598,9 @@ def test_stopped_a_sweep_ends_soon_and_its_mirror_with_it(untracked, tmp_path):
 def gone(pids, seconds):
     """Within so many seconds; a zombie that nobody reaps is gone."""
     end = time.monotonic() + seconds
-    while any(process_start(pid) is not None for pid in pids) and time.monotonic() < end:
+    while any(map(is_alive, pids)) and time.monotonic() < end:
         time.sleep(0.05)
-    return all(process_start(pid) is None for pid in pids)
+    return not any(map(is_alive, pids))
 
 
 def check_served(server, root):

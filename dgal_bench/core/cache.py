@@ -9,19 +9,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import sleep
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 
 from dgal_bench.core.errors import CacheError
-from dgal_bench.core.files import Lease, LockHeldError, holder_name, lease_holder, try_lock
+from dgal_bench.core.files import lock
 
 log = logging.getLogger(__name__)
 
 Arrays = Mapping[str, np.ndarray]
 _MANIFEST = "manifest.json"
-_LOOK_AGAIN_SECONDS = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,26 +85,10 @@ def contains(root: Path, key: str) -> bool:
 @contextmanager
 def _locked(root: Path, key: str) -> Iterator[None]:
     """Wait until no other process works on the entry, on this host or another."""
-    folder, warned = root / key, False
-    with cache_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
-        lock = (root / f"{key}.lock").open("w")
-    with lock, ExitStack() as leases:
-        while not try_lock(lock.fileno()):
-            if not warned:
-                log.warning("waiting: %s makes %s", holder_name(lease_holder(folder) or {}), key)
-            warned = True
-            sleep(_LOOK_AGAIN_SECONDS)
-        while True:
-            try:
-                with cache_errors(root):
-                    leases.enter_context(Lease(folder))
-                break
-            except LockHeldError as error:
-                if not warned:
-                    log.warning("waiting: %s", error)
-                warned = True
-                sleep(_LOOK_AGAIN_SECONDS)
+    with ExitStack() as stack:
+        with cache_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(root / key, wait=True))
         yield
 
 
@@ -152,12 +135,8 @@ def open_entry(folder: Path, mapped: bool = False) -> Entry:
 
 
 def free_memory() -> int:
-    """Bytes of memory available without swapping; half of the installed memory where the system does not tell."""
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    """Bytes of memory available without swapping."""
+    return int(psutil.virtual_memory().available)
 
 
 def _damaged(folder: Path) -> str | None:

@@ -1,15 +1,13 @@
 """The machine and the code: provenance, threads, the runs at work here, and the load of other processes."""
 
-import fcntl
 import os
 import platform
 import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +15,10 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, TypeVar
 
+import psutil
 import torch
+
+from dgal_bench.core.files import lock, lock_holder
 
 PACKAGES = (
     "dgal-bench", "torch", "lightning", "torchvision", "torchmetrics", "faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs",
@@ -126,73 +127,37 @@ def workers() -> Iterator[Workers]:
         yield Workers(pool)
 
 
-_TRIES = 20
-_READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # a shared folder may hold anything
-
-
 def worker_folder() -> Path:
     """The files of the runs at work on this machine; a private $TMPDIR or container has a count of its own."""
-    return Path(tempfile.gettempdir()) / "dgal_bench_cells"
+    return Path(tempfile.gettempdir()) / "dgal_bench_runs"
 
 
 @contextmanager
 def register_worker(folder: Path | None = None) -> Iterator[None]:
-    """Count as a run at work while in here, by a locked file, whose lock death releases.
+    """Count as a run at work while in here, by a lock, which death releases.
 
-    Where the folder is not writable, the run is not counted.
+    Where the folder takes no file, the run is not counted.
     """
-    mark = _create_locked_file(folder or worker_folder())
-    try:
+    folder = folder or worker_folder()
+    with ExitStack() as stack:
+        with suppress(OSError):
+            with suppress(FileExistsError):
+                folder.mkdir()
+                folder.chmod(0o1777)  # all users write here; each removes only its own files
+            stack.enter_context(lock(folder / uuid.uuid4().hex))
         yield
-    finally:
-        if mark is not None:
-            path, file = mark
-            with suppress(OSError):
-                path.unlink()
-            os.close(file)
-
-
-def _create_locked_file(folder: Path) -> tuple[Path, int] | None:
-    """A new file, locked; again where another run removed it as a dead run's before it was locked."""
-    with suppress(OSError):
-        with suppress(FileExistsError):
-            folder.mkdir()
-            folder.chmod(0o1777)  # all users write here; each removes only its own files
-        for _ in range(_TRIES):
-            path = folder / f"{os.getpid()}-{uuid.uuid4().hex}.cell"
-            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
-            try:
-                os.fchmod(file, 0o644)  # despite the umask: other users must be able to try its lock
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(file), path.stat()):
-                    return path, file
-            except OSError:
-                pass
-            os.close(file)
-            with suppress(OSError):
-                path.unlink()
-    return None
 
 
 def count_workers(folder: Path | None = None) -> int:
     """How many runs are at work on this machine now, at least 1: the caller's. Removes the files of dead runs."""
     count = 0
-    with suppress(OSError):
-        count = sum(_is_locked(path) for path in (folder or worker_folder()).glob("*.cell"))
+    for path in (folder or worker_folder()).glob("*.lock"):
+        if lock_holder(path.with_suffix("")) is not None:
+            count += 1
+        else:
+            with suppress(OSError):
+                path.unlink()
     return max(1, count)
-
-
-def _is_locked(path: Path) -> bool:
-    with suppress(OSError):
-        file = os.open(path, _READ_ONLY)
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            path.unlink()
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(file)
-    return False
 
 
 @dataclass(frozen=True)
@@ -204,38 +169,18 @@ class CpuReading:
     own: float
 
 
-def read_cpu() -> CpuReading | None:
-    """The clocks now; None except on Linux."""
-    if sys.platform != "linux":
-        return None
-    try:
-        stat = Path("/proc/stat").read_text()
-    except OSError:
-        return None
-    times = os.times()
-    return CpuReading(
-        perf_counter(),
-        busy_seconds(stat, os.sysconf("SC_CLK_TCK")),
-        process_time() + times.children_user + times.children_system,
-    )
+def read_cpu() -> CpuReading:
+    """The clocks now. Stolen time counts as busy, since this machine does not get it; guests' is in user's already."""
+    times, own = psutil.cpu_times()._asdict(), os.times()
+    busy = sum(seconds for name, seconds in times.items() if name not in ("idle", "iowait", "guest", "guest_nice"))
+    return CpuReading(perf_counter(), busy, process_time() + own.children_user + own.children_system)
 
 
-def busy_seconds(stat: str, ticks_per_second: int) -> float:
-    """From the first line of /proc/stat: user, nice, system, irq, softirq and steal, over all cores since boot.
-
-    Stolen time counts as busy, since this machine does not get it; guest time is part of user already.
-    """
-    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, stat.partition("\n")[0].split()[1:])
-    return (user + nice + system + irq + softirq + steal) / ticks_per_second
-
-
-def busy_elsewhere(before: CpuReading | None, after: CpuReading | None) -> float | None:
+def busy_elsewhere(before: CpuReading, after: CpuReading) -> float:
     """The cores that other processes kept busy between two readings, on average, never below 0.
 
     Children count as this process's own once they have been waited for.
     """
-    if before is None or after is None or after.wall <= before.wall:
-        return None
     others = (after.busy - before.busy) - (after.own - before.own)
     return max(0.0, others / (after.wall - before.wall))
 
@@ -244,7 +189,7 @@ def busy_elsewhere(before: CpuReading | None, after: CpuReading | None) -> float
 class LoadMonitor:
     """Watches the machine from its creation on: ``sample()`` a few times, then ``facts()`` for a row."""
 
-    start: CpuReading | None = field(default_factory=read_cpu)
+    start: CpuReading = field(default_factory=read_cpu)
     runs: int = 1
 
     def __post_init__(self) -> None:
@@ -254,7 +199,7 @@ class LoadMonitor:
         self.runs = max(self.runs, count_workers())
 
     def facts(self) -> dict[str, Any]:
-        """``jobs``: the most runs sampled; ``load``: the 1-minute average; ``busy_elsewhere``: cores, or None."""
+        """``jobs``: the most runs sampled; ``load``: the 1-minute average; ``busy_elsewhere``: cores."""
         self.sample()
         return {
             "jobs": self.runs,

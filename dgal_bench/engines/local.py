@@ -9,7 +9,6 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from dgal_bench.config.schema import available_cores
 from dgal_bench.core.errors import ConfigError
-from dgal_bench.core.files import release_lease
 from dgal_bench.engines.base import Event, SynchronizedListener, job_message
 from dgal_bench.engines.process import ForkServers, WorkerProcess, visible_gpus, worker_environment
 from dgal_bench.engines.queue import RunQueue
@@ -63,7 +62,6 @@ class LocalEngine:
         self._gpus = assign_gpus(self._usable, settings, n_lanes)
         self._servers = ForkServers()
         self._workers: list[WorkerProcess | None] = [None] * n_lanes
-        self._current: list[PlannedRun | None] = [None] * n_lanes
         self._closing = threading.Event()
         self._closing_lock = threading.Lock()
 
@@ -92,21 +90,16 @@ class LocalEngine:
                 if self._closing.is_set():
                     return
                 worker = self._servers.fit(self._workers[lane], worker_environment(job.config, self._gpus[lane]))
-                self._workers[lane], self._current[lane] = worker, job
+                self._workers[lane] = worker
             for event in worker.run(job_message("run", job, self._settings)):
                 if self._closing.is_set():
                     return
-                if event.get("died"):
-                    release_lease(job.path, worker.pid)
                 run_queue.on_event(job, event)
-            self._current[lane] = None
 
     def close(self) -> None:
         with self._closing_lock:
             self._closing.set()
-        for worker, job in zip(self._workers, self._current, strict=True):
+        for worker in self._workers:
             if worker is not None:
                 worker.close()
-                if job is not None:
-                    release_lease(job.path, worker.pid)
         self._servers.close()

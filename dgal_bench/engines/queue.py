@@ -7,7 +7,7 @@ from pathlib import Path
 from time import monotonic
 
 from dgal_bench.core.errors import ResultsError, UserError
-from dgal_bench.core.files import LockHeldError, holder_name, live_holder
+from dgal_bench.core.files import LockHeldError, lock_holder
 from dgal_bench.engines.base import Event, SynchronizedListener
 from dgal_bench.engines.sweep import PlannedRun
 from dgal_bench.results.reader import read_run
@@ -82,12 +82,12 @@ class RunQueue:
     def _due(self) -> PlannedRun | None:
         """A deferred run whose time has come and whose lock is free."""
         for job in [job for job, moment in self._deferred_until.items() if moment <= monotonic()]:
-            holder = live_holder(job.path)
+            holder = lock_holder(job.path)
             if holder is None:
                 del self._deferred_until[job]
                 return job
             self._deferred_until[job] = monotonic() + _LOOK_AGAIN_SECONDS
-            self._notify("warn", f"waiting for runs that {holder_name(holder)} works on")
+            self._notify("warn", f"waiting for runs that {holder} works on")
         return None
 
     def _ended_elsewhere(self, job: PlannedRun) -> bool:
@@ -133,7 +133,7 @@ class RunQueue:
     def _wait_for_lock(self, job: PlannedRun, event: Event) -> None:
         self._sizes[job] = -1  # read the file again, whatever the other command writes
         self._deferred_until[job] = monotonic() + _LOOK_AGAIN_SECONDS
-        if live_holder(job.path) is None:
+        if lock_holder(job.path) is None:
             self._notify("warn", event["error"])
 
     def _failed(self, job: PlannedRun, event: Event) -> None:

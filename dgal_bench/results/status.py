@@ -1,14 +1,13 @@
 """``dgal-bench status``: the progress of the runs of a results folder, the processes at work, and failures."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from dgal_bench.core.errors import ResultsError
-from dgal_bench.core.files import holder_name, live_holder
+from dgal_bench.core.files import lock_holder
 from dgal_bench.results.reader import read_run, run_files
 from dgal_bench.results.rows import RunLog
 
@@ -31,7 +30,7 @@ class RunStatus:
 
     path: Path
     log: RunLog | None
-    holder: Mapping[str, Any] | None = None
+    holder: str | None = None
     damage: str | None = None
 
     @cached_property
@@ -79,7 +78,7 @@ def scan_folder(root: Path) -> list[RunStatus]:
 
 
 def _run_status(path: Path) -> RunStatus:
-    holder = live_holder(path)
+    holder = lock_holder(path)
     try:
         log = read_run(path)
     except ResultsError as error:
@@ -192,7 +191,7 @@ def _workers(runs: Sequence[RunStatus]) -> list[str]:
     names: dict[str, list[str]] = {}
     for run in runs:
         if run.holder is not None and run.state == "at work":
-            names.setdefault(holder_name(run.holder), []).append(run.name)
+            names.setdefault(run.holder, []).append(run.name)
     return [f"{process}: {', '.join(at_work)}" for process, at_work in names.items()]
 
 

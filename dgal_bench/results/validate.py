@@ -11,7 +11,7 @@ from typing import Any
 
 from dgal_bench.config.schema import RunConfig, config_hash
 from dgal_bench.core.errors import ResultsError
-from dgal_bench.core.files import find_files, holder_name, lease_holder, live_holder
+from dgal_bench.core.files import find_files, lock_holder
 from dgal_bench.results.projection_file import file_name, read_file
 from dgal_bench.results.reader import read_run, read_timings, run_files
 from dgal_bench.results.rows import (
@@ -506,16 +506,15 @@ def check_initial_sets(reports: Sequence[FileReport]) -> None:
 
 
 def leftovers(root: Path) -> list[tuple[Path, str]]:
-    """Leases and temporary files of processes that work now or were killed. All are harmless."""
+    """Locks and temporary files of processes that work now or were killed. All are harmless."""
     notes = []
-    for lease in find_files(root, "seed-*.jsonl.lease"):
-        path = lease.with_suffix("")
-        if (worker := live_holder(path)) is not None:
-            notes.append((path, f"{holder_name(worker)} is at work on it: what it writes from now on is not in here"))
-        elif (dead := lease_holder(path)) is not None:
-            notes.append((lease, f"left behind by {holder_name(dead)}, which is gone: the next run takes it over"))
-    names = (".seed-*.jsonl.*", ".timings-*.jsonl.*", ".projection-*.npz.*")
-    rest = sorted(path for pattern in names for path in find_files(root, pattern))
+    patterns = ("seed-*.jsonl.lock", ".seed-*.jsonl.*", ".timings-*.jsonl.*", ".projection-*.npz.*")
+    rest = sorted(path for pattern in patterns for path in find_files(root, pattern))
+    for path in [path for path in rest if path.suffix == ".lock"]:
+        run = path.with_suffix("")
+        if (worker := lock_holder(run)) is not None:
+            rest.remove(path)
+            notes.append((run, f"{worker} is at work on it: what it writes from now on is not in here"))
     return notes + [(path, "left behind by a process that was killed: it may be removed") for path in rest]
 
 

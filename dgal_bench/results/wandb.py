@@ -20,7 +20,7 @@ import wandb
 from tqdm import tqdm
 
 from dgal_bench.core.errors import DataError, UserError
-from dgal_bench.core.files import ensure_writable, live_holder
+from dgal_bench.core.files import ensure_writable, lock_holder
 from dgal_bench.results.metrics import area_under_curve, cumulative_query_seconds, mean_query_seconds, mean_scored
 from dgal_bench.results.reader import read_results
 from dgal_bench.results.rows import RoundRecord, RunLog
@@ -628,7 +628,7 @@ def push(results: Path, tracking: Tracking, strict: bool, warn: Callable[[str], 
     for log in _with_progress(logs):
         if not log.begun:
             outcome.not_begun.append(log.header["cell"])
-        elif live_holder(log.path) is not None:
+        elif lock_holder(log.path) is not None:
             outcome.at_work.append(log.header["cell"])
         elif mirror.has(log):
             outcome.present += 1

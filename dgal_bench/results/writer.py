@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from dgal_bench.core.errors import ResultsError
-from dgal_bench.core.files import Lease, LockHeldError, holder_name, lease_holder, try_lock, write_atomic
+from dgal_bench.core.files import lock, write_atomic
 from dgal_bench.results.reader import read_run
 from dgal_bench.results.rows import SCHEMA_VERSION, TIMINGS_VERSION, Line, RoundRecord, RunLog, Timing, migrate
 
@@ -21,7 +21,7 @@ class UnwritableError(ResultsError):
 
 
 class FileWriter:
-    """The only writer of a run's file: holds its lock and lease, cuts a torn last line, appends and fsyncs.
+    """The only writer of a run's file: holds its lock, cuts a torn last line, appends and fsyncs.
 
     ``with FileWriter(path) as writer:``. A file without rows is started over, with a new header. A file of an older
     schema is rewritten in this one before the first new line. ``log``: the file as it was before, None: no row yet.
@@ -37,7 +37,6 @@ class FileWriter:
         self.log: RunLog | None = None
         self.header_written = False
         self._file: FileIO
-        self._lease = Lease(path)
         self._resources = ExitStack()
         self._old: RunLog | None = None
 
@@ -45,9 +44,9 @@ class FileWriter:
         with ExitStack() as stack:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._open()
+                stack.enter_context(lock(self.path))
+                self._file = self.path.open("ab", buffering=0)
                 stack.callback(lambda: self._file.close())
-                self._lease = stack.enter_context(Lease(self.path))
                 log = read_run(self.path)
                 self.log = log if log is not None and log.records else None  # without rows there is nothing to continue
                 self.header_written = self.log is not None
@@ -61,22 +60,8 @@ class FileWriter:
             self._resources = stack.pop_all()
         return self
 
-    def _open(self) -> None:
-        """Open and lock the file; again if another process replaced it before the lock was taken."""
-        while True:
-            self._file = self.path.open("ab", buffering=0)
-            if not try_lock(self._file.fileno()):
-                self._file.close()
-                raise LockHeldError(
-                    f"{self.path} is being written by {holder_name(lease_holder(self.path) or {})}: let it finish"
-                )
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(self._file.fileno()), self.path.stat()):
-                    return
-            self._file.close()
-
     def _upgrade(self) -> None:
-        """Rewrite an older schema's lines in this one, in one rename; the new file is locked before it gets the name.
+        """Rewrite an older schema's lines in this one, in one rename.
 
         Only when a line follows: by then the run is known to be resumable.
         """
@@ -85,7 +70,6 @@ class FileWriter:
         new = self.path.with_name(f".{self.path.name}.new")
         file = new.open("wb", buffering=0)
         try:
-            try_lock(file.fileno())
             _write(file, b"".join(_encode(line) for line in migrate(self._old.lines, str(self.path))))
             new.rename(self.path)
         except BaseException:
@@ -122,7 +106,6 @@ class FileWriter:
         """Add a line; it is permanent when this returns."""
         encoded = _encode(line)
         try:
-            self._lease.check()
             self._upgrade()
             self._add(encoded)
         except OSError as error:

@@ -5,7 +5,7 @@ process that comes to one draws, and whoever then takes the token away dies ther
 
 training, query    before they begin
 half, whole        of a line of a results file: its first half is written, all of it is
-cache, upgrade, lease   written beside, and not yet renamed to what it will be
+cache, upgrade     written beside, and not yet renamed to what it will be
 """
 
 import importlib.machinery
@@ -22,7 +22,7 @@ OFTEN = ("training", "query", "half", "whole")
 """A process dies at one of these with a chance of ``$CHAOS_CHANCE``; at others, which are rare, whenever it can."""
 
 RENAMES = {".part": "cache", ".new": "upgrade"}
-"""By the suffix of what is renamed; what has another is a lease."""
+"""By the suffix of what is renamed."""
 
 
 def tokens(kind: str) -> list[Path]:
@@ -69,8 +69,8 @@ def torn(write: Callable[..., None]) -> Callable[..., None]:
 
 def unrenamed(rename: Callable[..., Path]) -> Callable[..., Path]:
     def perhaps(path: Path, target: Path) -> Path:
-        if "lease" in str(target) or path.suffix in RENAMES:
-            before(RENAMES.get(path.suffix, "lease"), lambda: None)()
+        if path.suffix in RENAMES and due(RENAMES[path.suffix]):
+            die()
         return rename(path, target)
 
     return perhaps
