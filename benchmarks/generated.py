@@ -76,6 +76,7 @@ def header(job: PlannedRun) -> dict[str, Any]:
     }  # fmt: skip
     return {
         **known, "kind": "header", "schema_version": SCHEMA_VERSION, "provenance": provenance,
+        "command": list(job.command),
         "fingerprint": {
             **known["fingerprint"], "data": config.dataset.name.encode().hex() * 4, "weights": None, "files": None,
             "latents": LATENTS, "graph": "fedcba9876543210fedc", "git": provenance["git"]["revision"],

@@ -17,6 +17,7 @@ from dgal_bench.config.schema import (
     check_budget,
     dataset_config,
     differences,
+    flatten,
     from_dict,
     from_trusted_dict,
     to_dict,
@@ -103,14 +104,12 @@ def test_a_profiles_file_lists_every_difference_from_paper():
     """What a profile changes is what its file says, key by key."""
     from omegaconf import OmegaConf
 
-    from dgal_bench.config.compose import dotted_keys
-
     papers = {dataset: to_dict(config(dataset=dataset, profile="paper")) for dataset in group_names("dataset")}
     for profile in group_names("profile"):
         for dataset in papers:
             listed = set()
             for section in ("all", dataset):
-                listed |= dotted_keys(OmegaConf.to_container(read_group("profile", profile)).get(section) or {})
+                listed |= flatten(OmegaConf.to_container(read_group("profile", profile)).get(section) or {}).keys()
             changed = differences(papers[dataset], to_dict(config(dataset=dataset, profile=profile)))
             names = {line.partition(":")[0] for line in changed}
             # restricted_size reaches the strategy's part by interpolation, the optimiser follows the network

@@ -1,5 +1,6 @@
 """Strategies from outside the package: what a plugin adds, how it is checked, and what becomes of one that cheats."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from dgal_bench.config.compose import group_names
 from dgal_bench.config.schema import StrategyConfig
 from dgal_bench.conformance import EXAMPLE_SETTINGS, example_config, run_in_process
 from dgal_bench.core.errors import ConfigError, StrategyError
-from dgal_bench.results.reader import read_run
+from dgal_bench.report.notes import rerun_command
+from dgal_bench.results.reader import read_results, read_run
+from dgal_bench.results.rows import choice
 from dgal_bench.strategies import ACQUISITIONS, plugins, resolve_parts
-from tests.sweeping import here
+from tests.sweeping import command, here
 
 pytestmark = pytest.mark.usefixtures("registries")
 
@@ -222,6 +225,22 @@ def test_rows_of_changed_code_are_not_gone_on_with(tmp_path, experiment, capsys)
     assert main([*words, "strategy=margin", "strategy.acquire={kind: mine}", "--dry-run"]) == 2
     err = capsys.readouterr().err
     assert "holds results of another configuration (strategy.acquire.plugin: 'mine.py@" in err
+
+
+def test_the_command_in_a_header_makes_the_run_again(tmp_path, cache_root):
+    """The report's page shows it: with the plugin, a strategy's own settings, and characters that a shell splits at."""
+    path = acquisition(tmp_path, "return candidates[:batch_size]", "my plugin.py")
+    words = command(tmp_path / "one", cache_root, f"plugins={path}", "strategy=rsmg+strategy.acquire={kind: mine}")
+    assert here([*words, "seed=3"]).returncode == 0
+    (log,) = read_results(tmp_path / "one")
+    dgal_bench, *again = shlex.split(rerun_command(log))[:-1]
+    assert dgal_bench == "dgal-bench"
+    again += [f"results={tmp_path / 'two'}", f"cache={cache_root}", "report=false"]
+    assert here(["dgal_bench.cli.main", *again]).returncode == 0
+    (repeated,) = read_results(tmp_path / "two")
+    assert repeated.header["fingerprint"]["config"] == log.header["fingerprint"]["config"]
+    assert repeated.header["command"] == log.header["command"]
+    assert [choice(record) for record in repeated.records] == [choice(record) for record in log.records]
 
 
 def test_a_configuration_from_another_plugin_is_refused_by_a_worker(tmp_path):

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from dgal_bench.config.schema import NetConfig, RunConfig, check_values, from_dict
+from dgal_bench.config.schema import NetConfig, RunConfig, check_values, flatten, from_dict
 from dgal_bench.core.errors import ConfigError, did_you_mean
 
 GROUPS = ("dataset", "representation", "profile", "strategy")
@@ -193,23 +193,18 @@ def _one_line(error: OmegaConfBaseException) -> str:
     return f"{key}: {message}" if key else message
 
 
-def dotted_keys(config: Mapping[str, Any], prefix: str = "") -> set[str]:
-    """Every dotted key of a nested mapping, inner nodes included."""
-    keys: set[str] = set()
-    for name, value in config.items():
-        keys.add(prefix + name)
-        if isinstance(value, Mapping):
-            keys |= dotted_keys(value, f"{prefix}{name}.")
-    return keys
-
-
 def check_key(key: str, composed: Mapping[str, Any], extra: Iterable[str] = ()) -> None:
     """Refuse a key that the configuration does not have; a part's own settings are checked when it is built.
 
     ``extra``: further valid keys.
     """
-    keys = dotted_keys(composed) | set(extra)
-    if key not in keys and not key.startswith(("strategy.restrict.", "strategy.acquire.")):
+    leaves = flatten(composed)
+    keys = {*leaves, *composed, *extra}
+    if (
+        key not in keys
+        and not key.startswith(("strategy.restrict.", "strategy.acquire."))
+        and not any(leaf.startswith(f"{key}.") for leaf in leaves)
+    ):
         raise ConfigError(f"unknown key '{key}'{_nearest_key(key, keys)}")
 
 

@@ -65,6 +65,7 @@ def job_message(kind: str, job: PlannedRun, settings: SweepSettings) -> dict[str
         "algorithm_version": ALGORITHM_VERSION,
         "config": to_dict(job.config),
         "path": str(job.path.absolute()),
+        "command": list(job.command),
         "setup_key": job.setup_key,
         "data": str(settings.data.absolute()),
         "cache": str(settings.cache.absolute()),

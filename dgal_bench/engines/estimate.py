@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dgal_bench.config.schema import SECTIONS, TRAINING_SETTINGS, to_dict, without_paths
+from dgal_bench.config.schema import SECTIONS, TRAINING_SETTINGS, flatten, to_dict, without_paths
 from dgal_bench.core.errors import ResultsError
 from dgal_bench.core.files import find_files
 from dgal_bench.engines.progress import duration
@@ -168,12 +168,8 @@ def _parts(config: Config, names: Iterable[str]) -> dict[str, Any]:
 
 def _agree(settings: Config, others: Config) -> bool:
     """Whether the settings that both have are equal: rows may be older than a setting."""
-    for name in settings.keys() & others.keys():
-        left, right = settings[name], others[name]
-        both = isinstance(left, Mapping) and isinstance(right, Mapping)
-        if not (_agree(left, right) if both else left == right):
-            return False
-    return True
+    left, right = flatten(settings), flatten(others)
+    return all(left[name] == right[name] for name in left.keys() & right.keys())
 
 
 def on_gpu(log: RunLog) -> bool:

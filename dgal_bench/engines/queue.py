@@ -185,7 +185,7 @@ def record_failure(job: PlannedRun, error: str) -> None:
     Raises:
         LockHeldError: another process works on it.
     """
-    with FileWriter(job.path) as writer:
+    with FileWriter(job.path, job.command) as writer:
         if not writer.header_written:
             writer.write_header(header_outline(job.config, job.name))
         writer.write_failure(error, "")

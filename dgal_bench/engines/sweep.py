@@ -51,10 +51,11 @@ class SweepSettings:
 
 @dataclass(frozen=True, eq=False)
 class PlannedRun:
-    """A run to execute: its configuration and its file."""
+    """A run to execute: its configuration, its file, and the words of ``dgal-bench run`` that compose it."""
 
     config: RunConfig
     path: Path
+    command: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -87,12 +88,14 @@ def plan_runs(axes: Mapping[str, Sequence[str]], settings: SweepSettings) -> lis
         point = dict(zip([*order, "strategy", *others], values, strict=True))
         point["strategy"], *own = _OWN_SETTING.split(point["strategy"])
         choices = tuple((key, point[key]) for key in GROUPS)
-        config = _configure(choices, (*(f"{key}={point[key]}" for key in others), *_check_own_settings(own)))
-        config = dataclasses.replace(config, seed=_seed(point["seed"]))
+        overrides = (*(f"{key}={point[key]}" for key in others), *_check_own_settings(own))
+        config = dataclasses.replace(_configure(choices, overrides), seed=_seed(point["seed"]))
         varied = [key for key in ("representation", "profile", *others) if len(axes[key]) > 1]
         label = "+".join([config.strategy.name, *own, *(f"{key}={point[key]}" for key in varied)]).replace("/", "_")
         folder = settings.results / settings.suite / config.dataset.name / label
-        jobs.append(PlannedRun(config, folder / f"seed-{config.seed}.jsonl"))
+        command = [*(f"{key}={value}" for key, value in choices), f"seed={config.seed}", *overrides]
+        command += [f"plugins={','.join(settings.plugins)}"] if settings.plugins else []
+        jobs.append(PlannedRun(config, folder / f"seed-{config.seed}.jsonl", command))
     if settings.full_supervision:
         jobs += plan_references(axes, settings)
     if repeated := [path for path, n in Counter(job.path for job in jobs).items() if n > 1]:

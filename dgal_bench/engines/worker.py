@@ -119,7 +119,7 @@ def handle(job: Mapping[str, Any], emit: Emit, experiments: dict[str, Experiment
     if job["job"] == "replay":
         run_replay_job(job, config, experiment, emit)
         return
-    with FileWriter(Path(job["path"])) as writer:
+    with FileWriter(Path(job["path"]), job["command"]) as writer:
         event = run_job(config, experiment, writer, emit, job["resume_anyway"])
     emit(**event)  # after the file is closed and its lock released
 

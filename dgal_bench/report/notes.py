@@ -1,16 +1,11 @@
 """Lines of text for the page and summary.md: how rows were made, what is missing, and the source of the query times."""
 
-import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, reduce
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from dgal_bench.config.compose import compose
-from dgal_bench.config.schema import to_dict
-from dgal_bench.core.errors import UserError
 from dgal_bench.report.formatting import align_table, mark_values, numbers
 from dgal_bench.report.groups import Group, is_reference
 from dgal_bench.report.plots.maps import unreadable_projections
@@ -18,7 +13,6 @@ from dgal_bench.report.summary import SummaryRow
 from dgal_bench.report.times import BUSY_CORES, REPLAY, busy_state, either_busy, is_usable, machine
 from dgal_bench.results.reader import timings_path
 from dgal_bench.results.rows import COMMON, RunLog, Timing, Timings
-from dgal_bench.strategies import resolve_parts
 
 
 def supervision_lines(group: Group) -> list[str]:
@@ -217,70 +211,12 @@ RERUN_FOLDER = "again"
 
 
 def rerun_command(log: RunLog) -> str | None:
-    """``dgal-bench run dataset=digits strategy=dgmg seed=3 ...``; None if there is no such command.
+    """``dgal-bench run dataset=digits strategy=dgmg seed=3 ...``; None where the header has none.
 
-    Full supervision has no strategy, and another version's configuration may have other keys.
+    Full supervision has no strategy, and older headers say nothing of the command.
     """
-    config = log.header["config"]
-    if config["initial_size"] is None:
-        return None
-    settings = _settings(_freeze(config))
-    if settings is None:
-        return None
-    return " ".join(
-        ["dgal-bench run", *map(shlex.quote, settings), f"seed={config['seed']}", f"results={RERUN_FOLDER}"]
-    )
-
-
-def _freeze(config: Mapping[str, Any]) -> str:
-    """The configuration without its seed, as text: all seeds of a strategy share one cached composition."""
-    return json.dumps({key: value for key, value in config.items() if key != "seed"}, sort_keys=True)
-
-
-@lru_cache(maxsize=4096)
-def _settings(text: str) -> tuple[str, ...] | None:
-    """Groups to choose, and every setting in which the configuration differs from their composition."""
-    target = json.loads(text)
-    names = (target["dataset"].get("kind"), target["strategy"]["name"], target.get("profile"))
-    if None in names:
-        return None
-    choices = dict(zip(("dataset", "strategy", "profile"), names, strict=True)) | {"representation": "default"}
-    try:
-        base = compose(choices)
-        composed = to_dict(base) | {"strategy": to_dict(resolve_parts(base.strategy))}
-    except (UserError, TypeError):
-        return None  # a plugin's strategy, or a group that was removed
-    del composed["seed"]
-    if _keys(composed) != _keys(target):
-        return None
-    chosen = [f"{key}={value}" for key, value in choices.items() if key != "representation"]
-    return (*chosen, *(f"{key}={_text(value)}" for key, value in _changes(composed, target).items()))
-
-
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in new.items():
-        if isinstance(value, Mapping) and isinstance(old[key], Mapping):
-            found |= _changes(old[key], value, f"{prefix}{key}.")
-        elif value != old[key]:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-def _keys(config: Mapping[str, Any], prefix: str = "") -> set[str]:
-    found: set[str] = set()
-    for key, value in config.items():
-        found |= _keys(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}"}
-    return found
-
-
-def _text(value: Any) -> str:
-    """As the command line reads it."""
-    if isinstance(value, list):
-        return "[" + ",".join(map(_text, value)) + "]"
-    if isinstance(value, str):
-        return value if re.fullmatch(r"[\w./@+-]+", value) else json.dumps(value)  # a comma would make it a grid
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    words = log.header.get("command")
+    return shlex.join(["dgal-bench", "run", *words, f"results={RERUN_FOLDER}"]) if words else None
 
 
 LEGEND = (

@@ -358,6 +358,7 @@ class HeaderOutline:
     config: dict[str, Any]
     fingerprint: OutlineFingerprint
     provenance: dict[str, Any]
+    command: list[str] = field(default_factory=list, kw_only=True)  # not in older files
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class FileWriter:
 
     ``with FileWriter(path) as writer:``. A file without rows is started over, with a new header. A file of an older
     schema is rewritten in this one before the first new line. ``log``: the file as it was before, None: no row yet.
+    ``command``: the words of ``dgal-bench run`` that make the same run, for a new header.
 
     Raises:
         LockHeldError: on entering: another process works on the run.
@@ -32,8 +33,9 @@ class FileWriter:
         UnwritableError: the file cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, command: Sequence[str] = ()) -> None:
         self.path = path
+        self._command = list(command)
         self.log: RunLog | None = None
         self.header_written = False
         self._file: FileIO
@@ -86,7 +88,8 @@ class FileWriter:
         self._resources.close()
 
     def write_header(self, header: Line) -> None:
-        self.append({"kind": "header", "schema_version": SCHEMA_VERSION, **header})
+        command = {"command": self._command} if self._command else {}
+        self.append({"kind": "header", "schema_version": SCHEMA_VERSION, **header, **command})
         self.header_written = True
         self._sync_folder()
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dgal_bench.config.compose import compose
-from dgal_bench.config.schema import differences, to_dict
+from dgal_bench.config.schema import flatten, to_dict
 from dgal_bench.core.errors import UserError
 from dgal_bench.report.claims.evidence import Evidence
 from dgal_bench.report.claims.judge import JudgedClaim, judge_claim
@@ -58,24 +58,13 @@ def _against_paper(config: Mapping[str, Any]) -> dict[str, str]:
         paper_config = compose(
             {"dataset": dataset, "strategy": strategy, "profile": "paper", "representation": "default"}
         )
-        paper = to_dict(paper_config) | {"strategy": to_dict(resolve_parts(paper_config.strategy))}
+        paper = flatten(to_dict(paper_config) | {"strategy": to_dict(resolve_parts(paper_config.strategy))})
     except UserError:
         return {strategy: f"no strategy of the package on {dataset}: it has no setting of the paper's"}
-    changes = {}
-    for line in differences(_shared(paper, config), _shared(config, paper)):
-        name, _, change = line.partition(": ")
-        theirs, _, ours = change.partition(" -> ")
-        if not name.startswith(_CIRCUMSTANCES):
-            changes[name] = f"{ours} instead of {theirs} ({REASONS.get(name, 'set by the command of the run')})"
-    return changes
-
-
-def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of ``one`` whose keys ``other`` has, too."""
     return {
-        key: _shared(value, other[key]) if isinstance(value, Mapping) and isinstance(other[key], Mapping) else value
-        for key, value in one.items()
-        if key in other
+        name: f"{ours!r} instead of {paper[name]!r} ({REASONS.get(name, 'set by the command of the run')})"
+        for name, ours in flatten(config).items()
+        if name in paper and ours != paper[name] and not name.startswith(_CIRCUMSTANCES)
     }
 
 
