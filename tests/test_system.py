@@ -106,11 +106,12 @@ def test_a_busy_neighbour_is_seen_and_own_work_is_not():
         finally:
             neighbour.kill()
     before = read_cpu()
-    while time.perf_counter() < before.wall + 0.2:
+    start = time.process_time()
+    while time.process_time() < start + 0.05:
         pass
     after = read_cpu()
     assert seen > 0.3  # of one core; tests of others may run on it too
-    assert after.own - before.own > 0.05
+    assert after.own - before.own >= 0.05
 
 
 def test_the_most_runs_seen_at_any_look_are_told(monkeypatch):
