@@ -15,7 +15,8 @@ import numpy as np
 from dgal_bench.engines.sweep import PlannedRun, SweepSettings, plan_runs
 from dgal_bench.results.projection_file import LEVELS, PROJECTION_VERSION, file_name
 from dgal_bench.results.resume import header_outline
-from dgal_bench.results.rows import PHASES, SCHEMA_VERSION
+from dgal_bench.results.rows import PHASES
+from dgal_bench.results.schema import SCHEMA_VERSION
 
 PAPER = ("random", "lc", "margin", "entropy", "badge", "coreset", "seals", "vae_seals", "ganvae", "rsmg",
          "dglc", "dgmg")  # fmt: skip

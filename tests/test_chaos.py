@@ -15,7 +15,7 @@ import pytest
 
 from dgal_bench.core.files import find_files, lock_holder
 from dgal_bench.results.reader import read_results
-from dgal_bench.results.rows import SCHEMA_VERSION
+from dgal_bench.results.schema import SCHEMA_VERSION
 from dgal_bench.results.validate import validate
 from tests.sweeping import HERE, alone, command, descendants, finish, in_progress, is_alive, texts_of, written
 

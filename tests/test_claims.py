@@ -47,8 +47,10 @@ from dgal_bench.report.statistics import Estimate
 from dgal_bench.report.write import write_report
 from dgal_bench.results.metrics import area_under_curve
 from dgal_bench.results.reader import read_all_timings, read_results, read_run, timings_path
-from dgal_bench.results.rows import SCHEMA_VERSION, Timing, state_digest
+from dgal_bench.results.rows import Timing, state_digest
+from dgal_bench.results.schema import SCHEMA_VERSION
 from dgal_bench.results.writer import write_timings
+from tests.headers import merged
 from tests.test_report import header, row
 
 ROUNDS = 9
@@ -76,7 +78,7 @@ class World:
             rng = np.random.default_rng([seed, sum(label.encode())])
             profile = facts.get("profile", "cpu")
             told = header(label, seed, restrict=restrict, acquire=acquire, rounds=ROUNDS, profile=profile)
-            told["config"] |= facts.get("config", {})
+            told["config"] = merged(told["config"], facts.get("config", {}))
             told["config"]["dataset"]["name"] = self.dataset
             told["provenance"]["machine"]["cpu"] = facts.get("cpu", "Abacus")
             told["fingerprint"]["latents"] = facts.get("latents", "l")
@@ -112,7 +114,8 @@ class World:
         log = read_run(path)
         told = {
             "cell": f"toy/{label}/seed-{seed}", "common": None, "picks": state_digest(log), "rounds": list(rounds),
-            "repeats": 1, "fingerprint": log.header["fingerprint"], "provenance": log.header["provenance"],
+            "repeats": 1, "when": "now", "changed": [], "fingerprint": log.header["fingerprint"],
+            "provenance": log.header["provenance"],
         }  # fmt: skip
         made = [Timing(label, n, [seconds], {"acquire": seconds}, 50, 50, True, 1, 0.0, 0.0) for n in rounds]
         write_timings(timings_path(path), told, made)

@@ -16,6 +16,7 @@ from dgal_bench.engines.sweep import PlannedRun, SweepSettings, plan_runs, read_
 from dgal_bench.results.reader import read_results
 from dgal_bench.results.rows import RoundRecord
 from dgal_bench.results.writer import FileWriter
+from tests.headers import header
 
 GPU = "NVIDIA H100"
 
@@ -52,14 +53,17 @@ def three_rows(query, train=(10.0, 20.0, 30.0)):
 
 def forge(job, rows, path=None, device="cpu", set_up=(7.0, 0.5), forget=()):
     config = {key: value for key, value in to_dict(job.config).items() if key not in forget}
-    header = {
-        "cell": job.name, "profile": job.config.profile, "config": config,
-        "fingerprint": {"algorithm_version": 1, "config": job.config.hash, "device": device},
-        "provenance": {"machine": {"cpu": "Abacus"}}, "initial": [0],
-        "setup": {"representation": {"seconds": set_up[0]}, "graph": {"seconds": set_up[1]}} if set_up else {},
-    }  # fmt: skip
+    made = header(
+        cell=job.name,
+        profile=job.config.profile,
+        fingerprint={"config": job.config.hash, "device": device},
+        provenance={"machine": {"cpu": "Abacus"}},
+    ) | {"config": config}
+    for name, seconds in zip(("representation", "graph"), set_up or (), strict=False):
+        made["setup"][name] |= {"seconds": seconds, "test_seconds": 0.0}
+    made["setup"] = made["setup"] if set_up else {}
     with FileWriter(path or job.path) as writer:
-        writer.write_header(header)
+        writer.write_header(made)
         for one in rows:
             writer.write(one)
 
@@ -127,12 +131,12 @@ def test_other_rounds_take_means_per_evaluation_and_the_strategys_own_queries(tm
     assert [guess.with_queries for guess in guesses] == [True, True, False]
 
 
-def test_rows_of_before_a_setting_was_there_are_like_theirs_only_roughly(tmp_path):
+def test_rows_older_than_a_setting_are_of_the_value_that_behaves_as_the_code_did(tmp_path):
     one, todo = runs(tmp_path, "margin", seeds=("0", "1"))
     past = past_of(tmp_path, (one, three_rows(1.0), {"forget": ("trainer",)}))
     (guess,) = reckon(tmp_path, [todo], past).known_guesses
     assert guess.seconds == pytest.approx(66.5)
-    assert not guess.same_configuration
+    assert guess.same_configuration
 
 
 @pytest.mark.parametrize("other", ["net.feature_dim", "initial_size", "training.max_epochs", "batch_size"])
@@ -244,7 +248,7 @@ def test_a_damaged_file_is_passed_over_in_the_results_folder_and_refused_elsewhe
     here = settings(tmp_path)
     assert [log.path for log in read_past(replace(here, past=[here.results]))] == [job.path]
     assert len(caplog.messages) == 2
-    assert "no-device/random/seed-0.jsonl, line 1: a header without 'fingerprint.device'" in caplog.text
+    assert "no-device/random/seed-0.jsonl, line 1: fingerprint.algorithm_version is missing" in caplog.text
     assert "torn/random/seed-0.jsonl, line 1: not JSON" in caplog.text
     for name in ("torn", "no-device"):
         with pytest.raises(ResultsError, match=f"{name}/random/seed-0.jsonl, line 1"):

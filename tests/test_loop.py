@@ -160,13 +160,15 @@ def forged(path, experiment, name, value):
     path.write_bytes(json.dumps(header).encode() + b"\n" + rows[1])
 
 
-@pytest.mark.parametrize("name", ["data", "latents", "graph", "algorithm_version"])
-def test_rows_made_from_something_else_are_not_continued(experiment, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "value"), [("data", "else"), ("latents", "else"), ("graph", "else"), ("algorithm_version", 99)]
+)
+def test_rows_made_from_something_else_are_not_continued(experiment, tmp_path, name, value):
     path = tmp_path / "seed-0.jsonl"
     run_in_process(experiment, path, example_config("dgmg"))
-    forged(path, experiment, name, "somethingelse")
+    forged(path, experiment, name, value)
     before = path.read_bytes()
-    with pytest.raises(ResultsError, match=f"made from something else .{name} somethin"):
+    with pytest.raises(ResultsError, match=f"made from something else .{name} {value} "):
         run_in_process(experiment, path, example_config("dgmg"))
     assert path.read_bytes() == before
 

@@ -312,7 +312,7 @@ def test_validate_reads_projections_and_first_classes(tmp_path, experiment):
 
 @pytest.mark.parametrize(
     ("classes", "said"),
-    [([1] * 9, "9 initial_classes of 10"), ([1] * 9 + [10], "10 in initial_classes"), (None, "not list")],
+    [([1] * 9, "9 initial_classes of 10"), ([1] * 9 + [10], "10 in initial_classes"), (None, "where a list should be")],
 )
 def test_validate_finds_wrong_first_classes(tmp_path, experiment, classes, said):
     path = job_of(tmp_path).path

@@ -270,7 +270,7 @@ def test_a_run_made_from_something_else_is_refused_and_the_others_go_on(experime
 
 def test_a_configuration_of_another_version_is_refused_in_one_line(experiment, results):
     path = run_of(results, "margin")
-    path.write_text(path.read_text().replace('"graph_k"', '"neighbours"'))
+    path.write_text(path.read_text().replace('"graph_k"', '"neighbours": 7, "graph_k"'))
     outcome, heard = replayed(experiment, wanted(results, rounds=(0,)))
     (line,) = outcome.problems
     assert line.startswith("digits/margin/seed-0 is not replayed: its configuration is another version's (")
@@ -282,7 +282,7 @@ def test_a_configuration_of_another_version_is_refused_in_one_line(experiment, r
 def test_a_file_that_does_not_tell_what_its_rows_are_of_is_refused(results):
     path = run_of(results, "margin")
     path.write_text(path.read_text().replace('"data": "', '"datum": "'))
-    with pytest.raises(ResultsError, match=f"{path}, line 1: a header without 'fingerprint.data'"):
+    with pytest.raises(ResultsError, match=f"{path}, line 1: fingerprint.data is missing"):
         plan_replay(wanted(results))
 
 

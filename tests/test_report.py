@@ -3,9 +3,7 @@
 import csv
 import io
 import itertools
-import json
 from dataclasses import replace
-from functools import reduce
 from math import exp, inf, log, sqrt
 
 import pytest
@@ -30,15 +28,12 @@ from dgal_bench.results.metrics import (
 from dgal_bench.results.reader import read_all_timings, read_results, read_run, timings_path
 from dgal_bench.results.rows import (
     COMMON,
-    NEEDED_BY_REPORT,
-    NEEDED_OF_ALL,
-    NEEDED_OF_BEGUN,
-    NEEDED_OF_SETUP,
     RoundRecord,
     Timing,
     state_digest,
 )
 from dgal_bench.results.writer import FileWriter, write_timings
+from tests import headers
 
 
 def row(round_, n_labeled, accuracy, seconds=None, scored=None, jobs=1, busy=0.0):
@@ -91,29 +86,28 @@ def test_a_ratio_is_paired_and_geometric():
 
 
 def header(strategy, seed, restrict="everything", acquire="margin", profile="cpu", version=1, graph_k=20, rounds=2):
-    return {
-        "cell": f"toy/{strategy}/seed-{seed}",
-        "profile": profile,
-        "config": {
-            "seed": seed, "rounds": rounds, "batch_size": 10, "initial_size": 10, "restricted_size": 50,
-            "dataset": {"name": "toy"}, "graph": {"graph_k": graph_k},
+    made = headers.header(
+        cell=f"toy/{strategy}/seed-{seed}",
+        profile=profile,
+        config={
+            "seed": seed, "profile": profile, "rounds": rounds, "batch_size": 10, "initial_size": 10,
+            "restricted_size": 50, "dataset": {"name": "toy"}, "graph": {"graph_k": graph_k},
             "representation": {"kind": "vae", "encoder": "cnn", "model": None, "path": None},
             "strategy": {"name": strategy, "restrict": {"kind": restrict}, "acquire": {"kind": acquire}},
         },
-        "fingerprint": {
-            "algorithm_version": version, "config": strategy, "data": "d", "weights": None, "files": None,
-            "git": "0123456789", "torch": "2.x", "device": "cpu", "graph": "g", "latents": "l",
+        fingerprint={
+            "algorithm_version": version, "config": strategy, "data": "d", "git": "0123456789", "torch": "2.x",
+            "device": "cpu", "graph": "g", "latents": "l",
         },
-        "provenance": {
-            "machine": {"cpu": "Abacus", "cores": 2}, "git": {"revision": "0123456789abcdef", "dirty": False},
-            "versions": {},
-        },
-        "initial": list(range(10)),
-        "setup": {
-            "representation": {"kind": "vae", "seconds": 7.0, "label_share": {"latents": 0.9, "pixels": 0.8}},
-            "graph": {"seconds": 0.5, "components": 1, "exact": True, "recall": 1.0},
-        },
-    }  # fmt: skip
+        provenance={"machine": {"cpu": "Abacus", "cores": 2}, "git": {"revision": "0123456789abcdef", "dirty": False}},
+        initial=list(range(10)),
+    )  # fmt: skip
+    made["provenance"]["versions"] = {}
+    made["setup"] = {
+        "representation": {"kind": "vae", "seconds": 7.0, "label_share": {"latents": 0.9, "pixels": 0.8}},
+        "graph": {"seconds": 0.5, "components": 1, "exact": True, "recall": 1.0},
+    }
+    return made
 
 
 def run(root, strategy, seed, rows, failure=None, suite="suite", **facts):
@@ -344,7 +338,7 @@ def replayed(
     facts["provenance"]["machine"]["cpu"] = machine
     timings_header = {
         "cell": f"toy/{strategy}/seed-{seed}", "common": None, "picks": digest_of or state_digest(read_run(path)),
-        "rounds": list(rounds), "repeats": 3, "changed": [],
+        "rounds": list(rounds), "repeats": 3, "changed": [], "when": "now",
         "fingerprint": facts["fingerprint"], "provenance": facts["provenance"],
     }  # fmt: skip
     lines = [timing(strategy, n, each, equal, jobs, busy) for n, each in zip(rounds, seconds, strict=True)]
@@ -530,7 +524,7 @@ def test_all_strategies_on_one_state_have_a_table_of_their_own(results):
     facts = header("margin", 0)
     common = {
         "cell": "toy/margin/seed-0", "common": "toy/margin/seed-0", "picks": state_digest(read_run(path)),
-        "rounds": [0, 1], "repeats": 3, "changed": [], "fingerprint": facts["fingerprint"],
+        "rounds": [0, 1], "repeats": 3, "changed": [], "when": "now", "fingerprint": facts["fingerprint"],
         "provenance": facts["provenance"],
     }  # fmt: skip
     lines = [timing("margin", 0, [4, 4, 4]), timing("margin", 1, [6, 6, 6])]
@@ -599,26 +593,6 @@ def test_runs_of_other_data_stay_apart_and_what_never_began_is_told_once(tmp_pat
         ("suite/toy (data one)", ["margin"]), ("suite/toy (data two)", ["lc"]),
     ]  # fmt: skip
     assert summary_md(groups).count("FAILED, not counted: badge/seed-0") == 1
-
-
-@pytest.mark.parametrize(
-    "needed",
-    [NEEDED_OF_ALL, NEEDED_OF_BEGUN, NEEDED_BY_REPORT, NEEDED_OF_SETUP],
-    ids=["identity", "content", "made by", "set up"],
-)
-def test_a_file_that_does_not_tell_what_a_report_needs_is_refused_by_field(tmp_path, needed):
-    path = tmp_path / "suite" / "toy" / "margin" / "seed-0.jsonl"
-    run(tmp_path, "margin", 0, scaled(1))
-    whole, *rows = path.read_text().splitlines(keepends=True)
-    for name in needed:
-        damaged = json.loads(whole)
-        *above, last = name.split(".")
-        del reduce(dict.__getitem__, above, damaged)[last]
-        if name == "initial":  # without it nothing would have begun
-            damaged["initial"] = 3
-        path.write_text(json.dumps(damaged) + "\n" + "".join(rows))
-        with pytest.raises(ResultsError, match=f"^{path}, line 1: .*{name}"):
-            group(read_results(tmp_path))
 
 
 @pytest.mark.parametrize("change", [{"query_seconds": None}, {"query_seconds": 0.0}, {"n_scored": None}])

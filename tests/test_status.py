@@ -12,6 +12,7 @@ from dgal_bench.core.files import lock
 from dgal_bench.results.rows import RoundRecord
 from dgal_bench.results.status import WIDTH, any_damaged, scan_folder, status_table
 from dgal_bench.results.writer import FileWriter
+from tests.headers import header
 
 GOLDEN = Path(__file__).parent / "golden" / "schema-2"
 
@@ -23,9 +24,8 @@ def write(root, label, seed, rows=0, ending=None, profile="cpu", rounds=30, data
         "seed": seed, "rounds": rounds, "initial_size": None if full else 10, "dataset": {"name": dataset},
         "strategy": {"name": label, "restrict": {"kind": "everything"}, "acquire": {"kind": "margin"}},
     }  # fmt: skip
-    header = {"cell": "", "profile": profile, "config": config, "fingerprint": {}, "initial": [0]}
     with FileWriter(path) as writer:
-        writer.write_header(header)
+        writer.write_header(header(profile=profile, config=config))
         for round_ in range(rows):
             writer.write(RoundRecord(round_, 10, 0.5, False, 3, 0.1, 1.0, 1.0, 1.0, 1, 1, 0.5))
         if ending and ending[0] == "failed":

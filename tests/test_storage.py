@@ -20,7 +20,8 @@ from dgal_bench.core.errors import ResultsError
 from dgal_bench.experiment import Run
 from dgal_bench.loop import run_loop
 from dgal_bench.results.reader import read_run
-from dgal_bench.results.rows import SCHEMA_VERSION, choice
+from dgal_bench.results.rows import choice
+from dgal_bench.results.schema import SCHEMA_VERSION
 from dgal_bench.results.writer import FileWriter, UnwritableError
 from tests.sweeping import HERE, alone, command, here, listing, texts_of
 

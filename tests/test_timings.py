@@ -10,10 +10,11 @@ from dgal_bench.core.errors import ResultsError
 from dgal_bench.results.reader import read_all_timings, read_timings, timings_path
 from dgal_bench.results.rows import Timing
 from dgal_bench.results.writer import write_timings
+from tests.headers import header
 
 HEADER = {
     "cell": "digits/dgmg/seed-0", "common": None, "picks": "0123", "rounds": [0, 3], "repeats": 3, "changed": [],
-    "fingerprint": {"torch": "2.x"}, "provenance": {"machine": {"cpu": "Abacus"}},
+    "when": "2026-11-23T11:00:00+00:00", **{name: header()[name] for name in ("fingerprint", "provenance")},
 }  # fmt: skip
 ONE = Timing("dgmg", 0, [0.3, 0.1, 0.2], {"diffuse": 0.15, "infer": 0.05}, 20, 20, True, 1, 0.5, 0.01)
 TWO = replace(ONE, round=3, query_seconds=[0.4, 0.6], busy_elsewhere=None)
@@ -76,7 +77,6 @@ def changed(number, **facts):
         changed(1, kind="round"),
         changed(1, query_seconds=[]),
         changed(2, query_seconds=[0.1, -1.0]),
-        changed(2, surprise=1),
         lambda lines: [{name: value for name, value in lines[0].items() if name != "picks"}, *lines[1:]],
         lambda lines: [],
         lambda lines: [[], *lines[1:]],

@@ -16,7 +16,7 @@ from dgal_bench.core.files import find_files
 from dgal_bench.engines.progress import duration
 from dgal_bench.engines.sweep import PlannedRun, SweepSettings
 from dgal_bench.results.reader import read_results, read_run
-from dgal_bench.results.rows import RequiredFields, RoundRecord, RunLog, check_header
+from dgal_bench.results.rows import RoundRecord, RunLog
 
 _logger = logging.getLogger(__name__)
 
@@ -24,9 +24,6 @@ _TRAINING = ("profile", "dataset", "net", "training", "threads", "deterministic"
 """Runs that agree in these train for about as long, whatever their strategy and number of rounds."""
 
 _SETUP = ("dataset", "representation", "trainer", "graph")
-
-_REQUIRED: RequiredFields = {"fingerprint.device": (str,), "provenance.machine.cpu": (str,), "setup": (dict,)}
-"""Header fields of a run with rows, besides those of every header."""
 
 Config = Mapping[str, Any]
 
@@ -40,10 +37,7 @@ def read_past(settings: SweepSettings) -> list[RunLog]:
         ResultsError: another folder is missing or has no runs, or one of its files is damaged.
     """
     own = _own_runs(settings.results) if settings.results in settings.past else []
-    others = [log for folder in settings.past if folder != settings.results for log in read_results(folder)]
-    for log in others:
-        _check(log)
-    return [*own, *others]
+    return [*own, *(log for folder in settings.past if folder != settings.results for log in read_results(folder))]
 
 
 def _own_runs(results: Path) -> list[RunLog]:
@@ -51,16 +45,10 @@ def _own_runs(results: Path) -> list[RunLog]:
     for path in find_files(results, "seed-*.jsonl"):
         try:
             if (log := read_run(path)) is not None:
-                _check(log)
                 logs.append(log)
         except ResultsError as error:
             _logger.warning("ignored for the estimate: %s", error)
     return logs
-
-
-def _check(log: RunLog) -> None:
-    if log.records:
-        check_header(log.header, _REQUIRED, str(log.path))
 
 
 def row_seconds(row: RoundRecord) -> float:

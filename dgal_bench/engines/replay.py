@@ -23,7 +23,7 @@ from dgal_bench.report.notes import LEGEND
 from dgal_bench.report.times import is_disturbed, is_usable, same_code_and_machine
 from dgal_bench.results.reader import read_results, read_timings, timings_path
 from dgal_bench.results.resume import ALGORITHM_VERSION, check_resumable
-from dgal_bench.results.rows import COMMON, RunLog, Timing, Timings, check_content_facts
+from dgal_bench.results.rows import COMMON, RunLog, Timing, Timings
 from dgal_bench.results.writer import write_timings
 from dgal_bench.strategies import resolve_parts
 
@@ -77,8 +77,6 @@ def plan_replay(options: ReplayOptions) -> ReplayPlan:
         ConfigError: a run does not have the round, or there is no such run.
     """
     logs = read_results(options.results)
-    for log in logs:
-        check_content_facts(log)
     logs = [log for log in logs if log.rounds and log.header["config"]["initial_size"] is not None]
     chosen, left_out = _find_common(logs, options) if options.common else _choose_seed(logs, options)
     items, done, refused = [], [], []

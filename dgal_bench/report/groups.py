@@ -11,7 +11,8 @@ from dgal_bench.config.schema import SECTIONS, differences, without_paths
 from dgal_bench.core.errors import ResultsError
 from dgal_bench.report.times import by_run, hardware, machine_of_run, timings_of
 from dgal_bench.results.resume import ALGORITHM_VERSION
-from dgal_bench.results.rows import RunLog, Timings, check_report_facts
+from dgal_bench.results.rows import RunLog, Timings
+from dgal_bench.results.schema import RESTORE
 
 BASELINE = "margin"
 """The strategy that speed-ups are relative to."""
@@ -100,12 +101,12 @@ def group(logs: Iterable[RunLog], timings: Sequence[Timings] = ()) -> list[Group
     """Runs by suite, data set, its content, profile, algorithm version and machine: never averaged over these.
 
     Raises:
-        ResultsError: a file lacks facts that a report needs.
+        ResultsError: a row lacks the query that a report compares.
     """
     begun: dict[_Key, dict[_Origin, dict[str, list[RunLog]]]] = {}
     unstarted: dict[_Key, list[RunLog]] = {}
     for log in logs:
-        check_report_facts(log)
+        _check_queries(log)
         if log.begun:
             origin = (log.header["fingerprint"]["data"][:8], machine_of_run(log))
             runs = begun.setdefault(_key(log), {}).setdefault(origin, {})
@@ -160,6 +161,14 @@ def _group(
     strategies = {label: logs for label, logs in runs.items() if not is_reference(logs[0])}
     content, machine = origin
     return Group(*key, _by_configuration(strategies), references, content, unstarted, timings, seeds_elsewhere, machine)
+
+
+def _check_queries(log: RunLog) -> None:
+    for record in () if is_reference(log) else log.records[:-1]:
+        if not record.query_seconds or record.query_seconds < 0 or record.n_scored is None:
+            raise ResultsError(
+                f"{log.path}: no seconds or no points scored of the query of round {record.round}: {RESTORE}"
+            )
 
 
 def is_reference(log: RunLog) -> bool:

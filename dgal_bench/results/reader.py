@@ -7,26 +7,20 @@ resumed, and what was different).
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any
 
-from dgal_bench.config.schema import SECTIONS
 from dgal_bench.core.errors import ResultsError
 from dgal_bench.core.files import find_files
-from dgal_bench.results.rows import (
-    ESSENTIAL,
+from dgal_bench.results.rows import RunLog, Timings
+from dgal_bench.results.schema import (
     RESTORE,
+    SCHEMAS,
+    TIMING,
+    TIMINGS_HEADER,
     TIMINGS_VERSION,
-    RoundRecord,
-    RunLog,
-    Timing,
-    Timings,
-    check_header,
-    migrate,
-    misfit_message,
+    parse_line,
+    read_header,
 )
 
 
@@ -51,90 +45,38 @@ def read_run(path: Path) -> RunLog | None:
 def parse_run(path: Path, raw: bytes) -> RunLog | None:
     """As ``read_run``, from the bytes of the file; ``path`` is the name that the log and messages give."""
     whole = raw[: raw.rfind(b"\n") + 1]
-    parsed = [_parse_line(path, number, line) for number, line in enumerate(whole.splitlines(), start=1)]
-    if not parsed:
+    lines = [_parse_json(line, f"{path}, line {number}") for number, line in enumerate(whole.splitlines(), start=1)]
+    if not lines:
         return None
-    lines = migrate(parsed, str(path))
-    sections = {f"config.{name}": (dict,) for name in SECTIONS if name in lines[0]["config"]}
-    check_header(lines[0], {**ESSENTIAL, **sections}, str(path))
+    header, records = read_header(lines[0], str(path)), []
     for number, line in enumerate(lines[1:], start=2):
-        _check_line(path, number, line)
-    records = tuple(_record(path, n, line) for n, line in enumerate(lines, start=1) if line["kind"] == "round")
+        if line["kind"] in SCHEMAS:
+            parsed = parse_line(SCHEMAS[line["kind"]], line, f"{path}, line {number}")
+            records += [parsed] if line["kind"] == "round" else []
     if [r.round for r in records] != list(range(len(records))):
         raise ResultsError(f"{path}: rounds {[r.round for r in records]} are not 0, 1, 2, ...: the file was changed")
-    if records:
-        check_header(lines[0], {"initial": (list,)}, str(path))
-    last = lines[-1]
+    if records and "initial" not in header:
+        raise ResultsError(f"{path}, line 1: initial is missing, and there are rounds: {RESTORE}")
     return RunLog(
         path,
-        lines[0],
-        records,
-        failure=last if last["kind"] == "failure" else None,
-        skipped=last if last["kind"] == "skipped" else None,
+        header,
+        tuple(records),
+        failure=lines[-1] if lines[-1]["kind"] == "failure" else None,
+        skipped=lines[-1] if lines[-1]["kind"] == "skipped" else None,
         continuations=tuple(line for line in lines if line["kind"] == "continuation"),
-        lines=tuple(parsed),
+        lines=tuple(lines),
         length=len(whole),
     )
 
 
-def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _parse_json(line: bytes, where: str) -> dict[str, Any]:
     try:
         parsed = json.loads(line)
     except ValueError as error:
-        raise ResultsError(f"{path}, line {number}: not JSON ({error}): {RESTORE}") from error
+        raise ResultsError(f"{where}: not JSON ({error}): {RESTORE}") from error
     if not isinstance(parsed, dict) or not isinstance(parsed.get("kind"), str):
-        raise ResultsError(f"{path}, line {number}: not a record: {RESTORE}")
+        raise ResultsError(f"{where}: not a record: {RESTORE}")
     return parsed
-
-
-@dataclass(frozen=True)
-class _Kinds:
-    """JSON types of a field, and of the items of a list or the values of an object."""
-
-    outer: frozenset[type]
-    inner: frozenset[type]
-
-    @classmethod
-    def of(cls, hint: Any) -> "_Kinds":
-        options = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-        inner = {get_args(option)[-1] for option in options if get_args(option)}
-        if float in inner:
-            inner.add(bool)  # a plugin's fact in ``extra`` may be true or false
-        return cls(_json_types({get_origin(option) or option for option in options}), _json_types(inner))
-
-
-def _json_types(kinds: set[type]) -> frozenset[type]:
-    return frozenset(kinds | {int} if float in kinds else kinds)  # 1.0 may be written as 1
-
-
-_FIELDS: Mapping[str, Mapping[str, _Kinds]] = {
-    "round": {f.name: _Kinds.of(f.type) for f in fields(RoundRecord)},
-    "failure": {"error": _Kinds.of(str)},
-    "skipped": {"why": _Kinds.of(str)},
-    "continuation": {"changed": _Kinds.of(list[str])},
-}
-"""By kind of line the fields that readers need. RoundRecord decides which of a round's fields are required."""
-
-
-def _check_line(path: Path, number: int, line: Mapping[str, Any]) -> None:
-    for name, kinds in _FIELDS.get(line["kind"], {}).items():
-        if name in line:
-            value = line[name]
-            if type(value) not in kinds.outer:  # not isinstance: true is no number
-                raise ResultsError(f"{path}, line {number}: {name}: {misfit_message(value, kinds.outer)}")
-            for item in (value.values() if isinstance(value, dict) else value) if value and kinds.inner else ():
-                if type(item) not in kinds.inner:
-                    raise ResultsError(f"{path}, line {number}: in {name}: {misfit_message(item, kinds.inner)}")
-        elif line["kind"] != "round":
-            raise ResultsError(f"{path}, line {number}: a {line['kind']} without '{name}': {RESTORE}")
-
-
-def _record(path: Path, number: int, line: Mapping[str, Any]) -> RoundRecord:
-    names = {f.name for f in fields(RoundRecord)}
-    try:
-        return RoundRecord(**{name: value for name, value in line.items() if name in names})
-    except TypeError as error:
-        raise ResultsError(f"{path}, line {number}: not a round record ({error})") from error
 
 
 def run_files(root: Path) -> list[Path]:
@@ -177,42 +119,26 @@ def read_timings(path: Path) -> Timings | None:
         ResultsError: the file is damaged, or of another version.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ResultsError(f"{path} cannot be read: {error}: remove it, or replay again") from error
     try:
-        header, *lines = [json.loads(line) for line in text.splitlines()]
-        version = header["schema_version"] if header["kind"] == "timings" else None
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged_error(path, error) from error
-    if version != TIMINGS_VERSION:
-        raise ResultsError(
-            f"{path}, line 1: timings of schema {version}, where this version reads {TIMINGS_VERSION}: remove it, "
-            "and replay again"
-        )
-    try:
-        timings = tuple(_parse_timing(line) for line in lines)
-        missing = {"cell", "common", "picks", "rounds", "repeats", "fingerprint", "provenance"} - header.keys()
-        if missing or not timings or {timing.round for timing in timings} != set(header["rounds"]):
-            raise ValueError(f"no {', '.join(sorted(missing)) or 'timing of some round'}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged_error(path, error) from error
+        header, *lines = [_parse_json(line, f"line {number}") for number, line in enumerate(raw.splitlines(), start=1)]
+        if (version := header.get("schema_version")) != TIMINGS_VERSION or header["kind"] != "timings":
+            raise ResultsError(f"line 1: timings of schema {version}, where this version reads {TIMINGS_VERSION}")
+        parse_line(TIMINGS_HEADER, header, "line 1")
+        timings = tuple(parse_line(TIMING, line, f"line {number}") for number, line in enumerate(lines, start=2))
+        if {line["kind"] for line in lines} != {"timing"} or {each.round for each in timings} != set(header["rounds"]):
+            raise ResultsError("no timing of some round, or a line of another kind")
+        for timing in timings:
+            if not timing.query_seconds or min(timing.query_seconds) <= 0:
+                raise ResultsError(f"no seconds of {timing.strategy} in round {timing.round}")
+    except (ResultsError, ValueError) as error:
+        what = str(error).removesuffix(f": {RESTORE}")
+        raise ResultsError(f"{path} is damaged ({what}): remove it, and replay again") from error
     return Timings(path, header, timings)
-
-
-def _parse_timing(line: Mapping[str, Any]) -> Timing:
-    if line["kind"] != "timing":
-        raise ValueError(f"a line of kind {line['kind']}")
-    timing = Timing(**{name: value for name, value in line.items() if name != "kind"})
-    if not timing.query_seconds or min(timing.query_seconds) <= 0:
-        raise ValueError(f"no seconds of {timing.strategy} in round {timing.round}")
-    return timing
-
-
-def _damaged_error(path: Path, error: Exception) -> ResultsError:
-    return ResultsError(f"{path} is damaged ({error}): remove it, and replay again")
 
 
 def read_all_timings(root: Path) -> list[Timings]:

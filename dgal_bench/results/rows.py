@@ -1,72 +1,17 @@
-"""What a results file says: its versions, its rows and what readers make of them, and every field with its type.
-
-A reader checks the fields that it needs (``check_header`` and the tables above it); ``dgal-bench validate`` checks
-every field (``find_misfits`` and the dataclasses of lines).
-"""
+"""What readers make of results files: a round, a run's file, and the queries of a run timed again."""
 
 import hashlib
 import json
-import math
 import statistics
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from functools import cache
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from dgal_bench.core.errors import ResultsError
+from pydantic import ConfigDict
 
-SCHEMA_VERSION = 2
-"""Raised when older lines would change their meaning, or could no longer be read.
-
-1: ``jobs`` counts the runs of one command; the oldest headers lack weights, files and facts of the data. Every run has
-   begun: its header names the initial set.
-2: ``jobs`` counts all runs on the machine, ``busy_elsewhere`` is the cores that other processes kept busy; a header
-   without an initial set is of a run that failed or was skipped before it began; lines of kind ``skipped``.
-"""
-
-RESTORE = "restore the line, or remove the file to start over"
-
-Line = Mapping[str, Any]
-
-
-def _from_1(lines: Sequence[Line]) -> list[Line]:
-    header, *rest = lines
-    fingerprint = {"weights": None, "files": None, **header["fingerprint"]}
-    config = dict(header["config"])
-    if isinstance(given := config.get("representation", {}), Mapping):
-        config["representation"] = {"encoder": "cnn", "path": None, "model": None, **given}
-    return [{"data": {}, **header, "fingerprint": fingerprint, "config": config}, *rest]
-
-
-MIGRATIONS: Mapping[int, Callable[[Sequence[Line]], list[Line]]] = {1: _from_1}
-"""From each version to the next one."""
-
-
-def migrate(lines: Sequence[Line], where: str) -> list[Line]:
-    """The lines of a file, header first, as this version would have written them.
-
-    Raises:
-        ResultsError: line 1 is no header, or a newer version's, or lacks config or fingerprint.
-    """
-    version = lines[0].get("schema_version")
-    if lines[0].get("kind") != "header" or not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ResultsError(
-            f"{where}, line 1: schema {version if version is not None else 'no schema_version'}, where this version "
-            f"reads 1 to {SCHEMA_VERSION}: use another results=DIR"
-        )
-    if version > SCHEMA_VERSION:
-        raise ResultsError(
-            f"{where}, line 1: schema {version}, where this version reads 1 to {SCHEMA_VERSION}: update dgal-bench, "
-            "or use another results=DIR"
-        )
-    check_header(lines[0], {"config": (dict,), "fingerprint": (dict,)}, where)
-    migrated = list(lines)
-    for step in range(version, SCHEMA_VERSION):
-        migrated = MIGRATIONS[step](migrated)
-    return [{**migrated[0], "schema_version": SCHEMA_VERSION}, *migrated[1:]]
+# How pydantic checks lines. As JSON: there strict types take an object for a dataclass, but no text for a number.
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -75,6 +20,8 @@ class RoundRecord:
 
     CHOICE_FIELDS are the same bits in every repetition of the run; the others are circumstances.
     """
+
+    __pydantic_config__ = STRICT
 
     round: int
     n_labeled: int
@@ -98,7 +45,7 @@ class RoundRecord:
     ties: float | None = None  # share of the restricted set that the tie-break chose
     query_seconds: float | None = None
     seconds: dict[str, float] | None = None  # by exclusive phase
-    extra: dict[str, float] = field(default_factory=dict)  # facts that a strategy added
+    extra: dict[str, float | bool] = field(default_factory=dict)  # facts that a strategy added
     propagated: dict[str, float] | None = None  # the test split classified by labels propagated over the graph alone
     extra_seconds: float = 0.0  # for facts of this row, in no other time: reach, propagated
     rehearsal_seconds: float | None = None  # of one untimed query, before the first clock of the process
@@ -159,9 +106,6 @@ def picks(records: Sequence[RoundRecord]) -> list[int]:
     return [position for record in records for position in record.indices or []]
 
 
-TIMINGS_VERSION = 1
-"""Of timings files alone. Files of other versions are refused: a replay makes them again."""
-
 COMMON = "timings-common.jsonl"
 
 
@@ -171,6 +115,8 @@ class Timing:
 
     ``picks_equal``: every repeat picked what the row says; None where no row is of this strategy and state.
     """
+
+    __pydantic_config__ = STRICT
 
     strategy: str
     round: int
@@ -221,277 +167,5 @@ class Timings:
 
 def state_digest(log: RunLog) -> str:
     """Hash of what determines a run's states: configuration, initial set, and picks in order."""
-    content = [log.header["fingerprint"]["config"], log.header["initial"], picks(log.records)]
+    content = [log.lines[0]["fingerprint"]["config"], log.header["initial"], picks(log.records)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:20]
-
-
-# What readers need of a file.
-
-RequiredFields = Mapping[str, tuple[type, ...]]
-"""JSON types of fields that a header must have, by dotted path."""
-
-ESSENTIAL: RequiredFields = {
-    "cell": (str,), "profile": (str,), "config.seed": (int,), "config.rounds": (int,),
-    "config.initial_size": (int, NoneType), "config.dataset.name": (str,), "config.strategy.name": (str,),
-    "config.strategy.restrict.kind": (str,), "config.strategy.acquire.kind": (str,),
-}  # fmt: skip
-"""Of every run, begun or not: they say which run it is and how many rounds it has."""
-
-NEEDED_OF_ALL: RequiredFields = {"fingerprint.algorithm_version": (int,), "fingerprint.config": (str,)}
-"""Of every run whose content is compared."""
-
-NEEDED_OF_BEGUN: RequiredFields = {
-    "fingerprint.data": (str,), "fingerprint.weights": (str, NoneType), "fingerprint.files": (str, NoneType),
-    "initial": (list,),
-}  # fmt: skip
-"""Of a run that has begun."""
-
-NEEDED_BY_REPORT: RequiredFields = {
-    "config.batch_size": (int,), "config.restricted_size": (int,), "config.graph.graph_k": (int,),
-    "config.representation.kind": (str,), "config.representation.encoder": (str,),
-    "config.representation.path": (str, NoneType), "config.representation.model": (str, NoneType),
-    "fingerprint.device": (str,), "fingerprint.torch": (str,),
-    "provenance.git.revision": (str, NoneType), "provenance.git.dirty": (bool, NoneType),
-    "provenance.machine.cpu": (str,), "provenance.machine.cores": (int,), "provenance.versions": (dict,),
-}  # fmt: skip
-"""Of a run that has begun, for a report."""
-
-NEEDED_OF_SETUP: RequiredFields = {
-    "fingerprint.graph": (str,), "fingerprint.latents": (str,), "setup.representation.seconds": (float, int),
-    "setup.representation.label_share": (dict,), "setup.graph.seconds": (float, int), "setup.graph.components": (int,),
-    "setup.graph.exact": (bool,), "setup.graph.recall": (float, int),
-}  # fmt: skip
-"""Of a run with a graph, for a report: full supervision has none."""
-
-OPTIONAL_FACTS: RequiredFields = {"data": (dict,), "data.n_classes": (int, NoneType), "initial_classes": (list,)}
-"""Of a header that has them: older ones do not."""
-
-
-def check_header(header: Line, required: RequiredFields, where: str) -> None:
-    """Raises ResultsError for the first field that is missing or of another type."""
-    for path, kinds in required.items():
-        value: Any = header
-        for name in path.split("."):
-            if not isinstance(value, Mapping) or name not in value:
-                raise ResultsError(f"{where}, line 1: a header without '{path}': {RESTORE}")
-            value = value[name]
-        if type(value) not in kinds:
-            raise ResultsError(f"{where}, line 1: {path}: {misfit_message(value, kinds)}")
-
-
-_JSON_NAMES: Mapping[type, str] = {
-    str: "a text", int: "a whole number", float: "a number", bool: "true or false", list: "a list",
-    dict: "an object", NoneType: "null",
-}  # fmt: skip
-
-
-def misfit_message(value: Any, kinds: Collection[type]) -> str:
-    """``"x", where a number should be: restore the line, ...``."""
-    hidden = {int, bool} if float in kinds else set()  # a number may be whole
-    expected = [name for kind, name in _JSON_NAMES.items() if kind in kinds and kind not in hidden]
-    text = json.dumps(value)
-    short = text if len(text) <= 40 else f"{text[:37]}..."
-    return f"{short}, where {' or '.join(expected)} should be: {RESTORE}"
-
-
-def check_content_facts(log: RunLog) -> None:
-    """Raises ResultsError for the first fact about its content that a file lacks."""
-    check_header(log.header, {**NEEDED_OF_ALL, **(NEEDED_OF_BEGUN if log.begun else {})}, str(log.path))
-
-
-def check_report_facts(log: RunLog) -> None:
-    """Raises ResultsError for the first fact that a report needs and the file lacks."""
-    strategy = log.header["config"]["initial_size"] is not None
-    check_content_facts(log)
-    if log.begun:
-        check_header(log.header, {**NEEDED_BY_REPORT, **(NEEDED_OF_SETUP if strategy else {})}, str(log.path))
-    _check_optional_facts(log)
-    for record in log.records[:-1] if strategy else ():
-        if not record.query_seconds or record.query_seconds < 0 or record.n_scored is None:
-            raise ResultsError(
-                f"{log.path}: no seconds or no points scored of the query of round {record.round}: {RESTORE}"
-            )
-
-
-def _check_optional_facts(log: RunLog) -> None:
-    present = {name: kinds for name, kinds in OPTIONAL_FACTS.items() if name.partition(".")[0] in log.header}
-    data = log.header.get("data")
-    if isinstance(data, dict) and "n_classes" not in data:
-        present.pop("data.n_classes", None)
-    check_header(log.header, present, str(log.path))
-    if any(type(label) is not int for label in log.header.get("initial_classes", ())):
-        raise ResultsError(f"{log.path}, line 1: in initial_classes: not all are whole numbers: {RESTORE}")
-
-
-# Every field of every line, for validate.
-
-
-@dataclass(frozen=True)
-class OutlineFingerprint:
-    algorithm_version: int
-    config: str
-
-
-@dataclass(frozen=True)
-class Fingerprint(OutlineFingerprint):
-    data: str
-    latents: str
-    graph: str
-    weights: str | None
-    files: str | None
-    git: str | None
-    torch: str
-    cpu: str
-    device: str
-    threads: int
-    vectors: str = ""  # not in older files
-
-
-@dataclass(frozen=True)
-class HeaderOutline:
-    """The header of a run that failed or was skipped before it began."""
-
-    kind: str
-    schema_version: int
-    cell: str
-    profile: str
-    config: dict[str, Any]
-    fingerprint: OutlineFingerprint
-    provenance: dict[str, Any]
-    command: list[str] = field(default_factory=list, kw_only=True)  # not in older files
-
-
-@dataclass(frozen=True)
-class Header(HeaderOutline):
-    fingerprint: Fingerprint
-    data: dict[str, Any]
-    network: dict[str, Any]
-    setup: dict[str, Any]
-    initial: list[int]
-    initial_classes: list[int] = field(default_factory=list)  # not in older files
-
-
-@dataclass(frozen=True)
-class Failure:
-    kind: str
-    error: str
-    traceback: str
-
-
-@dataclass(frozen=True)
-class Skipped:
-    kind: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Continuation:
-    kind: str
-    changed: list[str]
-    provenance: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Round(RoundRecord):
-    kind: str = "round"
-
-
-@dataclass(frozen=True)
-class NamedSection:
-    name: str
-
-
-@dataclass(frozen=True)
-class Essentials:
-    """The fields of a configuration that every version has."""
-
-    seed: int
-    rounds: int
-    batch_size: int
-    initial_size: int | None
-    dataset: NamedSection
-    strategy: NamedSection
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    pool: int
-    test: int
-    shape: list[int]
-    n_classes: int
-
-
-OPEN_SHAPES = (Essentials, NamedSection)
-"""Shapes that allow further fields."""
-
-LINE_SHAPES: Mapping[str, type] = {"round": Round, "failure": Failure, "skipped": Skipped, "continuation": Continuation}
-"""The kinds that may follow a header."""
-
-NEW_IN_2 = {"kinds": {"skipped"}, "fields": {"busy_elsewhere"}}
-"""What a file of schema 1 cannot hold."""
-
-_PLAIN: Mapping[type, Callable[[Any], bool]] = {
-    bool: lambda value: isinstance(value, bool),
-    int: lambda value: isinstance(value, int) and not isinstance(value, bool),
-    float: lambda value: isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
-    str: lambda value: isinstance(value, str),
-    NoneType: lambda value: value is None,
-}
-
-
-def find_misfits(value: Any, hint: Any, name: str = "", partial: bool = False) -> Iterator[str]:
-    """Where a parsed JSON value is not of the type ``hint``, one line each; ``name`` is the value's.
-
-    ``partial``: a dataclass may lack fields and have others.
-    """
-    if hint is Any:
-        return
-    if hint in _PLAIN:
-        if not _PLAIN[hint](value):
-            yield _misfit(name, value, hint)
-    elif is_dataclass(hint):
-        yield from _field_misfits(value, hint, name, partial)
-    elif isinstance(hint, UnionType):
-        options = [option for option in get_args(hint) if option is not NoneType or value is None]
-        if len(options) == 1:
-            yield from find_misfits(value, options[0], name, partial)
-        elif all(any(find_misfits(value, option, name, partial)) for option in options):
-            yield _misfit(name, value, hint)
-    elif get_origin(hint) is list and isinstance(value, list):
-        item_hint, item_name = get_args(hint)[0], f"{name}[...]"
-        if fits := _PLAIN.get(item_hint):
-            value = [item for item in value if not fits(item)]
-        yield from islice((text for item in value for text in find_misfits(item, item_hint, item_name, partial)), 1)
-    elif get_origin(hint) is dict and isinstance(value, dict):
-        for key, item in value.items():
-            yield from find_misfits(item, get_args(hint)[1], f"{name}.{key}", partial)
-    else:
-        yield _misfit(name, value, hint)
-
-
-def _field_misfits(value: Any, hint: Any, name: str, partial: bool) -> Iterator[str]:
-    if not isinstance(value, dict):
-        yield _misfit(name, value, hint)
-        return
-    hints, required = _declared_fields(hint)
-    path = f"{name}." if name else ""
-    if not partial:
-        yield from (f"{path}{key} is missing" for key in required if key not in value)
-    if not partial and hint not in OPEN_SHAPES:
-        yield from (f"{path}{key} is no field of this kind of line" for key in value if key not in hints)
-    for key, item in value.items():
-        if key in hints:
-            yield from find_misfits(item, hints[key], f"{path}{key}", partial)
-
-
-@cache
-def _declared_fields(hint: type) -> tuple[dict[str, Any], list[str]]:
-    """The types of a dataclass's fields, and the names of the required ones."""
-    optional = {f.name for f in fields(hint) if f.default is not MISSING or f.default_factory is not MISSING}
-    return get_type_hints(hint), [f.name for f in fields(hint) if f.name not in optional]
-
-
-def _misfit(name: str, value: Any, hint: Any) -> str:
-    shown = repr(value)
-    kind = hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint)
-    return f"{name} is {shown if len(shown) <= 40 else shown[:37] + '...'}, not {kind}"

@@ -1,36 +1,31 @@
 """``dgal-bench validate``: every results file against its schema, its own header, its place and the other files."""
 
-import hashlib
 import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dgal_bench.config.schema import RunConfig, config_hash
 from dgal_bench.core.errors import ResultsError
 from dgal_bench.core.files import find_files, lock_holder
 from dgal_bench.results.projection_file import file_name, read_file
 from dgal_bench.results.reader import read_run, read_timings, run_files
-from dgal_bench.results.rows import (
-    COMMON,
-    LINE_SHAPES,
+from dgal_bench.results.rows import COMMON, PHASES, RoundRecord, RunLog, Timing, Timings
+from dgal_bench.results.schema import (
     NEW_IN_2,
-    PHASES,
-    DataFacts,
-    Essentials,
-    Fingerprint,
-    Header,
-    HeaderOutline,
+    ROUND,
+    SCHEMAS,
+    TIMING,
+    TIMINGS_HEADER,
     Line,
-    RoundRecord,
-    RunLog,
-    Timing,
-    Timings,
+    check_version,
+    complete_header,
+    config_hashes,
     find_misfits,
-    migrate,
+    header_schema,
+    parse_line,
 )
 
 Problem = tuple[int, str]
@@ -117,7 +112,7 @@ def examine_run_file(path: Path) -> FileReport:
     lines = _parse_lines(whole, report)
     if 1 not in lines:
         return report
-    report.header = _migrate_header(lines[1], report)
+    report.header = _complete_header(lines[1], report)
     if report.header is not None:
         header = lines.pop(1)
         _check_header(path, report.header, header, report)
@@ -141,29 +136,22 @@ def _parse_lines(whole: Sequence[bytes], report: FileReport) -> dict[int, dict[s
     return lines
 
 
-def _migrate_header(line: Line, report: FileReport) -> Line | None:
+def _complete_header(line: Line, report: FileReport) -> Line | None:
     """Line 1 in this version's terms; None where it is wrong, with the problems in ``report``."""
     try:
-        migrate([{**line, "config": {}, "fingerprint": {}}], "")  # checks the version alone
+        check_version(line, "")
     except ResultsError as error:
         report.problems.append((1, str(error).partition("line 1: ")[2]))
         return None
-    wrong = [*find_misfits(line.get("config"), Essentials, "config")]
-    wrong += [*find_misfits(line.get("fingerprint"), dict[str, Any], "fingerprint")]
-    if not wrong:
-        (header,) = migrate([line], "")
-        begun = "initial" in header or line["schema_version"] == 1
-        wrong = [*find_misfits(dict(header), Header if begun else HeaderOutline)]
+    header = complete_header(line)
+    wrong = find_misfits(header_schema(line), header)
     report.problems += [(1, what) for what in wrong]
     return None if wrong else header
 
 
 def _check_header(path: Path, header: Line, raw: Line, report: FileReport) -> None:
     """``raw`` is the header as in the file: the hash in it is of that configuration."""
-    config = header["config"]
-    wrong = [*find_misfits(config, RunConfig, "config", partial=True), *_place(path, header), *_hashes(raw)]
-    if report.begun:
-        wrong += [*find_misfits(header["data"], DataFacts, "data", partial=True), *_initial(header)]
+    wrong = [*_place(path, header), *_hashes(raw), *(_initial(header) if report.begun else ())]
     report.problems += [(1, what) for what in wrong]
 
 
@@ -188,7 +176,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 def _hashes(header: Line) -> Iterator[str]:
     fingerprint, full = header["fingerprint"], header["config"]["initial_size"] is None
-    if fingerprint["config"] not in config_hashes(header["config"], header["schema_version"]):
+    if fingerprint["config"] not in config_hashes(header):
         yield f"fingerprint.config {fingerprint['config'][:8]} is not the hash of the configuration beside it"
     for name in ("data", "latents", "graph", "weights", "files"):
         value = fingerprint.get(name)
@@ -196,12 +184,6 @@ def _hashes(header: Line) -> Iterator[str]:
             continue
         if not (_SHA256 if name == "data" else _HEX).fullmatch(value):
             yield f"fingerprint.{name} '{value[:20]}' is no hash"
-
-
-def config_hashes(config: Line, version: int) -> set[str]:
-    """Valid hashes of a configuration: RunConfig.hash; in schema 1 also an older one, which covers paths too."""
-    with_paths = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-    return {config_hash(config)} | ({with_paths} if version == 1 else set())
 
 
 def _initial(header: Line) -> Iterator[str]:
@@ -223,7 +205,7 @@ def _check_lines(lines: Mapping[int, Line], version: int, report: FileReport) ->
         wrong = list(_line_misfits(line, version))
         report.problems += [(number, what) for what in wrong]
         if line["kind"] == "round":
-            rows.append((number, None if wrong else _record(line)))
+            rows.append((number, None if wrong else parse_line(ROUND, line, f"line {number}")))
     report.n_rounds = len(rows)
     report.problems += [*_order(lines, rows, report)]
     if report.header is not None and report.begun:
@@ -236,17 +218,12 @@ def _line_misfits(line: Line, version: int) -> Iterator[str]:
     kind = line["kind"]
     if kind == "header":
         yield "a second header"
-    elif kind not in LINE_SHAPES or (version == 1 and kind in NEW_IN_2["kinds"]):
-        yield f"unknown kind '{kind}', none of {', '.join(LINE_SHAPES)}"
+    elif kind not in SCHEMAS or (version == 1 and kind in NEW_IN_2["kinds"]):
+        yield f"unknown kind '{kind}', none of {', '.join(SCHEMAS)}"
     else:
-        yield from find_misfits(line, LINE_SHAPES[kind])
+        yield from find_misfits(SCHEMAS[kind], line)
         if version == 1:
             yield from (f"{name} is no field of schema 1" for name in NEW_IN_2["fields"] & line.keys())
-
-
-def _record(line: Line) -> RoundRecord:
-    names = {f.name for f in fields(RoundRecord)}
-    return RoundRecord(**{name: value for name, value in line.items() if name in names})
 
 
 def _order(
@@ -539,26 +516,6 @@ def examine_projection(path: Path, runs: Sequence[FileReport]) -> FileReport:
 # Timings files, against their shape and the run whose states were used.
 
 
-@dataclass(frozen=True)
-class TimingLine(Timing):
-    kind: str = "timing"
-
-
-@dataclass(frozen=True)
-class TimingsHeader:
-    kind: str
-    schema_version: int
-    cell: str
-    common: str | None
-    picks: str
-    rounds: list[int]
-    repeats: int
-    when: str
-    changed: list[str]
-    fingerprint: Fingerprint
-    provenance: dict[str, Any]
-
-
 def examine_timings(path: Path) -> FileReport:
     """Every problem of a timings file; raises nothing."""
     report = FileReport(path)
@@ -569,10 +526,9 @@ def examine_timings(path: Path) -> FileReport:
         return report
     if timings is None:
         return report  # removed meanwhile
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    hints: list[type] = [TimingsHeader, *[TimingLine] * (len(lines) - 1)]
-    for number, (line, hint) in enumerate(zip(lines, hints, strict=True), start=1):
-        report.problems += [(number, what) for what in find_misfits(line, hint)]
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        schema = TIMINGS_HEADER if number == 1 else TIMING
+        report.problems += [(number, what) for what in find_misfits(schema, json.loads(line))]
     if not report.problems:
         report.problems += _timings_problems(timings)
         _check_run(timings, report)

@@ -13,7 +13,8 @@ from typing import Any
 from dgal_bench.core.errors import ResultsError
 from dgal_bench.core.files import lock, write_atomic
 from dgal_bench.results.reader import read_run
-from dgal_bench.results.rows import SCHEMA_VERSION, TIMINGS_VERSION, Line, RoundRecord, RunLog, Timing, migrate
+from dgal_bench.results.rows import RoundRecord, RunLog, Timing
+from dgal_bench.results.schema import SCHEMA_VERSION, TIMINGS_VERSION, Line
 
 
 class UnwritableError(ResultsError):
@@ -72,7 +73,7 @@ class FileWriter:
         new = self.path.with_name(f".{self.path.name}.new")
         file = new.open("wb", buffering=0)
         try:
-            _write(file, b"".join(_encode(line) for line in migrate(self._old.lines, str(self.path))))
+            _write(file, b"".join(_encode(line) for line in [self._old.header, *self._old.lines[1:]]))
             new.rename(self.path)
         except BaseException:
             file.close()
