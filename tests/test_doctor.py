@@ -260,7 +260,7 @@ def test_a_truncated_file_is_a_trouble_and_the_other_sets_are_still_examined(fin
         (raw / name).write_bytes(bytes(20))
     digits, mnist, fashion, *_ = findings("data")
     assert states([digits, mnist, fashion]) == ["ok", "trouble", "note"]
-    assert "has 20 bytes where 47,040,016 are published" in mnist.text
+    assert "is not the published file (20 bytes, sha256 " in mnist.text
     assert "dgal-bench data mnist" in mnist.repair
 
 

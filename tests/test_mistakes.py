@@ -2,7 +2,7 @@
 
 What is wrong with a command is found before anything runs; what is wrong with it for these data, by the worker that
 has loaded them, before any run. Mistakes that only their room can make are tested there: NaN and identical images in
-test_experiment, both FAISS packages there too, damaged data files in test_published_files, plugins in test_plugins.
+test_experiment, both FAISS packages there too, damaged data files in test_torchvision, plugins in test_plugins.
 """
 
 import json

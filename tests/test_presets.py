@@ -11,8 +11,7 @@ from dgal_bench.experiment import open_experiment
 from dgal_bench.models import vae
 from dgal_bench.results.reader import read_run
 from tests.test_mini_imagenet import shrink
-from tests.test_published import CLASSES, GREY, Split, publish  # noqa: F401
-from tests.test_published_files import heard, server  # noqa: F401 - fixtures that publish needs
+from tests.test_torchvision import CLASSES, GREY, Split, publish, server  # noqa: F401 - the fixtures
 
 pytestmark = pytest.mark.slow
 

@@ -258,9 +258,9 @@ def _data_set(name: str, root: Path) -> FindingLines:
     source, place, repair = DATASETS[name].source, DATASETS[name].folder, f"dgal-bench data {name}"
     if root != Path(os.environ.get("DGAL_DATA", "data")):
         repair += f" data={quote(str(root))}"
-    if source and (missing := missing_files(source, source.at(root))):
+    if source and (missing := missing_files(source, root)):
         text = f"{name}: {len(missing)} of {len(source.files)} files are not there, at {source.at(root).absolute()}"
-        yield "note", text, f"{repair}, or set DGAL_DATA (or data=DIR) to the folder that holds {source.landmark}"
+        yield "note", text, f"{repair}, or set DGAL_DATA (or data=DIR) to the folder that holds {source.landmarks}"
         return
     state = "ok" if place is None or (root / place).is_dir() else "note"
     try:

@@ -23,15 +23,11 @@ from dgal_bench.data.torchvision import (
     MNIST,
     SVHN,
     Source,
-    check_files,
-    cifar,
-    emnist_letters,
-    is_decoded,
+    check_content,
     missing_files,
-    mnist_like,
     prepare_files,
+    read_published,
     refuse_settings,
-    svhn,
 )
 
 
@@ -45,7 +41,8 @@ def _digits(request: DatasetRequest) -> ImageData:
     images = torch.from_numpy(raw.images.astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(raw.target.astype(np.int64))
     pool, test = train_test_split(np.arange(len(labels)), test_size=360, stratify=raw.target, random_state=0)
-    return ImageData("digits", images[pool], labels[pool], images[test], labels[test], n_classes=10, maximum=16)
+    parts = images[pool], labels[pool], images[test], labels[test]
+    return ImageData(request.config.name, *parts, n_classes=10, maximum=16)
 
 
 @dataclass(frozen=True)
@@ -64,12 +61,12 @@ class Dataset:
 
 DATASETS: dict[str, Dataset] = {
     "digits": Dataset(_digits, describe=lambda root: "ships inside scikit-learn"),
-    "mnist": Dataset(partial(mnist_like, MNIST), MNIST),
-    "fashion_mnist": Dataset(partial(mnist_like, FASHION_MNIST), FASHION_MNIST),
-    "emnist": Dataset(partial(emnist_letters, EMNIST), EMNIST),
-    "svhn": Dataset(partial(svhn, SVHN), SVHN),
-    "cifar10": Dataset(partial(cifar, CIFAR10), CIFAR10),
-    "cifar100": Dataset(partial(cifar, CIFAR100), CIFAR100),
+    "mnist": Dataset(partial(read_published, MNIST), MNIST),
+    "fashion_mnist": Dataset(partial(read_published, FASHION_MNIST), FASHION_MNIST),
+    "emnist": Dataset(partial(read_published, EMNIST), EMNIST),
+    "svhn": Dataset(partial(read_published, SVHN), SVHN),
+    "cifar10": Dataset(partial(read_published, CIFAR10), CIFAR10),
+    "cifar100": Dataset(partial(read_published, CIFAR100), CIFAR100),
     "mini_imagenet": Dataset(
         mini_imagenet.read_mini_imagenet, describe=mini_imagenet.describe_mini_imagenet, folder="mini_imagenet"
     ),
@@ -78,33 +75,29 @@ DATASETS: dict[str, Dataset] = {
 }
 
 
-def fetch(name: str, root: Path, progress: Progress, offline: bool = False, cache: Path | None = None) -> None:
-    """The prepare step, the only one that downloads: the files of a data set under ``root``, checked.
-
-    If ``cache`` holds its decoded images, its files are not needed and not fetched.
+def fetch(name: str, root: Path, progress: Progress, offline: bool = False) -> None:
+    """The prepare step, the only one that downloads: the files of a data set under ``root``.
 
     Raises:
         ConfigError: no such data set.
-        DataError: a file cannot be fetched, or one that is there is not the published one.
+        DataError: a file cannot be fetched.
     """
-    source = choose(DATASETS, name, "data set").source
-    if source and not (cache and is_decoded(source, cache)):
+    if source := choose(DATASETS, name, "data set").source:
         prepare_files(source, root, progress, offline)
 
 
 def describe_files(name: str, root: Path) -> str:
-    """One line on where the files are and what is missing. A damaged file raises DataError."""
+    """One line on where the files are and what is missing. Other content than the published one raises DataError."""
     dataset = choose(DATASETS, name, "data set")
     source = dataset.source
     if source is None:
         return dataset.describe(root)
     where = source.at(root).resolve()
-    if n := len(missing_files(source, where)):
+    if n := len(missing_files(source, root)):
         return f"{n} of {len(source.files)} files are not there, at {where}: `dgal-bench data {name}` fetches them"
-    check_files(source, root)
+    check_content(source, root, name)
     size = sum((where / file).stat().st_size for file in source.files) / 1e6
-    state = "as published" if all(file.digest for file in source.files.values()) else "of the published sizes"
-    return f"{len(source.files)} files, {size:.1f} MB, {state}, at {where}"
+    return f"{len(source.files)} files, {size:.1f} MB, as published, at {where}"
 
 
 def load(request: DatasetRequest) -> ImageData:
@@ -116,7 +109,7 @@ def load(request: DatasetRequest) -> ImageData:
     """
     config = request.config
     dataset = choose(DATASETS, config.kind, "dataset.kind")
-    data = replace(dataset.read(request), name=config.name)
+    data = dataset.read(request)
     if config.n_classes not in (None, data.n_classes):
         raise ConfigError(f"dataset.n_classes={config.n_classes}, but {data.name} has {data.n_classes} classes")
     if config.pool_size is not None:

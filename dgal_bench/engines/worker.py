@@ -105,7 +105,7 @@ def handle(job: Mapping[str, Any], emit: Emit, experiments: dict[str, Experiment
         emit("ready", content=content_hashes(config, data, weights))
         return
     if job["job"] == "setup":
-        fetch(config.dataset.kind, Path(job["data"]), progress, job["offline"], Path(job["cache"]))
+        fetch(config.dataset.kind, Path(job["data"]), progress, job["offline"])
     if key not in experiments:
         experiments.clear()  # one data set in memory at a time
         experiments[key] = open_experiment(config, Path(job["data"]), Path(job["cache"]), progress)
