@@ -1,6 +1,5 @@
 """Data sets in memory, the pool's standardisation, and batches as slices."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from dgal_bench.config.compose import dataset_kinds, group_names, read_group
-from dgal_bench.core.errors import ConfigError, DataError
+from dgal_bench.core.errors import ConfigError
 from dgal_bench.data.datamodule import PoolDataModule, SliceLoader, Standardise, channel_statistics
 from dgal_bench.data.datasets import DATASETS
 from dgal_bench.data.image_data import ImageData
@@ -52,41 +51,9 @@ def test_hashes_cover_what_they_name():
     assert relabelled.pool_sha256 == data.pool_sha256 != redrawn.pool_sha256  # made without labels
 
 
-def test_missing_data_says_what_to_put_where(tmp_path):
-    with pytest.raises(DataError) as caught:
-        load("mnist", tmp_path)
-    assert caught.value.exit_code == 3
-    assert str(tmp_path / "MNIST" / "raw") in str(caught.value)
-    assert "DGAL_DATA" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_truncated_file_is_not_taken_for_data(tmp_path):
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for kind in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-        (raw / f"{kind}-ubyte").write_bytes(bytes([0, 0, 8, 3 if "images" in kind else 1]) + bytes(20))
-    with pytest.raises(DataError, match="mnist"):
-        load("mnist", tmp_path)
-
-
 def test_every_preset_has_a_loader():
     assert dataset_kinds() == set(DATASETS)
     assert all(read_group("dataset", name).dataset.name == name for name in group_names("dataset"))
-
-
-@pytest.mark.parametrize(("name", "total"), [("mnist", 47_040_000), ("fashion_mnist", 47_040_000)])
-def test_real_images(name, total):
-    root = os.environ.get("DGAL_DATA")
-    if not root:
-        pytest.skip("needs $DGAL_DATA")
-    data = load(name, Path(root))
-    assert data.images.shape == (60_000, 1, 28, 28)
-    assert data.images.numel() == total
-    assert len(data.test_images) == 10_000
-    counts = torch.bincount(data.labels)
-    assert len(counts) == 10
-    assert counts.min() > 5000
 
 
 def toy(n=33, channels=3):

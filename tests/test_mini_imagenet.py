@@ -11,7 +11,6 @@ import torch
 from dgal_bench.core.errors import ConfigError, DataError
 from dgal_bench.core.seeding import rng_for
 from dgal_bench.data import datasets, image_folder, mini_imagenet
-from dgal_bench.data.image_folder import DecodedImages
 from dgal_bench.data.mini_imagenet import SPLIT_FILE, SPLIT_SHA256, draw_split, read_split_file
 from tests.loading import load
 
@@ -213,7 +212,7 @@ def test_a_hundred_classes_of_six_hundred(root, monkeypatch):
     """The true numbers, by links to one image, which is not decoded 58,000 times."""
 
     def decode(request, root, files):
-        return DecodedImages(torch.full((len(files), 1, 2, 2), 7, dtype=torch.uint8), mapped=False)
+        return torch.full((len(files), 1, 2, 2), 7, dtype=torch.uint8), False
 
     monkeypatch.setattr(image_folder, "decode", decode)
     put(dark := root.parent / "dark.pgm", 7)

@@ -3,6 +3,7 @@
 They are decoded once, by PIL in threads, and never all held in memory.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -12,7 +13,7 @@ import sys
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.ImageFile import ImageFile as OpenImage
 from torch import Tensor
 
 from dgal_bench.config.schema import available_cores
@@ -57,7 +59,7 @@ class ClassTree:
     """Classes in sorted order, each with its image files in sorted order; ``others``: ignored files."""
 
     classes: dict[str, list[ImageFile]]
-    others: tuple[str, ...]
+    others: list[str]
 
     @cached_property
     def files(self) -> list[ImageFile]:
@@ -99,17 +101,14 @@ def read_image_folder(request: DatasetRequest) -> ImageData:
         hint = ": of arrays, dataset=npz reads a file" if root.is_file() else ""
         raise DataError(f"dataset.path={root} {what}, but must be a folder of {LAYOUTS}{hint}")
     train, tests = _splits(root)
-    splits = (train, *tests[:1])
-    trees = [walk_classes(root, split) for split in splits]
-    warn_ignored_files([name for tree in trees for name in tree.others], root)
-    for split, tree in zip(splits, trees, strict=True):
-        _check_classes(root, split, tree)
-    pool, classes = trees[0], list(trees[0].classes)
+    trees = {split: walk_classes(root, split) for split in (train, *tests[:1])}
+    warn_ignored_files([name for tree in trees.values() for name in tree.others], root)
+    _check_classes(root, trees)
+    pool, classes = trees[train], list(trees[train].classes)
     if tests:
-        _check_same_classes(root, splits, trees)
         unused = "".join(f", {name}/ is not used" for name in tests[1:])
         layout = f"{train}/CLASS/*, test split {tests[0]}/CLASS/*{unused}"
-        return decode_splits(request, root, (pool.part(), trees[1].part()), classes, {"layout": layout})
+        return decode_splits(request, root, (pool.part(), trees[tests[0]].part()), classes, {"layout": layout})
     parts = stratified_split(pool.labels, classes, request.config.test_share)
     layout = f"CLASS/*, {len(parts[1]):,} of {len(pool.labels):,} split off by class, seed 0"
     data = decode_splits(request, root, tuple(map(pool.part, parts)), classes, {"layout": layout})
@@ -135,32 +134,29 @@ def _splits(root: Path) -> tuple[str, list[str]]:
     return "", []
 
 
-def _check_classes(root: Path, split: str, tree: ClassTree) -> None:
-    """There are several classes, and none is empty."""
-    where = root / split
-    if not tree.classes:
-        raise DataError(f"{where} has no folders of classes: expected {LAYOUTS}, one folder for each class")
-    if empty := [name for name, files in tree.classes.items() if not files]:
-        some = ", ".join(f"'{name}'" for name in empty[:5]) + (", ..." if len(empty) > 5 else "")
-        raise DataError(f"{len(empty)} class folders of {where} hold no images: {some}; fill or remove them")
-    if len(tree.classes) == 1:
-        raise DataError(
-            f"{where} has a single class, '{next(iter(tree.classes))}': set dataset.path to the folder of {LAYOUTS}, "
-            "with two classes or more"
-        )
-
-
-def _check_same_classes(root: Path, splits: Sequence[str], trees: Sequence[ClassTree]) -> None:
-    """Train and test have the same classes."""
-    train, test = (tree.classes.keys() for tree in trees)
-    sides = dict(zip(splits, (train - test, test - train), strict=True))
-    if any(sides.values()):
-        differences = " and ".join(
-            f"{', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''} only in {side}/"
-            for side, names in sides.items()
-            if names
-        )
+def _check_classes(root: Path, trees: Mapping[str, ClassTree]) -> None:
+    """In each split there are several classes and none is empty, and all splits have the same."""
+    for split, tree in trees.items():
+        where = root / split
+        if not tree.classes:
+            raise DataError(f"{where} has no folders of classes: expected {LAYOUTS}, one folder for each class")
+        if empty := [repr(name) for name, files in tree.classes.items() if not files]:
+            raise DataError(f"{len(empty)} class folders of {where} hold no images: {name_some(empty)}; remove them")
+        if len(tree.classes) == 1:
+            raise DataError(
+                f"{where} has a single class, '{next(iter(tree.classes))}': set dataset.path to the folder of "
+                f"{LAYOUTS}, with two classes or more"
+            )
+    everywhere = set.intersection(*(set(tree.classes) for tree in trees.values()))
+    extra = {split: sorted(tree.classes.keys() - everywhere) for split, tree in trees.items()}
+    if any(extra.values()):
+        differences = " and ".join(f"{name_some(names)} only in {split}/" for split, names in extra.items() if names)
         raise DataError(f"the classes of {root} differ: {differences}; both need a folder for every class")
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first five."""
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "none"
 
 
 # fmt: off
@@ -173,60 +169,50 @@ SUFFIXES = frozenset((
 
 
 def subfolders(root: Path) -> list[str]:
-    """Names in sorted order, without hidden ones.
-
-    Raises:
-        DataError: the folder cannot be read.
-    """
-    return sorted(entry.name for entry in _entries(str(root))[0])
+    """Names in sorted order, without hidden ones; DataError: the folder cannot be read."""
+    return sorted(entry.name for entry, is_folder in _entries(str(root)) if is_folder)
 
 
 def walk_classes(root: Path, inside: str) -> ClassTree:
-    """The classes and images of ``root/inside`` in one walk, named by their path under ``root``.
+    """The classes and images of ``root/inside``, named by their path under ``root``.
 
     Raises:
         DataError: a folder or file cannot be read.
     """
-    folders, files = _entries(str(root / inside))
-    prefix = f"{inside}/" if inside else ""
-    others = [prefix + entry.name for entry in files]  # images among them are in no class
-    classes: dict[str, list[ImageFile]] = {}
-    for entry in sorted(folders, key=lambda entry: entry.name):
-        classes[entry.name] = []
-        _walk(entry.path, prefix + entry.name, classes[entry.name], others)
-        classes[entry.name].sort()
-    return ClassTree(classes, tuple(others))
-
-
-def _walk(folder: str, name: str, images: list[ImageFile], others: list[str]) -> None:
-    """Append the files of a folder and of its subfolders."""
-    folders, files = _entries(folder)
-    for entry in folders:
-        _walk(entry.path, f"{name}/{entry.name}", images, others)
-    for entry in files:
-        path = f"{name}/{entry.name}"
-        if os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
-            others.append(path)
+    tree = ClassTree({name: [] for name in subfolders(root / inside)}, [])
+    start = len(os.path.join(root, ""))
+    for entry in _walk(str(root / inside)):
+        name = entry.path[start:]
+        label, *below = name.removeprefix(f"{inside}/").split("/", 1)
+        if not below or os.path.splitext(name)[1].lower() not in SUFFIXES:
+            tree.others.append(name)  # an image beside the folders is in no class
             continue
         try:
             stat = entry.stat()
         except OSError as error:
             raise DataError(f"{entry.path} cannot be read ({error.strerror}): replace or remove it") from error
-        images.append(ImageFile(path, stat.st_size, stat.st_mtime_ns))
+        tree.classes[label].append(ImageFile(name, stat.st_size, stat.st_mtime_ns))
+    for files in tree.classes.values():
+        files.sort()
+    return tree
 
 
-def _entries(folder: str) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
-    """The folders and the files in a folder, in no order, without hidden ones."""
-    folders: list[os.DirEntry[str]] = []
-    files: list[os.DirEntry[str]] = []
+def _walk(folder: str) -> Iterator[os.DirEntry[str]]:
+    """The files in a folder and in its subfolders."""
+    for entry, is_folder in _entries(folder):
+        if is_folder:
+            yield from _walk(entry.path)
+        else:
+            yield entry
+
+
+def _entries(folder: str) -> list[tuple[os.DirEntry[str], bool]]:
+    """What is in a folder, in no order, without hidden entries, and whether it is a folder."""
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    (folders if entry.is_dir() else files).append(entry)
+            return [(entry, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
     except OSError as error:  # also a circle of links: the system reports it
         raise DataError(f"{folder} cannot be read ({error.strerror})") from error
-    return folders, files
 
 
 def warn_ignored_files(others: Sequence[str], root: Path) -> None:
@@ -237,21 +223,14 @@ def warn_ignored_files(others: Sequence[str], root: Path) -> None:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class DecodedImages:
-    images: Tensor  # (n, channels, height, width) uint8, in the order of the files
-    mapped: bool
-    """Whether they are too large for memory and lie in a memory-mapped file."""
-
-
 def decode_splits(
     request: DatasetRequest, root: Path, parts: tuple[LabeledFiles, ...], classes: list[str], facts: Mapping[str, Any]
 ) -> ImageData:
     """The decoded files of pool and test split: both are slices of one array in the cache, not copies."""
     pool, test = parts
-    decoded = decode(request, root, [*pool.files, *test.files])
-    images, test_images = decoded.images[: len(pool.files)], decoded.images[len(pool.files) :]
-    facts = {"classes": classes, **facts} | ({"memory_mapped": True} if decoded.mapped else {})
+    decoded, mapped = decode(request, root, [*pool.files, *test.files])
+    images, test_images = decoded[: len(pool.files)], decoded[len(pool.files) :]
+    facts = {"classes": classes, **facts} | ({"memory_mapped": True} if mapped else {})
     return ImageData(request.config.name, images, pool.labels, test_images, test.labels, len(classes), facts=facts)
 
 
@@ -260,15 +239,16 @@ DECODER_VERSION = 1
 
 # Files a task of a thread: more of them delay progress and Ctrl-C with large images, fewer cost time with tiny ones.
 _CHUNK = 32
-_PATHS_SHOWN = 3  # of unreadable files
 
 
-def decode(request: DatasetRequest, root: Path, files: Sequence[ImageFile]) -> DecodedImages:
-    """The pixels of the files under ``root``, in their order, from the cache or decoded into it.
+def decode(request: DatasetRequest, root: Path, files: Sequence[ImageFile]) -> tuple[Tensor, bool]:
+    """The pixels of the files under ``root``, in their order, from the cache or decoded into it; whether mapped.
+
+    (n, channels, height, width) uint8, memory-mapped where they are too large for memory.
 
     One channel if all of them are grey, else three. With ``image_size`` S each is cropped around its centre to a
-    square and resized to S x S (``PIL.ImageOps.fit``, bicubic); without it they must be of one size. Of 16 bits the
-    upper eight count, transparent images are put on white, and photographs are turned as their EXIF data say.
+    square and resized to S x S (``PIL.ImageOps.fit``, bicubic); without it they must be of one size. Images
+    of more than 8 bits are refused, transparent ones are put on white, photographs are turned as their EXIF data say.
 
     Raises:
         ConfigError: without ``image_size``, images of several sizes.
@@ -278,7 +258,7 @@ def decode(request: DatasetRequest, root: Path, files: Sequence[ImageFile]) -> D
     size = request.config.image_size
     make = partial(_make, root, files, size, request.progress)
     entry = get_or_make(request.cache, _key(root, files, size), make)
-    return DecodedImages(torch.from_numpy(entry.arrays["images"]), entry.mapped)
+    return torch.from_numpy(entry.arrays["images"]), entry.mapped
 
 
 def _key(root: Path, files: Sequence[ImageFile], image_size: int | None) -> str:
@@ -299,7 +279,7 @@ def _make(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # one warning a file, about its metadata
         shape = _common_shape(root, files, image_size, progress)
-        images = new_array(folder, "images", (len(files), *shape), np.uint8)
+        images = _new_array(folder, (len(files), *shape))
 
         def decode_into(i: int) -> str | None:
             try:
@@ -312,9 +292,8 @@ def _make(
         with closing(_in_threads(decode_into, len(files), "decoding", progress)) as outcomes:
             failures = [failure for failure in outcomes if failure]
         if failures:
-            some = ", ".join(failures[:_PATHS_SHOWN]) + (", ..." if len(failures) > _PATHS_SHOWN else "")
             raise DataError(
-                f"{len(failures):,} of {len(files):,} image files under {root} cannot be read: {some}; "
+                f"{len(failures):,} of {len(files):,} image files under {root} cannot be read: {name_some(failures)}; "
                 "replace or remove them"
             )
     return {"images": images}, {"images": len(files), "seconds": perf_counter() - start}
@@ -354,56 +333,37 @@ def _common_shape(
 
 def _in_threads(work: Callable[[int], T], n: int, what: str, progress: Progress) -> Generator[T, None, None]:
     """``work(0)``, ..., ``work(n - 1)`` in order, on all cores: PIL releases the GIL to decode and to resize."""
-    steps = StepProgress(what, n, progress)
-    chunk = min(_CHUNK, steps.step)
-    pool = ThreadPoolExecutor(available_cores())
+    pool, done = ThreadPoolExecutor(available_cores()), 0
     try:
-        for results in pool.map(lambda i: [work(j) for j in range(i, min(i + chunk, n))], range(0, n, chunk)):
+        for results in pool.map(lambda i: [work(j) for j in range(i, min(i + _CHUNK, n))], range(0, n, _CHUNK)):
             yield from results
-            steps(len(results))
+            percent, done = 100 * done // n, done + len(results)
+            if 100 * done // n > percent:
+                progress(f"{what} (%)", 100 * done // n, 100)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-class StepProgress:
-    """Progress of n things, reported about a hundred times, and exactly at every fifth, where a line is printed."""
-
-    def __init__(self, what: str, n: int, progress: Progress) -> None:
-        self._what, self._n, self._progress = what, n, progress
-        self._fifth = max(1, n // 5)
-        self.step = max(1, self._fifth // 20)
-        """Things from one report to the next: work in pieces no larger than this."""
-        self._done = self._reported = 0
-
-    def __call__(self, more: int) -> None:
-        self._done += more
-        mark = self._n if self._done == self._n else self._done - self._done % self._fifth % self.step
-        if mark > self._reported:
-            self._reported = mark
-            self._progress(self._what, mark, self._n)
-
-
-def new_array(folder: Path, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-    """A memory-mapped ``NAME.npy`` in the cache folder, to be written row by row.
+def _new_array(folder: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A memory-mapped ``images.npy`` of uint8 in the cache folder, to be written row by row.
 
     Raises:
         CacheError: the disk has no room for it; writing to a map on a full disk would kill the process.
     """
-    n_bytes, free = int(np.prod(shape)) * np.dtype(dtype).itemsize, shutil.disk_usage(folder).free
-    too_small = (
-        f"the cache at {folder.parent} has {free / 1e9:.1f} GB free, but {name} {shape} needs {n_bytes / 1e9:.1f}: "
-        "set cache=DIR or DGAL_CACHE to a larger disk"
-    )
-    if n_bytes > free:
-        raise CacheError(too_small)
-    path = folder / f"{name}.npy"
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if sys.platform == "linux":
-        try:
-            with path.open("r+b") as file:
+    path = folder / "images.npy"
+    n_bytes, free = int(np.prod(shape)), shutil.disk_usage(folder).free
+    try:
+        if n_bytes > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        if sys.platform == "linux":
+            with path.open("r+b") as file:  # a quota below the free space, or another process that writes there
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        except OSError as error:  # a quota below the free space, or another process that writes there
-            raise CacheError(f"{too_small} ({error.strerror})") from error
+    except OSError as error:
+        raise CacheError(
+            f"the cache at {folder.parent} has {free / 1e9:.1f} GB free, but images {shape} needs {n_bytes / 1e9:.1f} "
+            f"({error.strerror}): set cache=DIR or DGAL_CACHE to a larger disk"
+        ) from error
     return array
 
 
@@ -417,19 +377,23 @@ UNREADABLE = (
 )  # fmt: skip
 
 
-def pixels(image: Image.Image, channels: int, image_size: int | None) -> np.ndarray:
-    """(channels, height, width) uint8 of an opened image, upright and opaque, of 1 or 3 channels; see ``decode``.
+def pixels(file: OpenImage, channels: int, image_size: int | None) -> np.ndarray:
+    """(channels, height, width) uint8 of an opened file, upright and opaque, of 1 or 3 channels; see ``decode``.
 
     Raises:
-        UNREADABLE: it is truncated, damaged, or of a value range whose white is unknown.
+        UNREADABLE: it is truncated or damaged, or has more than 8 bits a channel.
     """
-    image.load()
-    turn = _TURNS.get(_orientation(image))
-    flat = _opaque(_eight_bit(image)).convert("L" if channels == 1 else "RGB")
-    upright = flat if turn is None else flat.transpose(turn)
+    if file.mode == "F" or file.mode.startswith("I") or ";16" in str(file.tile):  # of 16-bit colours PIL keeps 8
+        raise ValueError("pixels of more than 8 bits: save them with 8, from black to white")
+    file.load()
+    image = file if _orientation(file) == 1 else ImageOps.exif_transpose(file)
+    if image.has_transparency_data:  # put on white: the colours of fully transparent pixels are arbitrary
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    image = image.convert("L" if channels == 1 else "RGB")
     if image_size:
-        upright = ImageOps.fit(upright, (image_size, image_size), RESIZE)
-    values = np.asarray(upright)
+        image = ImageOps.fit(image, (image_size, image_size), RESIZE)
+    values = np.asarray(image)
     return values[None] if channels == 1 else values.transpose(2, 0, 1)
 
 
@@ -438,25 +402,13 @@ def is_grey(image: Image.Image) -> bool:
     if image.mode in ("P", "PA"):
         red, green, blue = np.array(image.getpalette(), dtype=np.uint8).reshape(-1, 3).T
         return bool((red == green).all() and (green == blue).all())
-    return image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
+    return image.mode in ("1", "L", "LA")
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) once it is turned upright."""
     width, height = image.size
     return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
-
-
-# EXIF's orientations 2 to 8; the last four exchange width and height.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def _orientation(image: Image.Image) -> int:
@@ -466,26 +418,6 @@ def _orientation(image: Image.Image) -> int:
     with suppress(*UNREADABLE):
         return int(image.getexif().get(0x0112, 1))
     return 1
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """The upper eight of sixteen bits: PIL would clip them. Of more bits, the value of white is unknown."""
-    if image.mode == "F":
-        raise ValueError("pixels are floats: save them with 8 or 16 bits")
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 0xFFFF:
-        raise ValueError("pixels of more than 16 bits: save them with 8 or 16")
-    return Image.fromarray((values >> 8).astype(np.uint8))
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """On white: the colours of fully transparent pixels are arbitrary."""
-    if not image.has_transparency_data:
-        return image
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
 
 
 def _reason(error: Exception) -> str:

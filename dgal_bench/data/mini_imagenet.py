@@ -8,7 +8,7 @@ import csv
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from dgal_bench.data.image_folder import (
     ClassTree,
     ImageFile,
     decode_splits,
+    name_some,
     subfolders,
     walk_classes,
     warn_ignored_files,
@@ -108,15 +109,13 @@ def _from_csv(root: Path) -> tuple[ClassTree, str]:
     counts = Counter(name for name, _ in rows)
     if absent := [name for name in counts if name not in images]:
         raise DataError(
-            f"{len(absent):,} images named in the csv files are not in {root / 'images'}: {_name_some(absent)}"
+            f"{len(absent):,} images named in the csv files are not in {root / 'images'}: {name_some(absent)}"
         )
     if twice := [name for name, n in counts.items() if n > 1]:
-        raise DataError(f"{len(twice):,} images are in the csv files of {root} more than once: {_name_some(twice)}")
-    classes: dict[str, list[ImageFile]] = {}
-    for name, label in rows:
-        classes.setdefault(label, []).append(images[name])
-    others = tuple(file.name for name, file in images.items() if name not in counts)
-    return _sorted_tree(classes, others), "train.csv, val.csv and test.csv with images/*"
+        raise DataError(f"{len(twice):,} images are in the csv files of {root} more than once: {name_some(twice)}")
+    others = [file.name for name, file in images.items() if name not in counts]
+    tree = _sorted_tree(((label, images[name]) for name, label in rows), others)
+    return tree, "train.csv, val.csv and test.csv with images/*"
 
 
 def _rows(path: Path) -> list[tuple[str, str]]:
@@ -136,34 +135,26 @@ def _rows(path: Path) -> list[tuple[str, str]]:
 def _from_folders(root: Path) -> tuple[ClassTree, str]:
     """A folder for each class, or those under train, val and test together."""
     folders = subfolders(root)
-    parts = [name for name in ("train", "val", "valid", "test") if name in folders]
-    trees = [walk_classes(root, part) for part in parts] or [walk_classes(root, "")]
-    classes: dict[str, list[ImageFile]] = {}
-    for tree in trees:
-        for name, files in tree.classes.items():
-            classes.setdefault(name, []).extend(files)
-    layout = "CLASS/*" if not parts else ", ".join(f"{part}/CLASS/*" for part in parts)
-    return _sorted_tree(classes, tuple(name for tree in trees for name in tree.others)), layout
+    parts: list[str] = [name for name in ("train", "val", "valid", "test") if name in folders]
+    trees = [walk_classes(root, part) for part in parts or [""]]
+    labeled = ((name, file) for tree in trees for name, files in tree.classes.items() for file in files)
+    layout = ", ".join(f"{part}/CLASS/*" for part in parts) or "CLASS/*"
+    return _sorted_tree(labeled, [name for tree in trees for name in tree.others]), layout
 
 
-def _sorted_tree(classes: Mapping[str, list[ImageFile]], others: tuple[str, ...]) -> ClassTree:
+def _sorted_tree(labeled: Iterable[tuple[str, ImageFile]], others: list[str]) -> ClassTree:
     """Classes by name, and their images by file name: the same order in every layout."""
-
-    def key(file: ImageFile) -> tuple[str, str]:
-        return os.path.basename(file.name), file.name
-
-    return ClassTree({name: sorted(classes[name], key=key) for name in sorted(classes)}, others)
+    classes: dict[str, list[ImageFile]] = {}
+    for label, file in sorted(labeled, key=lambda pair: (pair[0], os.path.basename(pair[1].name), pair[1].name)):
+        classes.setdefault(label, []).append(file)
+    return ClassTree(classes, others)
 
 
 def _check_counts(root: Path, tree: ClassTree) -> None:
     if len(tree.classes) != N_CLASSES:
         raise DataError(
-            f"{root} has {len(tree.classes)} classes, not {N_CLASSES} ({_name_some(list(tree.classes))}): "
+            f"{root} has {len(tree.classes)} classes, not {N_CLASSES} ({name_some(list(tree.classes))}): "
             f"all of train, val and test are needed, as {_LAYOUTS}"
         )
     if wrong := [f"{name} ({len(files)})" for name, files in tree.classes.items() if len(files) != PER_CLASS]:
-        raise DataError(f"{len(wrong)} classes of {root} do not have {PER_CLASS} images: {_name_some(wrong)}")
-
-
-def _name_some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "none"
+        raise DataError(f"{len(wrong)} classes of {root} do not have {PER_CLASS} images: {name_some(wrong)}")
