@@ -21,10 +21,10 @@ import pytest
 import scipy.io
 import torch
 import torchvision
-from filelock import FileLock
 
 from dgal_bench.cli.main import main
 from dgal_bench.core.errors import ConfigError, DataError
+from dgal_bench.core.files import lock
 from dgal_bench.data import datasets
 from dgal_bench.data.datasets import DATASETS
 from dgal_bench.data.image_data import ImageData
@@ -231,8 +231,8 @@ class Publication:
         datasets.fetch(self.name, self.root, lambda *event: self.progress.append(event), **settings)
 
     def there(self):
-        """All files under the root but the lock, by their paths from the data set's folder."""
-        paths = (path for path in self.root.rglob("*") if path.is_file() and path.suffix != ".lock")
+        """All files under the root, by their paths from the data set's folder."""
+        paths = (path for path in self.root.rglob("*") if path.is_file())
         return {os.path.relpath(path, self.source.at(self.root)) for path in paths}
 
     def is_read_as(self, data):
@@ -336,7 +336,7 @@ def test_data_sets_in_the_root_folder_do_not_meet(publish):
         small = publish(name)
         small.fetch()
         assert small.is_read_as(small.load())
-    assert {path.name for path in small.root.iterdir() if path.suffix != ".lock"} == {
+    assert {path.name for path in small.root.iterdir()} == {
         "train_32x32.mat", "test_32x32.mat", "cifar-10-batches-py", "cifar-100-python",
     }  # fmt: skip
 
@@ -519,20 +519,20 @@ def test_what_a_kill_left_is_no_file(publish, name):
     assert small.there() == {*small.files}
 
 
-def test_one_at_a_time(publish, server):
+def test_one_at_a_time(publish, server, caplog):
     """A second one waits for the lock, then finds everything there and asks nobody."""
     small = publish("mnist")
     small.root.mkdir()
-    with FileLock(small.root / ".mnist.lock"):
-        waiting = threading.Thread(target=small.fetch)
+    waiting = threading.Thread(target=small.fetch)
+    with lock(small.root / ".mnist"):
         waiting.start()
-        waiting.join(0.2)
-        assert small.progress == [("waiting for another process that fetches it", 0, 1)]
+        waiting.join(0.7)
         assert waiting.is_alive()
         small.lay(small.files)  # what the holder does meanwhile
     waiting.join(10)
     assert not waiting.is_alive()
-    assert server.asked == []
+    assert "waiting: process " in caplog.text
+    assert (server.asked, small.progress) == ([], [])
     assert small.is_read_as(small.load())
 
 

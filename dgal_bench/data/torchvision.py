@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -16,11 +15,11 @@ from pickle import UnpicklingError
 from typing import Any, TypeAlias
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from dgal_bench.config.schema import DatasetConfig
 from dgal_bench.core.errors import ConfigError, DataError
+from dgal_bench.core.files import lock
 from dgal_bench.core.types import Progress
 from dgal_bench.data.image_data import DatasetRequest, ImageData
 
@@ -276,20 +275,11 @@ def prepare_files(source: Source, root: Path, progress: Progress, offline: bool 
         raise _missing_error(source, root, " and offline=true forbids to download it")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(root / f".{source.name}.lock", progress):
+        with lock(root / f".{source.name}", wait=True):
             if missing := missing_files(source, root):  # another process may have fetched them meanwhile
                 _fetch(source, root, missing, progress)
-    except (OSError, NotImplementedError) as error:  # the latter of filelock, on a file system without locks
+    except OSError as error:
         raise _missing_error(source, root, f" and cannot be put there ({_reason(error)})") from error
-
-
-def _lock(path: Path, progress: Progress) -> AbstractContextManager[object]:
-    lock = FileLock(path)
-    try:
-        return lock.acquire(blocking=False)
-    except Timeout:
-        progress("waiting for another process that fetches it", 0, 1)
-        return lock.acquire()
 
 
 _TIMEOUT_SECONDS = 20
