@@ -66,7 +66,7 @@ def badge_ours(outputs: NetworkOutputs, n_picks: int) -> Call:
     ids = torch.arange(len(features))
 
     def call() -> list[int]:
-        places, _ = seed_batch(gradient_errors(log_probs), features, n_picks, ids, TieBreak(SEED), _draws())
+        places, _ = seed_batch(gradient_errors(log_probs), features, n_picks, ids, TieBreak(SEED, len(ids)), _draws())
         return places.tolist()
 
     return call
@@ -100,7 +100,7 @@ def coreset_ours(outputs: NetworkOutputs, n_picks: int) -> Call:
 
     features, centres = torch.from_numpy(outputs.features), torch.from_numpy(outputs.centres)
     ids = torch.arange(len(features))
-    return lambda: farthest_first(features, centres, n_picks, ids, TieBreak(SEED))[0].tolist()
+    return lambda: farthest_first(features, centres, n_picks, ids, TieBreak(SEED, len(ids)))[0].tolist()
 
 
 def coreset_reference(outputs: NetworkOutputs, n_picks: int) -> Call:
@@ -131,7 +131,7 @@ def margin_ours(outputs: NetworkOutputs, n_picks: int) -> Call:
     ids = torch.arange(len(log_probs))
 
     def call() -> list[int]:
-        return smallest(margins(log_probs.exp()), n_picks, ids, TieBreak(SEED)).tolist()
+        return smallest(margins(log_probs.exp()), n_picks, ids, TieBreak(SEED, len(ids))).tolist()
 
     return call
 

@@ -126,7 +126,7 @@ def pool_of(size: int, n_classes: int, n_labeled: int) -> Pool:
 def restrict(strategy: Diffusion, pool: Pool, memory: Mapping[str, Any]) -> tuple[Restricted, Mapping[str, Any]]:
     """A restriction as a query makes it, on the query's clock; and what it leaves for the next."""
     clock = Stopwatch()
-    query = Query(pool, None, None, None, TieBreak(SEED), clock, memory=memory)  # type: ignore[arg-type]
+    query = Query(pool, None, None, None, TieBreak(SEED, pool.size), clock, memory=memory)  # type: ignore[arg-type]
     with clock.running(), clock.phase("select"):
         candidates = strategy(query)
     return Restricted(candidates, dict(clock.seconds), query.notes["touched"]()), query.remembered

@@ -237,7 +237,7 @@ class Run:
         rehearsal: bool = False,
     ) -> Query:
         seed, data = self.config.seed, self.experiment.data
-        ties, rng = TieBreak(seed_for(seed, "ties", round_)), rng_for(seed, "query", round_)
+        ties, rng = TieBreak(seed_for(seed, "ties", round_), pool.size), rng_for(seed, "query", round_)
         return Query(
             pool, predict, data.images, rng, ties, clock, data.maximum, self.experiment.device, memory, rehearsal
         )

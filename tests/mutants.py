@@ -62,7 +62,7 @@ MUTANTS = (
     Mutant("break ties by position", "level = _first_by_key(level, size - len(below), ids, ties)",
            "level = level[: size - len(below)]",
            ("test_ties_in_a_pool_stored_class_by_class_do_not_pick_one_class",)),
-    Mutant("the setting of ties is ignored", '"position": lambda _: lambda ids: ids,', '"position": lambda ties: ties,',
+    Mutant("the setting of ties is ignored", '"position": lambda _: PositionOrder(),', '"position": lambda ties: ties,',
            ("test_diffusion_breaks_ties_by_position_where_told",)),
     Mutant("labeled points among the candidates", "    scores[labeled] = torch.inf\n", "    pass\n",
            ("test_labeled_points_are_no_candidates_where_all_scores_are_equal",)),

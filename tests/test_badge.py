@@ -22,7 +22,7 @@ def outputs(n_points, n_classes, n_features, seed, sharpness=2.0):
 def picked(log_probs, features, batch_size, seed=0):
     ids = torch.arange(len(features))
     errors = gradient_errors(log_probs)
-    return seed_batch(errors, features, batch_size, ids, TieBreak(seed), np.random.default_rng(seed))
+    return seed_batch(errors, features, batch_size, ids, TieBreak(seed, len(ids)), np.random.default_rng(seed))
 
 
 @given(

@@ -16,7 +16,7 @@ from tests import reference
 
 
 def picked(features, centres, batch_size, seed=0):
-    return farthest_first(features, centres, batch_size, torch.arange(len(features)), TieBreak(seed))
+    return farthest_first(features, centres, batch_size, torch.arange(len(features)), TieBreak(seed, len(features)))
 
 
 def points(n_points, n_features, seed, shift=0.0):

@@ -14,6 +14,7 @@ from dgal_bench.core.errors import ResultsError
 from dgal_bench.engines.estimate import estimate_lines, estimate_time, makespan, read_past
 from dgal_bench.engines.sweep import PlannedRun, SweepSettings, plan_runs, read_logs
 from dgal_bench.results.reader import read_results
+from dgal_bench.results.resume import ALGORITHM_VERSION
 from dgal_bench.results.rows import RoundRecord
 from dgal_bench.results.writer import FileWriter
 from tests.headers import header
@@ -56,7 +57,7 @@ def forge(job, rows, path=None, device="cpu", set_up=(7.0, 0.5), forget=()):
     made = header(
         cell=job.name,
         profile=job.config.profile,
-        fingerprint={"config": job.config.hash, "device": device},
+        fingerprint={"algorithm_version": ALGORITHM_VERSION, "config": job.config.hash, "device": device},
         provenance={"machine": {"cpu": "Abacus"}},
     ) | {"config": config}
     for name, seconds in zip(("representation", "graph"), set_up or (), strict=False):

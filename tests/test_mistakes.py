@@ -16,6 +16,7 @@ from dgal_bench.cli.main import main
 from dgal_bench.conformance import EXAMPLE_SETTINGS, example_config, run_in_process
 from dgal_bench.graph.knn import faiss_packages
 from dgal_bench.results.reader import read_results
+from dgal_bench.results.resume import ALGORITHM_VERSION
 from tests.sweeping import HERE, command, finish, here
 
 MISTAKES = [
@@ -160,7 +161,7 @@ class TestResultsFolder:
     def test_another_algorithm(self, words, file, capsys):
         self.edit_header(file, lambda header: header["fingerprint"].update(algorithm_version=0))
         err = self.refused(words, file, capsys)
-        assert f"{file} was made from something else (algorithm_version 0 -> 1): use another results=DIR" in err
+        assert f"{file} was made from something else (algorithm_version 0 -> {ALGORITHM_VERSION}): use another" in err
 
     def test_another_schema(self, words, file, capsys):
         self.edit_header(file, lambda header: header.update(schema_version=99))

@@ -27,6 +27,7 @@ from dgal_bench.report.groups import Group, group
 from dgal_bench.report.notes import rerun_command, unfinished_lines
 from dgal_bench.report.write import write_report
 from dgal_bench.results.reader import read_results
+from dgal_bench.results.resume import ALGORITHM_VERSION
 from tests.test_report import ROWS, never_begun, row, run, scaled
 
 STRATEGIES = ("random", "margin", "rsmg", "dgmg")
@@ -275,10 +276,10 @@ def test_what_is_not_counted_stands_on_top(tmp_path, few_figures):
     assert {key[2] for key in found.numbers if key[1] == "main"} == {"margin"}
 
 
-SET_APART = ({"cores": 64}, {"profile": "paper"}, {"version": 2})
+SET_APART = ({"cores": 64}, {"profile": "paper"}, {"version": 1})
 
 
-def moved(root, strategy, seed, cpu="Abacus", cores=2, profile="cpu", version=1):
+def moved(root, strategy, seed, cpu="Abacus", cores=2, profile="cpu", version=ALGORITHM_VERSION):
     """A finished run of some machine."""
     run(root, strategy, seed, scaled(1), profile=profile, version=version)
     path = root / "suite" / "toy" / strategy / f"seed-{seed}.jsonl"

@@ -26,6 +26,7 @@ from dgal_bench.results.metrics import (
     mean_scored,
 )
 from dgal_bench.results.reader import read_all_timings, read_results, read_run, timings_path
+from dgal_bench.results.resume import ALGORITHM_VERSION
 from dgal_bench.results.rows import (
     COMMON,
     RoundRecord,
@@ -85,7 +86,16 @@ def test_a_ratio_is_paired_and_geometric():
     assert (ours.low, ours.high) == pytest.approx((exp(logs.low), exp(logs.high)))
 
 
-def header(strategy, seed, restrict="everything", acquire="margin", profile="cpu", version=1, graph_k=20, rounds=2):
+def header(
+    strategy,
+    seed,
+    restrict="everything",
+    acquire="margin",
+    profile="cpu",
+    version=ALGORITHM_VERSION,
+    graph_k=20,
+    rounds=2,
+):
     made = headers.header(
         cell=f"toy/{strategy}/seed-{seed}",
         profile=profile,
@@ -166,9 +176,12 @@ def test_csv_and_markdown_tell_the_same(results):
 def test_what_must_not_be_mixed_is_kept_apart(results):
     run(results, "margin", 7, scaled(1), suite="other")
     run(results, "margin", 8, scaled(1), profile="paper")
-    run(results, "margin", 9, scaled(1), version=2)
+    run(results, "margin", 9, scaled(1), version=1)
     found = {(g.suite, g.profile, g.algorithm_version): len(g.finished("margin")) for g in group(read_results(results))}
-    assert found == {("suite", "cpu", 1): 2, ("suite", "cpu", 2): 1, ("suite", "paper", 1): 1, ("other", "cpu", 1): 1}
+    now = ALGORITHM_VERSION
+    assert found == {
+        ("suite", "cpu", now): 2, ("suite", "cpu", 1): 1, ("suite", "paper", now): 1, ("other", "cpu", now): 1,
+    }  # fmt: skip
 
 
 def test_seeds_of_different_settings_are_never_averaged(tmp_path):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,17 @@ Features: TypeAlias = Tensor
 
 TieKeys: TypeAlias = Callable[[Index], Tensor]
 """Positions -> (m,) int64 keys that order equal scores; a pure function of the position."""
+
+
+class TieOrder(Protocol):
+    """Tie keys that are ranks: the positions of the first ranks can be asked for."""
+
+    def __call__(self, ids: Index) -> Tensor:
+        """(m,) positions -> (m,) int64 ranks from 0 on."""
+
+    def at(self, ranks: Tensor) -> Index:
+        """(m,) ranks -> (m,) positions."""
+
 
 CLOSE = 1e-3
 """Squared distances by expansion below this share of the two squared norms are computed again from differences.
@@ -86,7 +97,8 @@ def smallest(scores: Tensor, size: int, ids: Index, ties: TieKeys) -> Tensor:
     if len(below) + len(level) > size:
         level = _first_by_key(level, size - len(below), ids, ties)
     chosen = torch.cat([below, level])
-    chosen = chosen[ties(ids[chosen]).argsort(stable=True)]
+    if len(scores[chosen].unique()) < size:
+        chosen = chosen[ties(ids[chosen]).argsort(stable=True)]
     return chosen[scores[chosen].argsort(stable=True)]
 
 

@@ -11,8 +11,11 @@ from dgal_bench.core.errors import ResultsError
 from dgal_bench.core.system import provenance
 from dgal_bench.results.rows import RunLog
 
-ALGORITHM_VERSION = 1
-"""Raised with any change that alters picks; tests/test_golden.py fails otherwise. Versions are never mixed."""
+ALGORITHM_VERSION = 2
+"""Raised with any change that alters picks; tests/test_golden.py fails otherwise. Versions are never mixed.
+
+2: equal scores are ordered by ranks of a permutation, in 1 by a hash.
+"""
 
 
 def header_outline(config: RunConfig, name: str) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dgal_bench.core.errors import ConfigError, choose
-from dgal_bench.core.types import Index, TieKeys
+from dgal_bench.core.types import Index, TieOrder
 from dgal_bench.graph.diffusion import clamped_diffusion, score
 from dgal_bench.graph.graph import Graph
 from dgal_bench.graph.incremental import (
@@ -21,11 +22,21 @@ from dgal_bench.graph.incremental import (
 )
 from dgal_bench.strategies.base import Query
 
-TIE_BREAKS: Mapping[str, Callable[[TieKeys], TieKeys]] = {
+
+class PositionOrder:
+    """Each position is its own rank, as in a stable sort."""
+
+    def __call__(self, ids: Index) -> Tensor:
+        return ids
+
+    at = __call__
+
+
+TIE_BREAKS: Mapping[str, Callable[[TieOrder], TieOrder]] = {
     "hash": lambda ties: ties,
-    "position": lambda _: lambda ids: ids,
+    "position": lambda _: PositionOrder(),
 }
-"""The order of equal scores: the round's seeded hash, or the position in the data set, as in a stable sort."""
+"""The order of equal scores: the round's seeded permutation, or the position in the data set."""
 
 
 def at_least_one(name: str, value: float | None) -> None:
