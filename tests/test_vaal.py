@@ -6,6 +6,7 @@ import torch
 from dgal_bench.config.schema import AdversarySettings
 from dgal_bench.conformance import BATCH, ExampleQuery, example_config, run_in_process
 from dgal_bench.core.errors import ConfigError, UserError
+from dgal_bench.core.seeding import isolated
 from dgal_bench.models.vaal import PairLoader, VaalModule, train_vaal
 from dgal_bench.models.vae_nets import Vae, build_vae
 
@@ -100,6 +101,28 @@ def test_a_discriminator_step_leaves_the_vae_alone_and_the_other_way_round():
     assert groups[0] == {id(p) for p in module.vae.parameters()}
     assert groups[1] == {id(p) for p in module.discriminator.parameters()}
     assert [o.param_groups[0]["lr"] for o in (vae_optimizer, optimizer)] == [5e-4, 1e-4]
+
+
+def test_steps_without_unused_gradients_end_at_the_same_bits():
+    """Against both losses' whole gradients, the discriminator's in the VAE's steps included."""
+    images, _ = two_kinds()
+    labeled, unlabeled = torch.arange(7), torch.arange(7, 120)
+
+    def step(optimizer, loss):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    with isolated(5, "adversary"):
+        plain = VaalModule(build_vae((1, 8, 8), 4, "cnn"), SETTINGS)
+        vae_optimizer, optimizer = plain.configure_optimizers()
+        draws = PairLoader(images, 16, labeled, unlabeled, 16, 3, 2, torch.Generator().manual_seed(5))
+        for batches in draws.draw_steps():
+            for batch in batches:
+                step(vae_optimizer, plain.vae_loss(batch))
+            step(optimizer, plain.discriminator_loss(batch))
+    found = trained(images, labeled, unlabeled, steps=3, seed=5).state_dict()
+    assert all(torch.equal(found[name], expected) for name, expected in plain.state_dict().items())
 
 
 def test_a_step_is_two_batches_of_labeled_and_unlabeled_halves():

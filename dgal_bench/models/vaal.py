@@ -138,7 +138,8 @@ class VaalModule(lightning.LightningModule):
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     optimizer.zero_grad()
-    loss.backward()
+    # its own parameters only: the VAE's loss goes through the discriminator, whose gradients no step would use
+    loss.backward(inputs=[parameter for group in optimizer.param_groups for parameter in group["params"]])
     optimizer.step()
     return loss.detach()
 
