@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -76,11 +77,14 @@ class Weights:
     """A backbone's weights, fitted to the network that is built, and their sha256 for a run's fingerprint."""
 
     state: Mapping[str, Tensor]
-    sha256: str
 
-    @classmethod
-    def of(cls, state: Mapping[str, Tensor]) -> "Weights":
-        return cls(state, _sha256(state))
+    @cached_property
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state.items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
 
 class Resize(nn.Module):
@@ -134,7 +138,7 @@ def _create(spec: BackboneSpec, settings: Mapping[str, Any]) -> Any:
     config = timm.get_pretrained_cfg(spec.name)
     if config is not None and config.fixed_input_size:
         settings["img_size"] = spec.size
-    if spec.small_patches and _architecture(spec.name) in timm.list_models(module="vision_transformer"):
+    if spec.small_patches and spec.name.partition(".")[0] in timm.list_models(module="vision_transformer"):
         settings["patch_size"] = patch_size(spec.size)
     try:
         net = timm.create_model(spec.name, num_classes=0, **settings)
@@ -148,10 +152,6 @@ def _create(spec: BackboneSpec, settings: Mapping[str, Any]) -> Any:
     elif spec.small and not use_small_stem(net) and spec.stem == "small":
         raise ConfigError(f"net.stem=small is for ResNets and ViTs, not for {spec.model}: use net.stem=standard")
     return net
-
-
-def _architecture(name: str) -> str:
-    return name.partition(".")[0]
 
 
 def _check_tiled(net: Any, spec: BackboneSpec) -> None:
@@ -213,8 +213,7 @@ def load_weights(spec: BackboneSpec) -> Weights | None:
             f"{' '.join(str(error).split()).partition('. ')[0][:160]}): set checkpoint_path=FILE to a local copy, or "
             "pretrained=false (both net. or representation.)"
         ) from error
-    state = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
-    return Weights.of(state)
+    return Weights({name: tensor.detach().clone() for name, tensor in net.state_dict().items()})
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -263,12 +262,3 @@ def _key_counts(text: str) -> str:
         if names := re.findall(r'"([^"]+)"', listed.partition("\n")[0]):
             counts.append(f"{len(names)} tensors are {what.lower()}, as {names[0]}")
     return "; ".join(counts)
-
-
-def _sha256(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
