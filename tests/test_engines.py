@@ -1,11 +1,11 @@
 """What every engine owes a sweep: the run queue of its runs, and the lanes that they run on."""
 
+import os
 import subprocess
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
 
 import pytest
 
@@ -22,7 +22,7 @@ from dgal_bench.engines.queue import MAX_DEATHS, MAX_START_FAILURES, RunQueue, r
 from dgal_bench.engines.setup import set_up
 from dgal_bench.engines.sweep import PlannedRun, plan_runs, read_logs, runs_to_do
 from dgal_bench.engines.worker import final_event
-from dgal_bench.models.distributed import RankProcess
+from dgal_bench.models.trainer import spawning
 from dgal_bench.results.reader import read_run
 from dgal_bench.results.resume import header_outline
 from dgal_bench.results.rows import choice
@@ -404,7 +404,7 @@ def test_the_environment_gives_threads_and_one_gpu():
 
 
 @pytest.mark.parametrize("own", [None, "ACTIVE"])
-def test_threads_of_every_process_that_works_sleep_while_they_wait(own, tmp_path, monkeypatch):
+def test_threads_of_every_process_that_works_sleep_while_they_wait(own, monkeypatch):
     """Unless the user says otherwise: the command's, on a node of a cluster, and whoever starts it here."""
     wanted, seen, popen = own or "PASSIVE", [], subprocess.Popen
 
@@ -421,5 +421,6 @@ def test_threads_of_every_process_that_works_sleep_while_they_wait(own, tmp_path
     assert asked["OMP_WAIT_POLICY"] == wanted
     monkeypatch.setattr(subprocess, "Popen", start)
     ForkServer(asked).close()
-    RankProcess(tmp_path, 0, 2, 1, SimpleQueue()).end()
+    with spawning(2, print):
+        seen.append(dict(os.environ))
     assert [one["OMP_WAIT_POLICY"] for one in seen] == [wanted, wanted]

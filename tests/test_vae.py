@@ -280,6 +280,11 @@ def test_it_stops_patience_epochs_after_the_best_and_goes_back_to_it():
     assert math.isfinite(facts["holdout_loss"])
 
 
+def test_a_loss_that_is_never_finite_is_an_error_with_the_knob():
+    with pytest.raises(UserError, match=r"^the VAE's loss was never finite: lower representation.lr$"):
+        train(blobs(), lr=1e30, max_epochs=2)
+
+
 def test_a_collapsed_latent_is_an_error_that_says_so():
     data = blobs(100)
     module, _ = train(data, recon_weight=1e-4, max_epochs=6)

@@ -25,7 +25,7 @@ from dgal_bench.core.system import thread_environment
 
 OWN_PATH = os.environ.get("PYTHONPATH")
 CHAOS = Path(__file__).parent / "chaos"
-COMMANDS = ("dgal_bench.cli.main", "dgal_bench.core.fork_server", "dgal_bench.models.distributed")
+COMMANDS = ("dgal_bench.cli.main", "dgal_bench.core.fork_server")
 SLURM = ("submitit.local._local", "submitit.core._submit")
 SBATCH = "sbatch"
 IMPORTS = (

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import lightning
+import numpy as np
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from dgal_bench.config.schema import RepresentationConfig
-from dgal_bench.core.errors import UserError
+from dgal_bench.core.errors import ConfigError, UserError
 from dgal_bench.core.seeding import normals, rng_for, seed_for
 from dgal_bench.core.types import Features, Index, Progress
 from dgal_bench.data.image_data import ImageData
-from dgal_bench.models.trainer import silent_trainer
+from dgal_bench.models.trainer import silent_trainer, spawning
 from dgal_bench.models.vae_nets import Vae, build_vae, refuse_embeddings
 
 
@@ -72,6 +72,27 @@ class Batches:
             yield Batch(as_float(self.images[ids], self.maximum), ids, weight)
 
 
+class TrainingData(lightning.LightningDataModule):
+    """A pool's images: a hold-out that decides when to stop, and batches of all others to train on."""
+
+    def __init__(self, images: Tensor, maximum: int, config: RepresentationConfig, seed: int) -> None:
+        super().__init__()
+        self.images, self.maximum, self.config, self.seed = images, maximum, config, seed
+        order = torch.from_numpy(rng_for(seed, "holdout").permutation(len(images)))
+        n_holdout = max(1, round(config.holdout * len(images)))
+        self.holdout, self.ids = order[:n_holdout], order[n_holdout:]
+
+    @property
+    def share(self) -> Share:
+        """That of this process, one of the trainer's."""
+        assert self.trainer is not None
+        return Share(self.trainer.global_rank, self.trainer.world_size)
+
+    def train_dataloader(self) -> Batches:
+        order = torch.Generator().manual_seed(self.seed)
+        return Batches(self.images, self.maximum, self.ids, self.config.train_batch_size, order, self.share)
+
+
 class VaeModule(lightning.LightningModule):
     """The negative ELBO per image: recon_weight x squared error summed over pixels + KL summed over latents.
 
@@ -112,33 +133,14 @@ class VaeModule(lightning.LightningModule):
 _EVALUATION_BATCH = 256
 
 
-@dataclass(frozen=True, eq=False)
-class Holdout:
-    """Images that decide when to stop, and this process's share of them."""
-
-    images: Tensor
-    maximum: int
-    ids: Index
-    share: Share
-
-    @torch.no_grad()
-    def loss(self, module: VaeModule, strategy: lightning.pytorch.strategies.Strategy) -> float:
-        """Mean negative ELBO of all shares; the noise is the same in every epoch, only the network changes."""
-        seed = seed_for(module.seed, "holdout noise")
-        total = torch.zeros((), dtype=torch.float64, device=module.device)
-        for ids in self.share(self.ids).split(_EVALUATION_BATCH):
-            noise = normals(seed, ids.to(module.device), module.config.latent_dim)
-            images = as_float(self.images[ids], self.maximum).to(module.device)
-            total += module.loss(images, noise).double().sum()
-        return float(strategy.reduce(total, reduce_op="sum")) / len(self.ids)
-
-
 class KeepBest(lightning.Callback):
-    """Early stopping on the hold-out's negative ELBO; the best weights are restored at the end. Needs no label."""
+    """Early stopping on the hold-out's negative ELBO; the best weights are restored at the end. Needs no label.
 
-    def __init__(self, holdout: Holdout, config: RepresentationConfig, progress: Progress) -> None:
-        self.holdout = holdout
-        self.config = config
+    Its facts are the trainer's ``callback_metrics``, which Lightning brings back from other processes.
+    """
+
+    def __init__(self, data: TrainingData, progress: Progress) -> None:
+        self.data = data
         self.progress = progress
         self.best = math.inf
         self.best_epoch = 0
@@ -147,19 +149,33 @@ class KeepBest(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, VaeModule)
         pl_module.eval()
-        loss = self.holdout.loss(pl_module, trainer.strategy)
+        loss = self.holdout_loss(trainer, pl_module)
         pl_module.train()
         if loss < self.best:
             self.best, self.best_epoch = loss, trainer.current_epoch
             self.weights = copy.deepcopy(pl_module.state_dict())
-        stop = trainer.current_epoch - self.best_epoch >= self.config.patience
+        stop = trainer.current_epoch - self.best_epoch >= self.data.config.patience
         trainer.should_stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        self.progress("VAE epoch", trainer.current_epoch + 1, self.config.max_epochs)
+        if trainer.is_global_zero:
+            self.progress("VAE epoch", trainer.current_epoch + 1, self.data.config.max_epochs)
+
+    @torch.no_grad()
+    def holdout_loss(self, trainer: lightning.Trainer, module: VaeModule) -> float:
+        """Mean negative ELBO of all shares; the noise is the same in every epoch, only the network changes."""
+        seed = seed_for(module.seed, "holdout noise")
+        total = torch.zeros((), dtype=torch.float64, device=module.device)
+        for ids in self.data.share(self.data.holdout).split(_EVALUATION_BATCH):
+            noise = normals(seed, ids.to(module.device), module.config.latent_dim)
+            images = as_float(self.data.images[ids], self.data.maximum).to(module.device)
+            total += module.loss(images, noise).double().sum()
+        return float(trainer.strategy.reduce(total, reduce_op="sum")) / len(self.data.holdout)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if not self.weights:
-            raise UserError("the VAE's loss was never finite: lower representation.lr")
-        pl_module.load_state_dict(self.weights)
+        if self.weights:
+            pl_module.load_state_dict(self.weights)
+        facts = {"epochs": trainer.current_epoch, "best_epoch": self.best_epoch + 1, "holdout_loss": self.best}
+        # through NumPy, since torch would make float32 of a float
+        trainer.callback_metrics.update({name: torch.from_numpy(np.array(value)) for name, value in facts.items()})
 
 
 def train_vae(
@@ -189,34 +205,35 @@ def train_vae(
     """
     refuse_embeddings(data.images, "set representation=pixels (the embeddings as they are), pca or npy")
     module = VaeModule(build_vae(data.image_shape, config.latent_dim, config.encoder), config, seed)
+    if device.type == "cuda" and (available := torch.cuda.device_count()) < devices:
+        raise ConfigError(
+            f"trainer.devices={devices}, but torch sees {available} of them: use trainer.devices={available}"
+        )
     if devices == 1:
         facts = fit(module, data.images, data.maximum, device, progress)
     else:
-        from dgal_bench.models.distributed import fit_distributed  # its processes call ``fit``
-
-        facts = fit_distributed(module, data.images, data.maximum, device, progress, devices)
+        progress(f"starting {devices} processes", 0, 1)
+        with spawning(devices, progress) as send:
+            facts = fit(module, data.images, data.maximum, device, send, devices)
+        facts["devices"] = devices
     return module.eval().to(device), facts
 
 
 def fit(
-    module: VaeModule,
-    images: Tensor,
-    maximum: int,
-    device: torch.device,
-    progress: Progress,
-    share: Share = Share(),
-    strategy: DDPStrategy | None = None,
+    module: VaeModule, images: Tensor, maximum: int, device: torch.device, progress: Progress, devices: int = 1
 ) -> dict[str, float]:
-    """Train in place, to the best weights; ``share`` and ``strategy`` are for one of several processes."""
-    config, seed = module.config, module.seed
-    order = torch.from_numpy(rng_for(seed, "holdout").permutation(len(images)))
-    n_holdout = max(1, round(config.holdout * len(images)))
-    shuffle = torch.Generator().manual_seed(seed)
-    batches = Batches(images, maximum, order[n_holdout:], config.train_batch_size, shuffle, share)
-    best = KeepBest(Holdout(images, maximum, order[:n_holdout], share), config, progress)
-    trainer = silent_trainer(device, config.max_epochs, best, strategy=strategy, devices=share.of)
-    trainer.fit(module, train_dataloaders=batches)
-    return {"epochs": trainer.current_epoch, "best_epoch": best.best_epoch + 1, "holdout_loss": best.best}
+    """Train in place, to the best weights. More than one of ``devices``: within ``spawning``, with its progress.
+
+    Several take the same batches, each every ``devices``-th row of each. Gradients are those of the mean over the whole
+    batch, so that the result differs from one process's only by rounding.
+    """
+    data = TrainingData(images, maximum, module.config, module.seed)
+    trainer = silent_trainer(device, module.config.max_epochs, KeepBest(data, progress), devices=devices)
+    trainer.fit(module, datamodule=data)
+    facts = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    if facts["holdout_loss"] == math.inf:
+        raise UserError("the VAE's loss was never finite: lower representation.lr")
+    return facts
 
 
 MIN_EXPLAINED_VARIANCE = 0.20  # of the pool's: with less, the latents are no basis for a graph
