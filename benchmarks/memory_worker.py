@@ -30,7 +30,7 @@ PHASES: tuple[tuple[Any, str, str], ...] = (
     (experiment, "load", "read images"),
     (Standardise, "of_pool", "mean and deviation"),
     (representation, "label_shares", "label_shares"),
-    (experiment, "find_neighbors", "graph: neighbours"),
+    (experiment, "knn", "graph: neighbours"),
     (experiment, "transition", "graph: transition"),
     (experiment, "attach", "attach"),
     (experiment, "diagnostics", "diagnostics"),

@@ -5,7 +5,6 @@ folder, where a second run finds them.
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -36,8 +35,8 @@ from dgal_bench.core.system import on_threads
 from dgal_bench.core.types import Outputs, Progress
 from dgal_bench.engines.worker import hide_missing_gpus
 from dgal_bench.experiment import Run
-from dgal_bench.graph.block_search import find_neighbors
 from dgal_bench.graph.graph import Graph
+from dgal_bench.graph.knn import knn
 from dgal_bench.graph.transition import transition
 from dgal_bench.models.trainer import silence_lightning
 
@@ -120,18 +119,19 @@ def stored_graph(folder: Path, latents: Tensor) -> tuple[Graph, dict[str, Any]]:
 
 
 def made_graph(folder: Path, latents: Tensor) -> tuple[Graph, dict[str, Any]]:
-    """As set-up makes it: above ``exact_limit`` in blocks, from where a run that was killed has left it."""
+    """As set-up makes it."""
     reset_peak()
     start = perf_counter()
     spec = inputs.settings().graph
-    neighbors, facts = find_neighbors(latents, spec, CPU, folder / "search", progress(folder.name))
+    neighbors = knn(
+        latents, spec.graph_k, spec.backend, spec.exact_limit, CPU, spec.recall_target, progress(folder.name)
+    )
     search_seconds = perf_counter() - start
     graph = transition(neighbors, spec.kernel, spec.symmetrize)
     built = {
         "seconds": perf_counter() - start, "search_seconds": search_seconds, "peak_mb": status_megabytes("VmHWM"),
-        "method": neighbors.method, "recall": neighbors.recall, "threads": BUILD_THREADS, **facts,
+        "method": neighbors.method, "recall": neighbors.recall, "threads": BUILD_THREADS,
     }  # fmt: skip
-    shutil.rmtree(folder / "search", ignore_errors=True)
     return graph, built
 
 

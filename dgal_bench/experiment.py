@@ -26,9 +26,8 @@ from dgal_bench.data.datamodule import PoolDataModule, Standardise
 from dgal_bench.data.datasets import load
 from dgal_bench.data.image_data import DatasetRequest, ImageData
 from dgal_bench.data.pool import Pool
-from dgal_bench.graph.block_search import find_neighbors
 from dgal_bench.graph.graph import GRAPH_ARRAYS, Attachment, Graph
-from dgal_bench.graph.knn import build_index, pick_backend
+from dgal_bench.graph.knn import build_index, knn, pick_backend
 from dgal_bench.graph.transition import attach, diagnostics, transition
 from dgal_bench.models.backbones import Weights
 from dgal_bench.models.nets import build_net, cost, initial_weights
@@ -93,8 +92,8 @@ def prepare_features_and_graph(
     )
     graph = cache.get_or_make(
         root,
-        _graph_key(config.graph, entry.sha256, device),
-        lambda folder: _make_graph(config, features, test_features, device, progress, cache.partial_folder(folder)),
+        _graph_key(config.graph, entry.sha256, len(features), device),
+        lambda folder: _make_graph(config, features, test_features, device, progress),
     )
     arrays = {name: torch.from_numpy(array) for name, array in graph.arrays.items()}
     parts = {name: arrays[name] for name in GRAPH_ARRAYS}
@@ -108,8 +107,10 @@ def prepare_features_and_graph(
     )
 
 
-def _graph_key(config: GraphConfig, features_sha256: str, device: torch.device) -> str:
-    parts = {"latents": features_sha256, "recipe": RECIPE_VERSION, "device": device.type}
+def _graph_key(config: GraphConfig, features_sha256: str, size: int, device: torch.device) -> str:
+    parts: dict[str, Any] = {"latents": features_sha256, "recipe": RECIPE_VERSION, "device": device.type}
+    if size > config.exact_limit:  # entries of an earlier approximate search are not read; exact ones stay valid
+        parts["search"] = "faiss ivf"
     return cache.key_of({**parts, **to_dict(config), "backend": pick_backend(config.backend)})
 
 
@@ -119,7 +120,6 @@ def _make_graph(
     test_features: Features | None,
     device: torch.device,
     progress: Progress,
-    search_root: Path,
 ) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
     if all(bool((block == features[0]).all()) for block in blocks(features)):
         raise ConfigError(
@@ -130,7 +130,7 @@ def _make_graph(
     start = perf_counter()
     spec = config.graph
     with on_threads(config.setup_threads):
-        neighbors, search_facts = find_neighbors(features, spec, device, search_root, progress)
+        neighbors = knn(features, spec.graph_k, spec.backend, spec.exact_limit, device, spec.recall_target, progress)
         graph = transition(neighbors, spec.kernel, spec.symmetrize)
         seconds = perf_counter() - start
         arrays = {name: getattr(graph, name) for name in GRAPH_ARRAYS}
@@ -142,7 +142,6 @@ def _make_graph(
         "seconds": seconds,
         "test_seconds": test_seconds,
         **diagnostics(neighbors, graph),
-        **search_facts,
         "made_by": provenance(),
     }
     return {name: tensor.numpy() for name, tensor in arrays.items()}, facts

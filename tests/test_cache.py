@@ -88,21 +88,6 @@ def test_an_array_too_large_for_memory_is_written_in_place(tmp_path, monkeypatch
     assert [path.name for path in root.iterdir()] == ["key"]
 
 
-def test_what_a_maker_left_to_go_on_from_is_gone_with_the_entry(tmp_path):
-    """When the entry is made, and when it is found: a maker may have been killed between the two."""
-
-    def make(folder):
-        cache.partial_folder(folder).mkdir(exist_ok=True)
-        (cache.partial_folder(folder) / "done").touch()
-        return Maker()(folder)
-
-    for _ in range(2):
-        get_or_make(tmp_path, "key-0.5", make)
-        assert [path.name for path in tmp_path.iterdir()] == ["key-0.5"]
-        cache.partial_folder(tmp_path / "key-0.5").mkdir()
-    assert (tmp_path / "key-0.5.blocks").is_dir()
-
-
 def test_two_who_want_it_make_it_once(tmp_path):
     make = Maker()
     threads = [threading.Thread(target=get_or_make, args=(tmp_path, "key", make)) for _ in range(4)]

@@ -12,9 +12,7 @@ from dgal_bench.conformance import example_config
 from dgal_bench.core.errors import UserError
 from dgal_bench.core.seeding import rng_for
 from dgal_bench.experiment import open_experiment, prepare_features_and_graph
-from dgal_bench.graph import block_search as blocks
 from dgal_bench.graph import knn
-from dgal_bench.graph.block_search import search_block
 from dgal_bench.graph.transition import attach, diagnostics, transition
 from dgal_bench.models import vae
 from dgal_bench.representation import REPRESENTATIONS, features_key, flat_pixels, label_share, principal_components
@@ -222,33 +220,14 @@ def test_the_latents_of_digits_carry_the_labels(tmp_path):
     assert experiment.prepared.ledger["graph"]["components"] == 1
 
 
-def test_a_large_graph_is_searched_in_blocks_and_goes_on_after_a_stop(tmp_path, monkeypatch):
-    """The bits of the search in memory, whether or not an earlier try was stopped, and no trace of the blocks."""
-    config = example_config("random", "representation.kind=pixels", "graph.exact_limit=150")
-    for module in (blocks, knn):
-        monkeypatch.setattr(module, "EXPENSIVE", 2)  # lists, however few points
-    asked = []
-
-    def counted(plan, features, block, k):
-        asked.append(block)
-        return search_block(plan, features, block, k)
-
-    def stopped(what, done, of):
-        if (what, done) == ("neighbours", 3):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(blocks, "search_block", counted)
-    with pytest.raises(KeyboardInterrupt):
-        prepare_features_and_graph(config, data(), tmp_path, CPU, stopped)
-    (workshop,) = tmp_path.glob("*.blocks")
+def test_a_large_graph_is_that_of_the_approximate_search_and_told_of(tmp_path):
+    config = example_config("random", "representation.kind=pixels", "graph.exact_limit=150", "graph.recall_target=0.8")
     told = []
     found = prepare_features_and_graph(config, data(), tmp_path, CPU, lambda *how: told.append(how))
-    ledger = found.ledger["graph"]
-    assert len(asked) == len(set(asked)) == ledger["blocks"] > 3
-    assert next(how for how in told if how[0] == "neighbours") == ("neighbours", 3, ledger["blocks"])
-    assert not workshop.exists()
-    assert ledger["lists"] >= ledger["probes"] > 0
-    whole = transition(knn.knn(found.features, config.graph.graph_k, exact_limit=150))
+    assert found.ledger["graph"]["search"].startswith("lists ")
+    assert 0.8 <= found.ledger["graph"]["recall"] <= 1
+    assert [how for how in told if how[0] == "neighbours"] == [("neighbours", 0, 1), ("neighbours", 1, 1)]
+    whole = transition(knn.knn(found.features, config.graph.graph_k, exact_limit=150, recall_target=0.8))
     assert torch.equal(found.graph.indices, whole.indices)
     assert torch.equal(found.graph.weights, whole.weights)
 

@@ -53,7 +53,6 @@ def get_or_make(
     folder = root / key
     with suppress(OSError, ValueError):  # another process makes it again now; a damaged entry is reported below
         if contains(root, key) and not _damaged(folder):
-            shutil.rmtree(partial_folder(folder), ignore_errors=True)  # of a maker that was killed before it did so
             return open_entry(folder, mapped)  # an entry gets its name when it is whole: readers need no lock
     with _locked(root, key):
         with cache_errors(root):
@@ -64,17 +63,8 @@ def get_or_make(
                 with cache_errors(root):
                     _store(temporary, folder, arrays, facts)
                     entry = _load(folder, mapped)
-                shutil.rmtree(partial_folder(temporary), ignore_errors=True)
     assert entry is not None
     return entry
-
-
-def partial_folder(folder: Path) -> Path:
-    """Where a maker can leave parts for a later try to go on from; removed when the entry is whole.
-
-    ``folder``: the entry's, or the one that the maker was given.
-    """
-    return folder.with_name(f"{folder.name.removesuffix('.part')}.blocks")
 
 
 def contains(root: Path, key: str) -> bool:

@@ -75,25 +75,6 @@ def candidates(queries: Features, table: DistanceTable, w: int) -> Tensor:
     return torch.cat(columns) if columns else torch.empty(0, w, dtype=torch.int64, device=queries.device)
 
 
-def closest(queries: Features, table: DistanceTable) -> Tensor:
-    """(m,) the nearest column to each query by the expansion; the first of equal ones."""
-    sizes = _SIZES[queries.device.type]
-    if table.size <= sizes.whole:
-        return torch.cat([_lowest(tile) for tile in _tiles(queries, table, sizes)])
-    return torch.cat([_closest_of_many(factor, table, sizes) for factor in _augmented(queries).split(sizes.rows)])
-
-
-def _closest_of_many(factor: Tensor, table: DistanceTable, sizes: _Sizes) -> Tensor:
-    tile = factor.new_empty(len(factor), sizes.columns)
-    lowest, where = [], []
-    for start, part in zip(range(0, table.size, sizes.columns), table.columns.split(sizes.columns, 1), strict=True):
-        at = _lowest(torch.mm(factor, part, out=tile))
-        where.append(at + start)
-        lowest.append(tile.gather(1, at[:, None]))
-    of_tile = _lowest(torch.cat(lowest, 1))
-    return torch.stack(where, 1).gather(1, of_tile[:, None])[:, 0]
-
-
 def _augmented(queries: Features) -> Tensor:
     """(m, d + 1): the factor of a product with a table."""
     return torch.cat([queries * -2, queries.new_ones(len(queries), 1)], dim=1)
@@ -176,11 +157,6 @@ def _topk(values: Tensor, w: int) -> Tensor:
 
 
 _SELECT: dict[str, Callable[[Tensor, int], Tensor]] = {"cpu": _partition, "cuda": _topk}
-
-
-def _lowest(values: Tensor) -> Tensor:
-    """(m,) the first column of each row's minimum; on a CPU by NumPy, eight times as fast."""
-    return torch.from_numpy(values.numpy().argmin(1)) if values.device.type == "cpu" else values.argmin(1)
 
 
 # How many are searched beyond K.

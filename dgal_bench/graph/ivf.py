@@ -1,241 +1,184 @@
-"""Approximate nearest neighbours by an inverted file (k-means): lists, with as few probes as the recall target needs.
+"""Approximate nearest neighbours by an inverted file: lists from FAISS's k-means, as few probes as the recall needs.
 
-An inverted file usually answers query by query, and each query reads the lists nearest to it. Here all points of a list
-are compared with the lists nearest to their common centroid, so that the comparison is one matrix product.
+An inverted file usually answers query by query. Here it answers list by list, in the order of
+``faiss.contrib.big_batch_search``: all queries that probe a list are compared with it in one matrix product. (That
+function itself prints a line for every list, and updates its heap on one thread.)
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from math import log2, sqrt
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import sqrt
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dgal_bench.config.schema import check_recall_target
-from dgal_bench.core.seeding import torch_rng_for
-from dgal_bench.core.system import Workers, workers
-from dgal_bench.core.types import Features, Index
-from dgal_bench.graph.exact_knn import closest, distance_table, exact, merge_rankings, nearest_in
+from dgal_bench.core.seeding import seed_for, torch_rng_for
+from dgal_bench.core.system import workers
+from dgal_bench.core.types import Features, Index, Progress
+from dgal_bench.graph.exact_knn import NeighborLists, exact, merge_rankings, rank_exactly, search_width
 
-# Numbers of the points that a list is compared with at once: 16 MB.
-_ELEMENTS = 2**22
-# Points of one list that are compared at once.
-_QUERIES = 4096
+Floats = npt.NDArray[np.float32]
+
+# Lists, in units of sqrt(N). From 1 to 2 the seconds differ by less than a tenth, at 60,000 points and at a million.
+_LISTS = 1.5
+# Points per list that k-means is trained on, and its rounds.
+_TRAINING_POINTS, _ROUNDS = 32, 6
+# Points whose true neighbours decide the number of probes.
+_SAMPLE = 500
+# Standard errors by which the sample's recall must exceed the target.
+_MARGIN = 2.0
+# Relative difference of two sums of the same distance by rounding: they come from different devices and products.
+_ROUNDING = 1e-6
+# Queries that are answered at once by a worker: enough that a list's product is not a narrow one.
+_QUERIES = 16_384
+# Distances that are computed at once by a worker: 4 MB.
+_TILE = 2**20
+# Numbers that are read and centred at once: 4 MB.
+_BLOCK = 2**20
 
 
 @dataclass(frozen=True, eq=False)
-class InvertedLists:
-    """N points in L lists: ``order`` (N,) positions, list by list and ascending in each, ``offsets`` (L + 1,) into it.
+class InvertedFile:
+    """L lists by the nearest of ``centroids`` (L, d), relative to ``centre`` (d,), and how many a query probes.
 
-    The points of list i are compared with those of the lists in row i of ``probed`` (L, P): list i first, then by the
-    distance of ``centroids`` (L, d). ``recall`` is the one expected of P probes.
+    ``n_compared``: points that a query is compared with, on average. ``sample`` (S,) are the points on which the recall
+    is measured, ``farthest`` (S,) their true K-th distances.
     """
 
-    order: Index
-    offsets: Tensor
-    probed: Tensor
-    centroids: Features
-    recall: float
+    centroids: Floats
+    centre: Tensor
+    n_probes: int
+    n_compared: float
+    sample: Index
+    farthest: Tensor
 
     @property
     def n_lists(self) -> int:
         return len(self.centroids)
 
-    @cached_property
-    def sizes(self) -> Tensor:
-        """(L,) points of each list."""
-        return self.offsets.diff()
+    def centred(self, features: Features, rows: slice | Index) -> Features:
+        """Rows of ``features`` (N, d), float32 in memory; centred, distances by products keep more digits."""
+        return (features[rows] - self.centre).float()
 
-    @cached_property
-    def pairs(self) -> int:
-        """How many pairs of points are compared."""
-        return int((self.sizes * self.sizes[self.probed].sum(1)).sum())
+    def nearest_lists(self, points: Features, n_lists: int) -> npt.NDArray[np.int64]:
+        """(m, n_lists) the lists nearest to centred points (m, d), on one thread."""
+        import faiss
 
-    def rows(self, lists: Tensor) -> Index:
-        """The places in ``order`` of the points in ``lists``, list after list."""
-        sizes = self.sizes[lists]
-        starts = self.offsets[lists] - sizes.cumsum(0) + sizes
-        return torch.arange(int(sizes.sum())) + starts.repeat_interleave(sizes)
+        faiss.omp_set_num_threads(1)
+        lists: npt.NDArray[np.int64] = faiss.knn(points.numpy(), self.centroids, n_lists)[1]
+        return lists
 
-    @property
-    def n_probes(self) -> int:
-        return self.probed.shape[1]
+    def recall(self, distances: Tensor) -> float:
+        """Share of a search's ``distances`` (N, K), ascending, that are at most the true K-th, on the sample."""
+        found = distances[self.sample] <= self.farthest[:, None] * (1 + _ROUNDING)
+        return float(found.double().mean())
 
 
-def search_lists(
-    plan: InvertedLists, sorted_features: Features, first: int, last: int, k: int
-) -> tuple[Index, Tensor, Tensor]:
-    """Positions (m,) of the points in lists first..last - 1, their k nearest others (m, k), and the distances (m, k).
+def plan(features: Features, k: int, recall_target: float) -> InvertedFile:
+    """Lists for the k nearest others in ``features`` (N, d), and the fewest probes whose recall exceeds the target.
 
-    Every list is answered separately and on one thread: neither the grouping of lists nor the number of threads changes
-    a bit. ``sorted_features`` are all points in the plan's order; they may be memory-mapped, only the rows needed are
-    read.
-
-    Raises:
-        ValueError: fewer than k + 1 points altogether.
+    The recall of every number of probes is known from the true neighbours of a sample: P probes find a neighbour whose
+    list is among the P nearest to the query. The target must be exceeded by two standard errors; where no number of
+    probes does that, all lists are probed. ``features`` may be memory-mapped: a sample of them is copied.
     """
-    if not 1 <= k < len(plan.order):
-        raise ValueError(f"{k} neighbours, but {len(plan.order)} points have 1 to {len(plan.order) - 1} each")
-    with workers() as each:
-        answers = each(lambda number: _search_list(plan, sorted_features, number, k), range(first, last))
-    positions = plan.order[int(plan.offsets[first]) : int(plan.offsets[last])]
-    ids, distances = (torch.cat(part) for part in zip(*answers, strict=True))
-    return positions, ids, distances
-
-
-def _search_list(plan: InvertedLists, sorted_features: Features, number: int, k: int) -> tuple[Tensor, Tensor]:
-    rows, union = plan.rows(torch.tensor([number])), _probed_rows(plan, number, k)
-    parts = union.split(max(1, _ELEMENTS // sorted_features.shape[1]))
-    answers = [_nearest(plan, sorted_features, some, parts, k) for some in rows.split(_QUERIES)]
-    return torch.cat([ids for ids, _ in answers]), torch.cat([distances for _, distances in answers])
-
-
-def _probed_rows(plan: InvertedLists, number: int, k: int) -> Index:
-    """The rows that a list is compared with, by position: those of its probes, of more lists if these are too few."""
-    lists = plan.probed[number]
-    if int(plan.sizes[lists].sum()) <= k:
-        nearest = by_distance(plan.centroids, torch.tensor([number]))[0]
-        lists = nearest[: int((plan.sizes[nearest].cumsum(0) <= k).sum()) + 1]
-    rows = plan.rows(lists)
-    return rows[plan.order[rows].argsort()]
-
-
-def _nearest(
-    plan: InvertedLists, sorted_features: Features, rows: Index, parts: Sequence[Index], k: int
-) -> tuple[Tensor, Tensor]:
-    answers = (_compare(sorted_features, rows, part, k) for part in parts)
-    rankings = ((torch.where(near < 0, near, plan.order[near]), distances) for near, distances in answers)
-    best = next(rankings)
-    for other in rankings:  # merged one by one: all of them would take many times the memory
-        ids, distances = (torch.cat(both, 1) for both in zip(best, other, strict=True))
-        best = merge_rankings(ids, distances, k)
-    return best
-
-
-def _compare(sorted_features: Features, rows: Index, union: Index, k: int) -> tuple[Tensor, Tensor]:
-    """Of the rows ``union`` the k nearest to each of ``rows``, or all but itself, -1 for none; (m, at most k) each."""
-    device = sorted_features.device
-    rows, union = rows.to(device), union.to(device)
-    queries, base = sorted_features[rows].float(), sorted_features[union].float()
-    by_row = union.sort()
-    own = torch.searchsorted(by_row.values, rows).clamp(max=len(union) - 1)
-    own = torch.where(by_row.values[own] == rows, by_row.indices[own], -1)
-    # Centred at the queries, so that the products of the expansion are as small as possible.
-    near, distances = nearest_in(base, queries, own, k, queries.mean(0))
-    return torch.where(near < 0, near, union[near]).cpu(), distances.cpu()
-
-
-def by_distance(centroids: Features, numbers: Index) -> Tensor:
-    """(m, L) all lists by the distance of their centroids from that of each list in ``numbers``: that list first."""
-    distances = torch.cdist(centroids[numbers].double(), centroids.double())
-    return distances.scatter_(1, numbers[:, None], -1).argsort(dim=1, stable=True)
-
-
-# Points per list that k-means is trained on, and its rounds.
-_TRAINING_POINTS = 32
-_ROUNDS = 6
-# Points whose true neighbours decide the number of probes.
-_SAMPLE = 500
-# Standard errors by which the sample's recall must exceed the target.
-_MARGIN = 2.0
-# Average comparisons per point above which more lists are tried: selecting among fewer saves no time.
-_ENOUGH = 4096
-# Lists whose distances from all lists are in memory at once.
-_ROWS = 1024
-# Numbers that are read and centred at once: 4 MB.
-_BLOCK = 2**20
-
-
-def plan_lists(features: Features, k: int, recall_target: float = 0.99) -> InvertedLists:
-    """Lists of about a thousand points, or four times as many lists where those need too many comparisons.
-
-    With the fewest probes whose recall on a sample exceeds the target by a margin; without such a number all lists are
-    probed. ``features`` (N, d) may be memory-mapped: samples and blocks of them are read, and they are not copied.
-
-    Raises:
-        ConfigError: a target outside (0, 1].
-    """
-    check_recall_target(recall_target)
     size = len(features)
+    n_lists = max(1, int(_LISTS * sqrt(size)))
     sample = _draw(size, _SAMPLE, "graph sample")
+    training = features[_draw(size, _TRAINING_POINTS * n_lists, "graph lists")].float()
+    centre = training.mean(0)
+    training -= centre
+    with workers() as each:  # it restores the number of threads, which FAISS and torch may share
+        neighbors, distances = exact(features, sample, k, each)
+        lists = InvertedFile(_train(training, n_lists), centre, n_lists, size, sample, distances[:, -1])
+        order = torch.from_numpy(lists.nearest_lists(lists.centred(features, sample), n_lists))
+        owner = torch.from_numpy(lists.nearest_lists(lists.centred(features, neighbors.flatten()), 1)).view(-1, k)
+        sizes = np.bincount(lists.nearest_lists(training, 1)[:, 0], minlength=n_lists) * size / len(training)
+    rank = order.argsort(dim=1).gather(1, owner)
+    hits = torch.zeros(order.shape, dtype=torch.float64).scatter_add_(1, rank, torch.full(rank.shape, 1 / k).double())
+    recalls = hits.cumsum(1)
+    low = recalls.mean(0) - _MARGIN * recalls.std(0, correction=0) / len(sample) ** 0.5
+    enough = low >= recall_target - 1e-9  # shares of 1/K add up to 1 but for rounding
+    n_probes = int(enough.int().argmax()) + 1 if bool(enough.any()) else n_lists
+    n_compared = float(sizes[order[:, :n_probes].numpy()].sum(1).mean())
+    return replace(lists, n_probes=n_probes, n_compared=n_compared)
+
+
+def _train(training: Features, n_lists: int) -> Floats:
+    import faiss
+
+    faiss.omp_set_num_threads(1)  # FAISS does not promise the same bits for every number of threads
+    kmeans = faiss.Kmeans(
+        training.shape[1], n_lists, niter=_ROUNDS, seed=seed_for(0, "graph centroids") % 2**31,
+        min_points_per_centroid=1, max_points_per_centroid=_TRAINING_POINTS,
+    )  # fmt: skip
+    kmeans.train(training.numpy())
+    centroids: Floats = np.asarray(kmeans.centroids)
+    return centroids
+
+
+def search(features: Features, lists: InvertedFile, k: int, progress: Progress) -> NeighborLists:
+    """Ids and distances (N, k) of the nearest others of every point among those in the lists that it probes.
+
+    Equal distances are in order of position. Blocks of queries are answered each on one thread, so that the number of
+    threads changes no bit. A point that has fewer than k others in its lists is compared with all. ``features`` (N, d)
+    may be memory-mapped; they are copied once, in float32 and in the order of the lists.
+    """
+    size, n_features = features.shape
+    starts = range(0, size, step := max(1, _BLOCK // n_features))
+    blocks = [slice(start, start + step) for start in starts]
     with workers() as each:
-        neighbors, _ = exact(features, sample, k, each)
-        plan = _plan(features, _coarse(size), sample, neighbors, recall_target, each)
-        n_lists = min(size, 4 * plan.n_lists)
-        if plan.pairs <= max(_ENOUGH, n_lists) * size:  # assigning points compares each with n_lists centroids
-            return plan
-        finer = _plan(features, n_lists, sample, neighbors, recall_target, each)
-    return min(plan, finer, key=lambda lists: lists.pairs)
+        owners = each(lambda rows: lists.nearest_lists(lists.centred(features, rows), 1)[:, 0], blocks)
+        owner = torch.from_numpy(np.concatenate(owners))
+        order = owner.argsort(stable=True)
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(size))
+        in_order = torch.empty(size, n_features)
+        for rows in blocks:  # by position: mapped features are read from the disk in order
+            in_order[place[rows]] = lists.centred(features, rows)
+        offsets = np.concatenate([[0], owner.bincount(minlength=lists.n_lists).cumsum(0).numpy()])
+        ids, distances = torch.empty(size, k, dtype=torch.int64), torch.empty(size, k)
+        queries = torch.arange(size).split(_QUERIES)
+        progress("neighbours", 0, len(queries))
+        answers = each.pool.map(lambda rows: _answer(in_order, order, offsets, lists, rows, k), queries)
+        for n, (rows, (near, lengths)) in enumerate(zip(queries, answers, strict=True), start=1):
+            ids[order[rows]], distances[order[rows]] = near, lengths
+            progress("neighbours", n, len(queries))
+        if len(few := torch.nonzero(distances[:, -1].isinf()).flatten()):
+            ids[few], distances[few] = exact(features, few, k, each)
+    return ids, distances
 
 
-def _coarse(size: int) -> int:
-    """A power of 2: lists of about a thousand points, but between sqrt(N) / 4 and sqrt(N) of them."""
-    root = sqrt(size)
-    return int(2 ** round(log2(max(1.0, root / 4, min(root, size / 1000)))))
+def _answer(
+    in_order: Features, order: Index, offsets: npt.NDArray[np.int64], lists: InvertedFile, rows: Index, k: int
+) -> NeighborLists:
+    """For ``rows`` of the features in the lists' order; -1 and infinity for none."""
+    import faiss
+
+    queries, points = in_order[rows], in_order.numpy()
+    heap = faiss.ResultHeap(len(rows), search_width(k, len(order)))
+    probed = lists.nearest_lists(queries, lists.n_probes)
+    for number, some in _by_list(probed, lists.n_lists):
+        first, last = offsets[number : number + 2]
+        if first == last:
+            continue
+        # centred at the list, so that the products of the expansion are as small as possible
+        centre = points[first:last].mean(0)
+        base, members, step = points[first:last] - centre, np.arange(first, last), max(1, _TILE // (last - first))
+        for part in np.split(some, range(step, len(some), step)):
+            heap.add_result_subset(part, faiss.pairwise_distances(queries.numpy()[part] - centre, base), members)
+    ids = torch.from_numpy(heap.I)
+    near, distances = rank_exactly(in_order, queries, ids.masked_fill(ids == rows[:, None], -1), ids.shape[1])
+    return merge_rankings(torch.where(near < 0, near, order[near]), distances, k)
 
 
-def _plan(
-    features: Features, n_lists: int, sample: Index, neighbors: Index, recall_target: float, each: Workers
-) -> InvertedLists:
-    centroids = train(features, n_lists, each)
-    owner = assign(features, centroids, each)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), owner.bincount(minlength=n_lists).cumsum(0)])
-    n_probes, recall = fewest_probes(recall_by_probes(centroids, owner[sample], owner[neighbors]), recall_target)
-    # cloned: a view would keep the distances' order of all lists
-    probed = [by_distance(centroids, some)[:, :n_probes].clone() for some in torch.arange(n_lists).split(_ROWS)]
-    return InvertedLists(owner.argsort(stable=True), offsets, torch.cat(probed), centroids, recall)
-
-
-def recall_by_probes(centroids: Features, own: Tensor, theirs: Tensor) -> Tensor:
-    """(S, L) share of each sampled point's true neighbours that 1..L probes find.
-
-    ``own`` (S,) is the list of each point, ``theirs`` (S, K) those of its neighbours: P probes find a neighbour whose
-    list is among the P nearest to the point's own.
-    """
-    rank = by_distance(centroids, own).argsort(dim=1).gather(1, theirs)
-    shares = torch.full(rank.shape, 1 / theirs.shape[1], dtype=torch.float64)
-    recalls = torch.zeros(len(own), len(centroids), dtype=torch.float64).scatter_add_(1, rank, shares)
-    return recalls.cumsum(1)
-
-
-def fewest_probes(recalls: Tensor, target: float) -> tuple[int, float]:
-    """The fewest probes whose mean recall exceeds the target by the margin, else all; and that recall."""
-    mean, error = recalls.mean(0), recalls.std(0, correction=0) / len(recalls) ** 0.5
-    enough = mean - _MARGIN * error >= target - 1e-9  # shares of 1/K add up to 1 but for rounding
-    n_probes = int(enough.int().argmax()) + 1 if bool(enough.any()) else recalls.shape[1]
-    return n_probes, min(1.0, float(mean[n_probes - 1]))
-
-
-def train(features: Features, n_lists: int, each: Workers) -> Features:
-    """(L, d) centroids by Lloyd's rounds on a sample, from random points of it; an empty list gets another such point.
-
-    Assignment is by block and the sums are in order, so that the number of threads changes nothing.
-    """
-    sample = features[_draw(len(features), _TRAINING_POINTS * n_lists, "graph lists")].float()
-    centre = sample.mean(0)
-    sample -= centre
-    generator = torch_rng_for(0, "graph centroids")
-    centroids = sample[torch.randperm(len(sample), generator=generator)[:n_lists]]
-    for _ in range(_ROUNDS):
-        owner = assign(sample, centroids, each)
-        counts = owner.bincount(minlength=n_lists)
-        sums = torch.zeros_like(centroids).index_add_(0, owner, sample)
-        spare = sample[torch.randint(len(sample), (n_lists,), generator=generator)]
-        centroids = torch.where(counts[:, None] > 0, sums / counts[:, None], spare)
-    return centroids + centre
-
-
-def assign(features: Features, centroids: Features, each: Workers) -> Tensor:
-    """(N,) the nearest centroid of each point."""
-    centre = centroids.mean(0)
-    columns = distance_table(centroids - centre)
-    rows = max(1, _BLOCK // features.shape[1])
-
-    def nearest(start: int) -> Tensor:
-        return closest(features[start : start + rows].float() - centre, columns)
-
-    return torch.cat(each(nearest, range(0, len(features), rows)))
+def _by_list(probed: npt.NDArray[np.int64], n_lists: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Each list that a row of ``probed`` (m, P) names, and those rows."""
+    by_list = probed.argsort(axis=None, kind="stable")
+    counts = np.bincount(probed.ravel(), minlength=n_lists)
+    for number, places in enumerate(np.split(by_list, counts.cumsum()[:-1])):
+        if len(places):
+            yield number, places // probed.shape[1]
 
 
 def _draw(size: int, most: int, role: str) -> Index:

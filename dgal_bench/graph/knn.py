@@ -1,4 +1,4 @@
-"""The K nearest neighbours of every point, and a search index: by tiles or lists of our own, or by FAISS on a GPU."""
+"""The K nearest neighbours of every point, exact or by lists of FAISS's, and an index that is searched by others."""
 
 import importlib.util
 import logging
@@ -16,12 +16,12 @@ from torch import Tensor
 from dgal_bench.config.schema import check_recall_target
 from dgal_bench.core.errors import ConfigError, choose
 from dgal_bench.core.system import workers
-from dgal_bench.core.types import Features, Index
+from dgal_bench.core.types import Features, Index, Progress
+from dgal_bench.graph import ivf
 from dgal_bench.graph.exact_knn import (
     all_exact,
     candidates,
     distance_table,
-    exact,
     nearest_others,
     rank_and_check,
     rank_exactly,
@@ -29,15 +29,14 @@ from dgal_bench.graph.exact_knn import (
     search_width,
     widened_k,
 )
-from dgal_bench.graph.ivf import InvertedLists, plan_lists, search_lists
 
 _CPU = torch.device("cpu")
 
 log = logging.getLogger(__name__)
 
-# Lists that FAISS's inverted file compares a query with, whatever the recall target.
+# Lists that an index over many points compares a query with: a graph's recall target is no matter of SEALS.
 IVF_PROBES = 16
-# FAISS's own limit on k on a GPU.
+# FAISS's own limit on k and on probes on a GPU.
 _GPU_MAX_K = 2048
 
 SearchIndex = Callable[[Features, int], Tensor]
@@ -137,6 +136,16 @@ def _index_faiss_ivf(base: Features, device: torch.device) -> SearchIndex:
     return _faiss_search(index, base, device)
 
 
+@cache
+def _gpu_resources() -> Any:
+    """One for all indexes of the process: first needed in set-up or in the rehearsal of a query, so off the clock."""
+    import faiss
+
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(256 << 20)  # by default 1.5 GB
+    return resources
+
+
 def _faiss_search(index: Any, base: Features, device: torch.device) -> SearchIndex:
     """The filled index as a function; above the GPU's limit on k a copy on the CPU answers."""
     import faiss
@@ -144,9 +153,7 @@ def _faiss_search(index: Any, base: Features, device: torch.device) -> SearchInd
     faiss.omp_set_num_threads(torch.get_num_threads())
     on_gpu = searches_on_gpu(device)
     if on_gpu:
-        resources = faiss.StandardGpuResources()
-        resources.setTempMemory(256 << 20)
-        index = faiss.index_cpu_to_gpu(resources, 0, index)
+        index = faiss.index_cpu_to_gpu(_gpu_resources(), 0, index)
     points = base.numpy()
     if not index.is_trained:
         index.train(points)
@@ -166,14 +173,12 @@ BACKENDS: dict[str, Callable[[Features, torch.device], SearchIndex]] = {"faiss":
 
 # Numbers that are checked or copied at once: 64 MB in float32.
 _BLOCK = 16_000_000
-# Queries of the sample on which the recall of an approximate search is measured.
-_RECALL_SAMPLE = 500
-# Relative difference of two sums of the same distance by rounding: they come from different devices and products.
-_ROUNDING = 1e-6
 # |x| sqrt(d) from which squared distances, and the bound of their rounding error, could exceed float32's range.
 _TOO_LARGE = 1e18
 # Share of all pairs from which comparing all points is faster: its tiles are larger.
-EXPENSIVE = 0.7
+_EXPENSIVE = 0.6
+# Operations a second of an exact search on one thread: 60,000 x 50 takes 6.3 s on two (AMD Zen 5).
+_EXACT_SPEED = 3e10
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +186,7 @@ class Neighbors:
     """Each point's K nearest others: ``ids`` (N, K) int64, ``distances`` (N, K) float32, Euclidean and ascending.
 
     A point is never its own neighbour. ``method`` is ``tiles``, ``lists L/P`` (P of L lists probed), ``faiss`` or
-    ``faiss-ivf``. ``recall`` is 1 for an exact search, otherwise measured against an exact search of a sample.
+    ``faiss-ivf L/P``. ``recall`` is 1 for an exact search, otherwise measured against an exact search of a sample.
     """
 
     ids: Tensor
@@ -201,6 +206,7 @@ def knn(
     exact_limit: int = 200_000,
     device: torch.device = _CPU,
     recall_target: float = 0.99,
+    progress: Progress = lambda what, done, of: None,
 ) -> Neighbors:
     """The K nearest neighbours of every point by Euclidean distance; equal distances in order of position.
 
@@ -208,31 +214,58 @@ def knn(
     on the same device it is always the same one.
 
     Args:
-        features: (N, d) finite floats.
+        features: (N, d) finite floats; above ``exact_limit`` they may be memory-mapped.
         k: 1..N-1.
-        backend: ``faiss``, ``torch``, or ``auto`` for the first that is installed; it matters on a GPU only.
-        exact_limit: above this many points the search is approximate, where that is less work.
-        device: where to search.
-        recall_target: share of the true neighbours that an approximate search must find; ignored by FAISS.
+        backend: ``faiss``, ``torch``, or ``auto`` for the first that is installed.
+        exact_limit: above this many points the search is approximate, by FAISS, where that is less work.
+        device: where to search. Without a GPU that FAISS sees, an approximate search is on the CPU.
+        recall_target: share of the true neighbours that an approximate search must find.
+        progress: is told of blocks of the approximate search.
 
     Raises:
-        ConfigError: k or the target out of range, NaN, infinity or too large numbers in the features, an unknown or
-            missing backend.
+        ConfigError: k or the target out of range or not reached, NaN, infinity or too large numbers in the features,
+            an unknown backend, or one that is missing and needed.
     """
     size = len(features)
     if not 1 <= k < size:
         raise ConfigError(f"graph.graph_k={k}, but {size} points have 1 to {size - 1} neighbours each")
     check_recall_target(recall_target)
     check_finite(features)
-    if pick_backend(backend) == "faiss" and searches_on_gpu(device):
-        return warn_low_recall(_by_faiss(_centre(features), k, exact_limit, device), recall_target)
+    has_faiss = pick_backend(backend) == "faiss"
+    on_gpu = has_faiss and searches_on_gpu(device)
     if size > exact_limit:
-        plan = plan_lists(features, k, recall_target)
-        if plan.pairs < EXPENSIVE * size**2:
-            return warn_low_recall(_by_lists(features, plan, k, device), recall_target)
+        if not has_faiss:
+            seconds = 2 * size**2 * features.shape[1] / _EXACT_SPEED / torch.get_num_threads()
+            raise ConfigError(
+                f"{size:,} points are more than graph.exact_limit={exact_limit:,}, and the approximate search is "
+                "FAISS's: pip install faiss-cpu and use graph.backend=faiss, or raise graph.exact_limit for an exact "
+                f"search (about {seconds:,.0f} s)"
+            )
+        lists = ivf.plan(features, k, recall_target)
+        if lists.n_compared < _EXPENSIVE * size and not (on_gpu and lists.n_probes > _GPU_MAX_K):
+            return _approximate(features, k, lists, device if on_gpu else _CPU, recall_target, progress)
+    centred = _centre(features)
+    if on_gpu:
+        return Neighbors(*_all_exact_faiss(centred, _index_faiss(centred, device), k), "faiss", 1.0)
     with workers() as each:
-        ids, distances = all_exact(_centre(features).to(device), k, each)
+        ids, distances = all_exact(centred.to(device), k, each)
     return Neighbors(ids, distances, "tiles", 1.0)
+
+
+def _approximate(
+    features: Features, k: int, lists: ivf.InvertedFile, device: torch.device, recall_target: float, progress: Progress
+) -> Neighbors:
+    if device.type == "cuda":
+        method, (ids, distances) = "faiss-ivf", _approximate_on_gpu(features, k, lists, device)
+    else:
+        method, (ids, distances) = "lists", ivf.search(features, lists, k, progress)
+    method, recall = f"{method} {lists.n_lists}/{lists.n_probes}", lists.recall(distances)
+    if recall < recall_target:
+        raise ConfigError(
+            f"the neighbours' measured recall is {recall:.4f}, below graph.recall_target={recall_target:g} ({method}): "
+            f"lower that, or raise graph.exact_limit above {len(features):,} for an exact search"
+        )
+    return Neighbors(ids, distances, method, recall)
 
 
 def check_finite(features: Features) -> None:
@@ -250,52 +283,9 @@ def check_finite(features: Features) -> None:
         )
 
 
-def warn_low_recall(neighbors: Neighbors, recall_target: float) -> Neighbors:
-    """The same neighbours, after a warning where their recall is below the target."""
-    if neighbors.recall < recall_target:
-        fixed = f"; FAISS's index always probes {IVF_PROBES} lists" if neighbors.method == "faiss-ivf" else ""
-        log.warning(
-            "the neighbours' measured recall is %.4f, below graph.recall_target=%g (%s%s): raise that or "
-            "graph.exact_limit", neighbors.recall, recall_target, neighbors.method, fixed,
-        )  # fmt: skip
-    return neighbors
-
-
 def _centre(features: Features) -> Features:
     """Centred, so that the products of the expansion are as small as possible."""
     return (features - features.mean(dim=0)).float().contiguous()
-
-
-def _by_lists(features: Features, plan: InvertedLists, k: int, device: torch.device) -> Neighbors:
-    """With one copy of the features, in the lists' order, and the recall measured on evenly spaced rows of it."""
-    size, n_features = features.shape
-    centre = features.mean(dim=0)
-    in_order = torch.empty(size, n_features, device=device)
-    for rows in torch.arange(size).split(max(1, _BLOCK // n_features)):
-        in_order[rows] = (features[plan.order[rows]] - centre).float().to(device)
-    ids, distances = torch.empty(size, k, dtype=torch.int64), torch.empty(size, k)
-    positions, sorted_ids, sorted_distances = search_lists(plan, in_order, 0, plan.n_lists, k)
-    ids[positions], distances[positions] = sorted_ids, sorted_distances
-    recall = measure_recall(in_order, sorted_distances)
-    return Neighbors(ids, distances, f"lists {plan.n_lists}/{plan.n_probes}", recall)
-
-
-def measure_recall(features: Features, distances: Tensor) -> float:
-    """Share of ``distances`` (N, K) that are at most the true K-th distance, on an evenly spaced sample of queries."""
-    sample = torch.linspace(0, len(features) - 1, _RECALL_SAMPLE).long().unique()
-    with workers() as each:
-        truth = exact(features, sample, distances.shape[1], each)[1]
-    return float((distances[sample] <= truth[:, -1:] * (1 + _ROUNDING)).double().mean())
-
-
-def _by_faiss(features: Features, k: int, exact_limit: int, device: torch.device) -> Neighbors:
-    """On a GPU; ``features`` are centred."""
-    size = len(features)
-    search = build_index(features, "faiss", exact_limit, device)
-    if size <= exact_limit:
-        return Neighbors(*_all_exact_faiss(features, search, k), "faiss", 1.0)
-    ids, distances = _all_approximate(features, search, k)
-    return Neighbors(ids, distances, "faiss-ivf", measure_recall(features.to(device), distances))
 
 
 def _all_exact_faiss(features: Features, search: SearchIndex, k: int) -> tuple[Tensor, Tensor]:
@@ -313,15 +303,25 @@ def _all_exact_faiss(features: Features, search: SearchIndex, k: int) -> tuple[T
     return ids, distances
 
 
-def _all_approximate(features: Features, search: SearchIndex, k: int) -> tuple[Tensor, Tensor]:
-    """Ids and distances (N, k) of every point's nearest others, by an approximate search."""
-    size = len(features)
+def _approximate_on_gpu(
+    features: Features, k: int, lists: ivf.InvertedFile, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Ids and distances (N, k) by FAISS's own inverted file with the same lists; a point with fewer is an error."""
+    import faiss
+
+    size, n_features = features.shape
+    quantizer = faiss.IndexFlatL2(n_features)
+    quantizer.add(lists.centroids)
+    index = faiss.IndexIVFFlat(quantizer, n_features, lists.n_lists)
+    index.nprobe = lists.n_probes
+    centred = lists.centred(features, slice(None))
+    search = _faiss_search(index, centred, device)
 
     def nearest(points: Index) -> tuple[Tensor, Tensor]:
-        return nearest_others(features, points, search(features[points], search_width(k, size)), k)
+        return nearest_others(centred, points, search(centred[points], search_width(k, size)), k)
 
-    ids, distances = (torch.cat(part) for part in zip(*map(nearest, _blocks(features)), strict=True))
-    if torch.isinf(distances).any():
+    ids, distances = (torch.cat(part) for part in zip(*map(nearest, _blocks(centred)), strict=True))
+    if bool(torch.isinf(distances).any()):
         raise ConfigError(
             f"the approximate search found fewer than {k} neighbours: raise graph.exact_limit above {size}"
         )
