@@ -2,7 +2,6 @@
 
 import json
 import sys
-from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from statistics import median
@@ -57,32 +56,6 @@ def ivf(features: Floats, request: Mapping[str, Any]) -> Answer:
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(features.shape[1]), features.shape[1], n_lists)
     index.nprobe = n_probes
     return _faiss(index, features, request, f"{n_lists}/{n_probes}")
-
-
-def ivf_recall(features: Floats, request: Mapping[str, Any]) -> Answer:
-    """The same with the fewest probes that reach our recall, since query by query other lists are probed than by list.
-
-    They are looked for in another index, trained alike, and that is not timed.
-    """
-    return ivf(features, {**request, "lists": (request["lists"][0], fewest_probes(features, request))})
-
-
-def fewest_probes(features: Floats, request: Mapping[str, Any]) -> int:
-    import faiss
-
-    n_lists, _ = request["lists"]
-    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(features.shape[1]), features.shape[1], n_lists)
-    index.train(features)
-    index.add(features)
-    asked = sampled(len(features), request["sample"])
-    some = asked[sampled(len(asked), _SAMPLE)]
-    truth = true_neighbors(features, some, request["k"])
-
-    def found(n_probes: int) -> float:
-        index.nprobe = n_probes
-        return share_found(truth, index.search(features[some], request["k"] + 1)[1])
-
-    return 1 + bisect_left(range(1, n_lists), request["our_recall"] - 1e-9, key=found)
 
 
 def hnsw(features: Floats, request: Mapping[str, Any]) -> Answer:
@@ -141,10 +114,10 @@ def graphlearning(features: Floats, request: Mapping[str, Any]) -> Answer:
 
 
 CONTENDERS: Mapping[str, Callable[[Floats, Mapping[str, Any]], Answer]] = {
-    "tiles": tiles, "lists": lists, "flat": flat, "ivf": ivf, "ivf_recall": ivf_recall, "hnsw": hnsw,
+    "tiles": tiles, "lists": lists, "flat": flat, "ivf": ivf, "hnsw": hnsw,
     "hnswlib": hnswlib, "pynndescent": pynndescent, "graphlearning": graphlearning,
 }  # fmt: skip
-PACKAGES = dict.fromkeys(("flat", "ivf", "ivf_recall", "hnsw"), "faiss")
+PACKAGES = dict.fromkeys(("flat", "ivf", "hnsw"), "faiss")
 
 
 def measure(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +127,7 @@ def measure(request: Mapping[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(request["threads"])
     features = points(request["kind"], request["points"], request["features"])
     # What a process pays once, such as imports, is no part of a search.
-    CONTENDERS[name](features[:_WARM], {**request, "sample": None, "lists": (1, 1), "our_recall": 1.0})
+    CONTENDERS[name](features[:_WARM], {**request, "sample": None, "lists": (1, 1)})
     floor = search_operations(*features.shape) / sgemm_rate(features.shape[1])
     return_free_memory()
     before, others = reset_peak(), cores_of_others()

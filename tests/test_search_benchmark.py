@@ -36,15 +36,6 @@ def test_the_large_goal_asks_for_memory_too(peak, met):
     assert said in graph_build.goal_text(goal)
 
 
-def test_beside_the_goal_is_the_inverted_file_that_has_our_recall():
-    peers = [row("ivf", 3.0, "large", recall=0.96), row("ivf_recall", 9.0, "large")]
-    (goal,) = graph_build.goals([row("lists", 1.5, "large"), *peers], "clustered")
-    assert (goal["x"], goal["x_same_recall"], goal["met"]) == (2.0, 6.0, False)
-    assert graph_build.goal_text(goal).endswith(
-        "ivf's recall is 0.9600, and with our recall ours is 6.00 times as fast"
-    )
-
-
 def test_where_ours_compares_all_there_are_no_lists_for_an_inverted_file(monkeypatch, tmp_path, capsys):
     answered = row("lists", 1.0, lists=None)
     monkeypatch.setattr(graph_build, "answer", lambda *asked: answered)
@@ -57,7 +48,7 @@ def test_where_ours_compares_all_there_are_no_lists_for_an_inverted_file(monkeyp
 def test_the_quick_run_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(graph_build, "answer", answer_here)
     out = tmp_path / "found.json"
-    peers = ["--peers", "tiles", "lists", "flat", "ivf", "ivf_recall"]
+    peers = ["--peers", "tiles", "lists", "flat", "ivf"]
     assert graph_build.main(["--quick", "--kinds", "clustered", *peers, "--out", str(out)]) == 0
     rows = json.loads(out.read_text())["measurements"]
     assert {found["status"] for found in rows} == {"measured"}
