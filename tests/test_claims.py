@@ -46,8 +46,8 @@ from dgal_bench.report.groups import group
 from dgal_bench.report.statistics import Estimate
 from dgal_bench.report.write import write_report
 from dgal_bench.results.metrics import area_under_curve
-from dgal_bench.results.reader import read_all_timings, read_results, read_run, timings_path
-from dgal_bench.results.rows import Timing, state_digest
+from dgal_bench.results.reader import read_all_timings, read_results, read_run
+from dgal_bench.results.rows import Timing, state_digest, timings_path
 from dgal_bench.results.schema import SCHEMA_VERSION
 from dgal_bench.results.writer import write_timings
 from tests.headers import merged

@@ -21,8 +21,8 @@ from dgal_bench.engines.replay_task import ReplayRequest, pool_at, replay_run
 from dgal_bench.experiment import Run
 from dgal_bench.graph.incremental import UndoLog
 from dgal_bench.loop import QueryResult, train
-from dgal_bench.results.reader import read_run, read_timings, timings_path
-from dgal_bench.results.rows import COMMON
+from dgal_bench.results.reader import read_run, read_timings
+from dgal_bench.results.rows import COMMON, timings_path
 from dgal_bench.strategies.base import Selection
 from tests.sweeping import finish, here
 

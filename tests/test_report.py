@@ -25,13 +25,14 @@ from dgal_bench.results.metrics import (
     mean_query_seconds,
     mean_scored,
 )
-from dgal_bench.results.reader import read_all_timings, read_results, read_run, timings_path
+from dgal_bench.results.reader import read_all_timings, read_results, read_run
 from dgal_bench.results.resume import ALGORITHM_VERSION
 from dgal_bench.results.rows import (
     COMMON,
     RoundRecord,
     Timing,
     state_digest,
+    timings_path,
 )
 from dgal_bench.results.writer import FileWriter, write_timings
 from tests import headers

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from dgal_bench.core.errors import ResultsError
-from dgal_bench.results.reader import read_all_timings, read_timings, timings_path
-from dgal_bench.results.rows import Timing
+from dgal_bench.results.reader import read_all_timings, read_timings
+from dgal_bench.results.rows import Timing, timings_path
 from dgal_bench.results.writer import write_timings
 from tests.headers import header
 

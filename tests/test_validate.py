@@ -12,8 +12,8 @@ from dgal_bench.config.schema import to_dict
 from dgal_bench.conformance import example_config
 from dgal_bench.core.errors import ResultsError
 from dgal_bench.core.files import lock, lock_path
-from dgal_bench.results.reader import read_run, timings_path
-from dgal_bench.results.rows import Timing, state_digest
+from dgal_bench.results.reader import read_run
+from dgal_bench.results.rows import Timing, state_digest, timings_path
 from dgal_bench.results.schema import config_hashes
 from dgal_bench.results.validate import AT_MOST, validate
 from dgal_bench.results.writer import write_timings

@@ -21,9 +21,9 @@ from dgal_bench.engines.sweep import PlannedRun
 from dgal_bench.report.formatting import align_table, mark_values
 from dgal_bench.report.notes import LEGEND
 from dgal_bench.report.times import is_disturbed, is_usable, same_code_and_machine
-from dgal_bench.results.reader import read_results, read_timings, timings_path
+from dgal_bench.results.reader import read_results, read_timings
 from dgal_bench.results.resume import ALGORITHM_VERSION, check_resumable
-from dgal_bench.results.rows import COMMON, RunLog, Timing, Timings
+from dgal_bench.results.rows import COMMON, RunLog, Timing, Timings, timings_path
 from dgal_bench.results.writer import write_timings
 from dgal_bench.strategies import resolve_parts
 

@@ -11,8 +11,7 @@ from dgal_bench.report.groups import Group, is_reference
 from dgal_bench.report.plots.maps import unreadable_projections
 from dgal_bench.report.summary import SummaryRow
 from dgal_bench.report.times import BUSY_CORES, REPLAY, busy_state, either_busy, is_usable, machine
-from dgal_bench.results.reader import timings_path
-from dgal_bench.results.rows import COMMON, RunLog, Timing, Timings
+from dgal_bench.results.rows import COMMON, RunLog, Timing, Timings, timings_path
 
 
 def supervision_lines(group: Group) -> list[str]:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dgal_bench.core.system import revision
-from dgal_bench.results.reader import timings_path
-from dgal_bench.results.rows import RunLog, Timings
+from dgal_bench.results.rows import RunLog, Timings, timings_path
 
 BUSY_CORES = 0.1
 """If other processes keep more than this busy during a round, its query counts as timed beside other work."""

@@ -107,11 +107,6 @@ def read_results(root: Path) -> list[RunLog]:
     return logs
 
 
-def timings_path(run: Path) -> Path:
-    """``timings-seed-0.jsonl`` for ``seed-0.jsonl``."""
-    return run.with_name(f"timings-{run.name}")
-
-
 def read_timings(path: Path) -> Timings | None:
     """The timings at ``path``; None where there is no file.
 

@@ -109,6 +109,11 @@ def picks(records: Sequence[RoundRecord]) -> list[int]:
 COMMON = "timings-common.jsonl"
 
 
+def timings_path(run: Path) -> Path:
+    """``timings-seed-0.jsonl`` for ``seed-0.jsonl``."""
+    return run.with_name(f"timings-{run.name}")
+
+
 @dataclass(frozen=True)
 class Timing:
     """The query of one round, repeated on the same network and pool.
