@@ -38,45 +38,38 @@ def key_of(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def get_or_make(
-    root: Path, key: str, make: Callable[[Path], tuple[Arrays, Mapping[str, Any]]], mapped: bool = False
-) -> Entry:
+def get_or_make(root: Path, key: str, make: Callable[[Path], tuple[Arrays, Mapping[str, Any]]]) -> Entry:
     """The entry under ``root/key``, made by ``make`` where it is missing or damaged.
 
     ``make(folder) -> (arrays, facts)``: an array that would not fit in memory is written as it is made, as a
     ``np.lib.format.open_memmap`` of ``folder/NAME.npy``. An entry of more than half of the free memory is
-    memory-mapped when it is read, any if ``mapped``.
+    memory-mapped when it is read.
 
     Raises:
         CacheError: the folder cannot be written.
     """
     folder = root / key
     with suppress(OSError, ValueError):  # another process makes it again now; a damaged entry is reported below
-        if contains(root, key) and not _damaged(folder):
-            return open_entry(folder, mapped)  # an entry gets its name when it is whole: readers need no lock
+        if (folder / _MANIFEST).is_file() and not _damaged(folder):
+            return _open(folder)  # an entry gets its name when it is whole: readers need no lock
     with _locked(root, key):
-        with cache_errors(root):
-            entry = _load(folder, mapped)
+        with _cache_errors(root):
+            entry = _load(folder)
         if entry is None:
             with _temporary_folder(root, folder) as temporary:
                 arrays, facts = make(temporary)
-                with cache_errors(root):
+                with _cache_errors(root):
                     _store(temporary, folder, arrays, facts)
-                    entry = _load(folder, mapped)
+                    entry = _load(folder)
     assert entry is not None
     return entry
-
-
-def contains(root: Path, key: str) -> bool:
-    """Whether there is an entry; its hashes are checked on load."""
-    return (root / key / _MANIFEST).is_file()
 
 
 @contextmanager
 def _locked(root: Path, key: str) -> Iterator[None]:
     """Wait until no other process works on the entry, on this host or another."""
     with ExitStack() as stack:
-        with cache_errors(root):
+        with _cache_errors(root):
             root.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock(root / key, wait=True))
         yield
@@ -86,7 +79,7 @@ def _locked(root: Path, key: str) -> Iterator[None]:
 def _temporary_folder(root: Path, folder: Path) -> Iterator[Path]:
     """An empty folder where an entry is written before it has its name."""
     temporary = folder.with_name(f"{folder.name}.part")
-    with cache_errors(root):
+    with _cache_errors(root):
         shutil.rmtree(temporary, ignore_errors=True)  # of a maker that was killed: the lock is ours now
         temporary.mkdir()
     try:
@@ -96,7 +89,7 @@ def _temporary_folder(root: Path, folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def cache_errors(root: Path) -> Iterator[None]:
+def _cache_errors(root: Path) -> Iterator[None]:
     """A file system's refusal as CacheError, with the knob to turn."""
     try:
         yield
@@ -104,21 +97,21 @@ def cache_errors(root: Path) -> Iterator[None]:
         raise CacheError(f"the cache at {root} cannot be used: {error}; set cache=DIR or DGAL_CACHE") from error
 
 
-def _load(folder: Path, mapped: bool) -> Entry | None:
+def _load(folder: Path) -> Entry | None:
     if not folder.is_dir():
         return None
     if damaged := _damaged(folder):
         log.warning("cache entry %s is damaged (%s): made again", folder, damaged)
         return None
-    return open_entry(folder, mapped)
+    return _open(folder)
 
 
-def open_entry(folder: Path, mapped: bool = False) -> Entry:
+def _open(folder: Path) -> Entry:
     """An entry whose hashes were checked or need no check; raises OSError and ValueError."""
     manifest = json.loads((folder / _MANIFEST).read_text())
     files = {name: folder / f"{name}.npy" for name in manifest["sha256"]}
     # copy-on-write: torch takes only writable arrays
-    mapped = mapped or sum(file.stat().st_size for file in files.values()) > free_memory() / 2
+    mapped = sum(file.stat().st_size for file in files.values()) > free_memory() / 2
     mode: Literal["c"] | None = "c" if mapped else None
     arrays = {name: np.load(file, mmap_mode=mode, allow_pickle=False) for name, file in files.items()}
     return Entry(arrays, manifest["facts"], key_of(manifest["sha256"]), mapped)
@@ -148,20 +141,16 @@ def _store(temporary: Path, folder: Path, arrays: Arrays, facts: Mapping[str, An
             continue
         with path.open("wb") as file:
             np.save(file, array, allow_pickle=False)
-            sync(file)
+            _sync(file)
     hashes = {name: file_sha256(temporary / f"{name}.npy") for name in arrays}
     with (temporary / _MANIFEST).open("w") as manifest:
         json.dump({"sha256": hashes, "facts": dict(facts)}, manifest, indent=1)
-        sync(manifest)
-    _replace(folder, temporary)
-
-
-def _replace(folder: Path, new: Path) -> None:
+        _sync(manifest)
     shutil.rmtree(folder, ignore_errors=True)
-    new.rename(folder)
+    temporary.rename(folder)
 
 
-def sync(file: Any) -> None:
+def _sync(file: Any) -> None:
     """Flush a file to the disk."""
     file.flush()
     os.fsync(file.fileno())
