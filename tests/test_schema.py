@@ -258,14 +258,15 @@ def test_a_header_without_what_every_header_has_is_refused_not_a_crash(tmp_path,
         read_run(path)
 
 
-def test_a_setting_of_before_that_is_something_else_is_refused_not_a_crash(tmp_path):
+@pytest.mark.parametrize("section", ["representation", "dataset"])
+def test_a_setting_of_before_that_is_something_else_is_refused_not_a_crash(tmp_path, section):
     path = copied(tmp_path, 1)
     header, *rows = path.read_text().splitlines(keepends=True)
     changed = json.loads(header)
-    changed["config"]["representation"] = "vae"
+    changed["config"][section] = "vae"
     path.write_text(json.dumps(changed) + "\n" + "".join(rows))
     with pytest.raises(
-        ResultsError, match=f'{re.escape(str(path))}, line 1: config.representation is "vae", where an object'
+        ResultsError, match=f'{re.escape(str(path))}, line 1: config.{section} is "vae", where an object'
     ):
         read_run(path)
 

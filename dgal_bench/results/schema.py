@@ -295,7 +295,7 @@ def complete_header(line: Line) -> dict[str, Any]:
     """With the values of ABSENT for what it lacks, in this version's schema; types are not checked."""
     header = _complete(line, ABSENT_IN_1) if line["schema_version"] == 1 else line
     header = _complete(header, ABSENT if header_schema(line) is HEADER else {"config": ABSENT["config"]})
-    with suppress(KeyError, TypeError):
+    with suppress(KeyError, TypeError, AttributeError):  # of another type, which is found later
         header["config"]["dataset"].setdefault("kind", header["config"]["dataset"]["name"])
     return {**header, "schema_version": SCHEMA_VERSION}
 
