@@ -217,7 +217,7 @@ def test_the_report_is_written_and_the_same_rows_give_the_same_svg(results, tmp_
     names = [str(path.relative_to(tmp_path / "a")) for path in first.files]
     assert names[:3] == ["report.html", "summary.csv", "summary.md"]
     drawn = [f"figures/suite-toy-cpu-{name}" for name in FIGURES if name not in ("picks", "propagated")]
-    drawn.append("figures/suite-cpu-v1-penalties")
+    drawn.append(f"figures/suite-cpu-v{ALGORITHM_VERSION}-penalties")
     assert names[3:] == [f"{name}.{kind}" for name in drawn for kind in ("png", "svg")]
     for a, b in zip(first.files, second.files, strict=True):
         assert a.stat().st_size > 100

@@ -91,9 +91,12 @@ def plan(features: Features, k: int, recall_target: float) -> InvertedFile:
     centre = training.mean(0)
     training -= centre
     with workers() as each:  # it restores the number of threads, which FAISS and torch may share
-        neighbors, distances = exact(features, sample, k, each)
-        lists = InvertedFile(_train(training, n_lists), centre, n_lists, size, sample, distances[:, -1])
-        order = torch.from_numpy(lists.nearest_lists(lists.centred(features, sample), n_lists))
+        neighbors, _ = exact(features, sample, k, each)
+        lists = InvertedFile(_train(training, n_lists), centre, n_lists, size, sample, torch.empty(0))
+        points = lists.centred(features, sample)
+        # as the search computes it: points far from the centre lose digits when they are centred
+        farthest = (points - lists.centred(features, neighbors[:, -1])).square().sum(1).sqrt()
+        order = torch.from_numpy(lists.nearest_lists(points, n_lists))
         owner = torch.from_numpy(lists.nearest_lists(lists.centred(features, neighbors.flatten()), 1)).view(-1, k)
         sizes = np.bincount(lists.nearest_lists(training, 1)[:, 0], minlength=n_lists) * size / len(training)
     rank = order.argsort(dim=1).gather(1, owner)
@@ -103,7 +106,7 @@ def plan(features: Features, k: int, recall_target: float) -> InvertedFile:
     enough = low >= recall_target - 1e-9  # shares of 1/K add up to 1 but for rounding
     n_probes = int(enough.int().argmax()) + 1 if bool(enough.any()) else n_lists
     n_compared = float(sizes[order[:, :n_probes].numpy()].sum(1).mean())
-    return replace(lists, n_probes=n_probes, n_compared=n_compared)
+    return replace(lists, n_probes=n_probes, n_compared=n_compared, farthest=farthest)
 
 
 def _train(training: Features, n_lists: int) -> Floats:

@@ -4,13 +4,12 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dgal_bench.config.schema import SECTIONS, differences, without_paths
 from dgal_bench.core.errors import ResultsError
 from dgal_bench.report.times import by_run, hardware, machine_of_run, timings_of
-from dgal_bench.results.resume import ALGORITHM_VERSION
 from dgal_bench.results.rows import RunLog, Timings
 from dgal_bench.results.schema import RESTORE
 
@@ -43,6 +42,8 @@ class Group:
     """Replays of these runs, and of others."""
     seeds_elsewhere: Mapping[str, frozenset[int]] = field(default_factory=dict)
     """Seeds of each strategy in other groups of this name: on another machine, or of other data."""
+    several_versions: bool = False
+    """Whether other runs of this suite, data set and profile are of another algorithm version."""
     machine: str = ""
     """``AMD EPYC, 2 cores``, where other runs of this name and data were made on another kind."""
 
@@ -59,7 +60,7 @@ class Group:
     @property
     def slug(self) -> str:
         """The start of its figures' file names."""
-        version = "" if self.algorithm_version == ALGORITHM_VERSION else f"-v{self.algorithm_version}"
+        version = f"-v{self.algorithm_version}" if self.several_versions else ""
         machine = hashlib.sha256(self.machine.encode()).hexdigest()[:6] if self.machine else ""
         origin = "".join(f"-{part}" for part in (self.content, machine) if part)
         return in_addresses(f"{self.suite}-{self.dataset}-{self.profile}{version}{origin}", self.suite, self.dataset)
@@ -114,12 +115,14 @@ def group(logs: Iterable[RunLog], timings: Sequence[Timings] = ()) -> list[Group
         else:
             unstarted.setdefault(_key(log), []).append(log)
     groups = []
+    versions = Counter(key[:-1] for key in begun.keys() | unstarted.keys())
     for key in sorted(begun.keys() | unstarted.keys()):
         origins: Mapping[_Origin, Mapping[str, Sequence[RunLog]]] = begun.get(key) or {("", ""): {}}
         group_unstarted = unstarted.get(key, [])
         for origin, own in sorted(origins.items()):
             others = _seeds(runs for other, runs in origins.items() if other != origin)
-            groups.append(_group(key, own, _distinguishing(origin, list(origins)), group_unstarted, timings, others))
+            one = _group(key, own, _distinguishing(origin, list(origins)), group_unstarted, timings, others)
+            groups.append(replace(one, several_versions=versions[key[:-1]] > 1))
             group_unstarted = []  # reported once
     return groups
 
@@ -160,7 +163,9 @@ def _group(
     references = [log for logs in runs.values() for log in logs if is_reference(log)]
     strategies = {label: logs for label, logs in runs.items() if not is_reference(logs[0])}
     content, machine = origin
-    return Group(*key, _by_configuration(strategies), references, content, unstarted, timings, seeds_elsewhere, machine)
+    return Group(
+        *key, _by_configuration(strategies), references, content, unstarted, timings, seeds_elsewhere, machine=machine
+    )
 
 
 def _check_queries(log: RunLog) -> None:
