@@ -20,7 +20,7 @@ def quickly(monkeypatch):
 
 def run(tmp_path, *words):
     out = tmp_path / "diffusion.json"
-    words = ["--points", "1000", "--classes", "3", "--repeats", "1", "--out", str(out), *words]
+    words = ["--points", "1000", "--most-points", "4000", "--classes", "3", "--repeats", "1", "--out", str(out), *words]
     return diffusion.main(words), json.loads(out.read_text())
 
 
@@ -35,6 +35,8 @@ def test_a_run_compares_what_it_says(tmp_path, capsys):
         assert set(row["new_10"]) == set(row["new_50"]) == {products.FULL, products.INCREMENTAL, products.PEER}
         assert row["new_10"][products.FULL]["touched"] == 1
         assert 0 < row["new_10"][products.INCREMENTAL]["touched"] <= 1
+    (tied,) = results["tied"]
+    assert (tied["points"], tied["wrong"], set(tied["ms"])) == (4000, [], {products.OURS, diffusion.RANK_ALL})
     assert "x floor" in capsys.readouterr().out
 
 
