@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import contextmanager, suppress
 
@@ -23,7 +24,7 @@ from dgal_bench.results.reader import read_run
 from dgal_bench.results.rows import choice
 from dgal_bench.results.schema import SCHEMA_VERSION
 from dgal_bench.results.writer import FileWriter, UnwritableError
-from tests.sweeping import HERE, alone, command, descendants, here, listing, texts_of
+from tests.sweeping import HERE, alone, command, finish, here, listing, texts_of
 
 FULL = "No space left on device"
 TOO_LARGE = "File too large"
@@ -253,6 +254,13 @@ def check_all_done_once(root, expected):
     assert not list(root.rglob(".*"))
 
 
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))  # less than a run
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["full", "limited"])
 def test_a_sweep_stops_at_storage_that_takes_no_more_and_goes_on_elsewhere(
@@ -262,12 +270,10 @@ def test_a_sweep_stops_at_storage_that_takes_no_more_and_goes_on_elsewhere(
     if way == "full":
         mounted(root, "size=32k")
     words = command(root, cache_root, *FOUR, "jobs=2")
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=HERE) as sweep:
-        if way == "limited":
-            for _ in range(2):  # those that a process started before it had its own limit are there the second time
-                for pid in (sweep.pid, *descendants(sweep.pid)):
-                    resource.prlimit(pid, resource.RLIMIT_FSIZE, (8192, 8192))  # less than a run
-        told = sweep.stderr.read()
+    if way == "limited":
+        words = [sys.executable, "-c", LIMITED, *words[1:]]
+    sweep = finish(words)
+    told = sweep.stderr
     assert sweep.returncode == 2, told
     (line,) = [line for line in told.splitlines() if not line.startswith("[")]
     assert line.startswith(f"dgal-bench: {root}/paper/digits/")
