@@ -12,7 +12,7 @@ from dgal_bench.core.errors import ResultsError
 from dgal_bench.core.files import LockHeldError
 from dgal_bench.results.reader import read_results, read_run, run_files
 from dgal_bench.results.rows import RoundRecord, choice, picks
-from dgal_bench.results.schema import ABSENT, SCHEMA_VERSION
+from dgal_bench.results.schema import OLDER_DEFAULTS, SCHEMA_VERSION
 from dgal_bench.results.writer import FileWriter
 from tests.headers import header
 
@@ -217,7 +217,7 @@ def test_a_header_without_a_field_that_readers_need_is_refused_by_its_name(path,
 
 
 def is_absent_in_older(name):
-    return name in flatten(ABSENT) or name == "config.dataset.kind"
+    return name in flatten(OLDER_DEFAULTS) or name == "config.dataset.kind"
 
 
 @pytest.mark.parametrize("name", ["config", "config.strategy", "fingerprint", "provenance", "setup", "setup.graph"])

@@ -23,26 +23,26 @@ from dgal_bench.core.files import lock
 from dgal_bench.core.types import Progress
 from dgal_bench.data.image_data import DatasetRequest, ImageData
 
-Decoded: TypeAlias = tuple[Tensor, Tensor, list[str]]
+LabeledImages: TypeAlias = tuple[Tensor, Tensor, list[str]]
 """Images (n, channels, height, width) uint8, labels (n,) from 0 on, and the names of the classes."""
 
 
-def grey(split: Any) -> Decoded:
+def grey(split: Any) -> LabeledImages:
     """28x28 images."""
     return split.data.unsqueeze(1), split.targets, split.classes
 
 
-def letters(split: Any) -> Decoded:
+def letters(split: Any) -> LabeledImages:
     """EMNIST's 28x28 images are published transposed and with labels from 1 on; class 0 is "N/A"."""
     return split.data.mT.unsqueeze(1), split.targets - 1, split.classes[1:]
 
 
-def house_numbers(split: Any) -> Decoded:
+def house_numbers(split: Any) -> LabeledImages:
     """32x32 images; torchvision has put channels first and made 0 of label 10."""
     return torch.from_numpy(split.data), torch.from_numpy(split.labels), [str(digit) for digit in range(10)]
 
 
-def photographs(split: Any) -> Decoded:
+def photographs(split: Any) -> LabeledImages:
     """32x32 images, in torchvision with channels last."""
     return torch.from_numpy(split.data).permute(0, 3, 1, 2), torch.tensor(split.targets), split.classes
 
@@ -61,7 +61,7 @@ class Source:
     folder: str
     files: Mapping[str, str]
     archives: Callable[[Any], Mapping[str, str]]
-    decode: Callable[[Any], Decoded]
+    decode: Callable[[Any], LabeledImages]
     sha256: str | None = None
     splits: tuple[Mapping[str, Any], Mapping[str, Any]] = ({"train": True}, {"train": False})
 

@@ -187,8 +187,8 @@ def _first_tied(
 ) -> Index | None:
     """The first ``size`` positions of the lowest score, by rank; None where so many are not found soon.
 
-    Ranks are tried from the first on: of ten million points, nearly all of them tied, some hundred. At most as many are
-    tried as there may be tied points, which took 700 ms to rank.
+    Ranks are tried from the first on: of ten million points, nearly all of them tied, some hundred, where ranking all
+    that are tied took 700 ms. At most as many are tried as there may be tied points.
     """
     stride = max(1, len(minima) // _COUNTED)
     most = stride * _BLOCK * int((minima[::stride] == lowest).sum())

@@ -59,7 +59,7 @@ class InvertedFile:
     def n_lists(self) -> int:
         return len(self.centroids)
 
-    def centred(self, features: Features, rows: slice | Index) -> Features:
+    def centred_rows(self, features: Features, rows: slice | Index) -> Features:
         """Rows of ``features`` (N, d), float32 in memory; centred, distances by products keep more digits."""
         return (features[rows] - self.centre).float()
 
@@ -93,11 +93,11 @@ def plan(features: Features, k: int, recall_target: float) -> InvertedFile:
     with workers() as each:  # it restores the number of threads, which FAISS and torch may share
         neighbors, _ = exact(features, sample, k, each)
         lists = InvertedFile(_train(training, n_lists), centre, n_lists, size, sample, torch.empty(0))
-        points = lists.centred(features, sample)
+        points = lists.centred_rows(features, sample)
         # as the search computes it: points far from the centre lose digits when they are centred
-        farthest = (points - lists.centred(features, neighbors[:, -1])).square().sum(1).sqrt()
+        farthest = (points - lists.centred_rows(features, neighbors[:, -1])).square().sum(1).sqrt()
         order = torch.from_numpy(lists.nearest_lists(points, n_lists))
-        owner = torch.from_numpy(lists.nearest_lists(lists.centred(features, neighbors.flatten()), 1)).view(-1, k)
+        owner = torch.from_numpy(lists.nearest_lists(lists.centred_rows(features, neighbors.flatten()), 1)).view(-1, k)
         sizes = np.bincount(lists.nearest_lists(training, 1)[:, 0], minlength=n_lists) * size / len(training)
     rank = order.argsort(dim=1).gather(1, owner)
     hits = torch.zeros(order.shape, dtype=torch.float64).scatter_add_(1, rank, torch.full(rank.shape, 1 / k).double())
@@ -133,13 +133,13 @@ def search(features: Features, lists: InvertedFile, k: int, progress: Progress) 
     starts = range(0, size, step := max(1, _BLOCK // n_features))
     blocks = [slice(start, start + step) for start in starts]
     with workers() as each:
-        owners = each(lambda rows: lists.nearest_lists(lists.centred(features, rows), 1)[:, 0], blocks)
+        owners = each(lambda rows: lists.nearest_lists(lists.centred_rows(features, rows), 1)[:, 0], blocks)
         owner = torch.from_numpy(np.concatenate(owners))
         order = owner.argsort(stable=True)
         place = torch.empty_like(order).scatter_(0, order, torch.arange(size))
         in_order = torch.empty(size, n_features)
         for rows in blocks:  # by position: mapped features are read from the disk in order
-            in_order[place[rows]] = lists.centred(features, rows)
+            in_order[place[rows]] = lists.centred_rows(features, rows)
         offsets = np.concatenate([[0], owner.bincount(minlength=lists.n_lists).cumsum(0).numpy()])
         ids, distances = torch.empty(size, k, dtype=torch.int64), torch.empty(size, k)
         queries = torch.arange(size).split(_QUERIES)

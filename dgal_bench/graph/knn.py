@@ -314,7 +314,7 @@ def _approximate_on_gpu(
     quantizer.add(lists.centroids)
     index = faiss.IndexIVFFlat(quantizer, n_features, lists.n_lists)
     index.nprobe = lists.n_probes
-    centred = lists.centred(features, slice(None))
+    centred = lists.centred_rows(features, slice(None))
     search = _faiss_search(index, centred, device)
 
     def nearest(points: Index) -> tuple[Tensor, Tensor]:

@@ -238,7 +238,7 @@ def _misfits(error: ValidationError) -> list[str]:
 
 # Older files.
 
-ABSENT: Line = {
+OLDER_DEFAULTS: Line = {
     "fingerprint": {"vectors": ""},
     "config": {
         "propagation": "none",
@@ -257,13 +257,13 @@ ABSENT: Line = {
 }  # fmt: skip
 """What an older header lacks, with the value that behaves as the code of its time did."""
 
-ABSENT_IN_1: Line = {"data": {}, "fingerprint": {"weights": None, "files": None}}
+SCHEMA_1_DEFAULTS: Line = {"data": {}, "fingerprint": {"weights": None, "files": None}}
 
 
 def read_header(line: Line, where: str) -> dict[str, Any]:
     """A header as this version would have written it.
 
-    A configuration with settings of ABSENT gets the hash of the whole, so that the run can be continued.
+    A configuration with settings of OLDER_DEFAULTS gets the hash of the whole, so that the run can be continued.
 
     Raises:
         ResultsError: line 1 is no header, a newer version's, or a field is missing or of another type.
@@ -292,9 +292,11 @@ def check_version(header: Line, where: str) -> None:
 
 
 def complete_header(line: Line) -> dict[str, Any]:
-    """With the values of ABSENT for what it lacks, in this version's schema; types are not checked."""
-    header = _complete(line, ABSENT_IN_1) if line["schema_version"] == 1 else line
-    header = _complete(header, ABSENT if header_schema(line) is HEADER else {"config": ABSENT["config"]})
+    """With the values of OLDER_DEFAULTS for what it lacks, in this version's schema; types are not checked."""
+    header = _complete(line, SCHEMA_1_DEFAULTS) if line["schema_version"] == 1 else line
+    header = _complete(
+        header, OLDER_DEFAULTS if header_schema(line) is HEADER else {"config": OLDER_DEFAULTS["config"]}
+    )
     with suppress(KeyError, TypeError, AttributeError):  # of another type, which is found later
         header["config"]["dataset"].setdefault("kind", header["config"]["dataset"]["name"])
     return {**header, "schema_version": SCHEMA_VERSION}
