@@ -57,6 +57,11 @@ def choose(choices: Mapping[str, T], name: str, what: str) -> T:
     return choices[name]
 
 
+def error_text(error: BaseException, most: int = 300) -> str:
+    """At most so many characters of an error's message, on one line; its type where it has none."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 def innermost_error(error: BaseException, within: str = "") -> str:
     """``TypeError: message (my_strategies.py, line 7)``: the last line outside installed libraries before the error.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dgal_bench.core.errors import ConfigError, DataError
+from dgal_bench.core.errors import ConfigError, DataError, error_text
 from dgal_bench.data.image_data import DatasetRequest, ImageData, Subset, own_path, stratified_split
 
 log = logging.getLogger(__name__)
@@ -154,5 +154,6 @@ def _reading_errors(path: Path) -> Iterator[None]:
             f"{path} does not fit in memory: unzip it into a folder, and set dataset.path to that ({error})"
         ) from error
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{path} cannot be read ({reason}): is it whole? np.savez writes such a file") from error
+        raise DataError(
+            f"{path} cannot be read ({error_text(error)}): is it whole? np.savez writes such a file"
+        ) from error

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from dgal_bench.config.schema import available_cores
 from dgal_bench.core.cache import Arrays, get_or_make, key_of
-from dgal_bench.core.errors import CacheError, ConfigError, DataError
+from dgal_bench.core.errors import CacheError, ConfigError, DataError, error_text
 from dgal_bench.core.types import Index, Labels, Progress
 from dgal_bench.data.image_data import DatasetRequest, ImageData, Subset, own_path, stratified_split
 
@@ -424,4 +424,4 @@ def _reason(error: Exception) -> str:
     """Why a file is unreadable, in a few words and without its path."""
     if isinstance(error, UnidentifiedImageError):
         return "no image format that PIL knows"
-    return " ".join(str(error).split())[:100] or type(error).__name__
+    return error_text(error, 100)

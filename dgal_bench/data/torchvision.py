@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dgal_bench.config.schema import DatasetConfig
-from dgal_bench.core.errors import ConfigError, DataError
+from dgal_bench.core.errors import ConfigError, DataError, error_text
 from dgal_bench.core.files import lock
 from dgal_bench.core.types import Progress
 from dgal_bench.data.image_data import DatasetRequest, ImageData
@@ -194,7 +194,7 @@ def check_content(source: Source, root: Path, name: str) -> ImageData:
     try:
         data = _decode(source, root, name)
     except (RuntimeError, OSError, ValueError, TypeError, LookupError, AssertionError, EOFError, UnpicklingError) as e:
-        raise _content_error(source, root, f"cannot be decoded: {_reason(e)}") from e
+        raise _content_error(source, root, f"cannot be decoded: {error_text(e)}") from e
     if source.sha256 not in (None, data.sha256):
         raise _content_error(source, root, f"decoded content {_differs('sha256', data.sha256, source.sha256)}")
     return data
@@ -279,7 +279,7 @@ def prepare_files(source: Source, root: Path, progress: Progress, offline: bool 
             if missing := missing_files(source, root):  # another process may have fetched them meanwhile
                 _fetch(source, root, missing, progress)
     except OSError as error:
-        raise _missing_error(source, root, f" and cannot be put there ({_reason(error)})") from error
+        raise _missing_error(source, root, f" and cannot be put there ({error_text(error)})") from error
 
 
 _TIMEOUT_SECONDS = 20
@@ -303,15 +303,10 @@ def _fetch(source: Source, root: Path, missing: list[str], progress: Progress) -
         try:
             _decode(source, part, source.name, download=True)
         except (RuntimeError, HTTPException, OSError) as error:
-            raise _missing_error(source, root, f" and cannot be fetched ({_reason(error)})") from error
+            raise _missing_error(source, root, f" and cannot be fetched ({error_text(error)})") from error
         for name in missing:
             (where / name).parent.mkdir(parents=True, exist_ok=True)
             (source.at(part) / name).replace(where / name)
     finally:
         socket.setdefaulttimeout(timeout)
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _reason(error: Exception) -> str:
-    """On one line, in few words."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -19,7 +19,7 @@ os.environ.setdefault("WANDB_SILENT", "true")
 import wandb
 from tqdm import tqdm
 
-from dgal_bench.core.errors import DataError, UserError
+from dgal_bench.core.errors import DataError, UserError, error_text
 from dgal_bench.core.files import ensure_writable, lock_holder
 from dgal_bench.results.metrics import area_under_curve, cumulative_query_seconds, mean_query_seconds, mean_scored
 from dgal_bench.results.reader import read_results
@@ -549,7 +549,7 @@ class RunMirror:
 
     def _go_offline(self, log: RunLog, error: Exception) -> None:
         """wandb can only drop all runs of a process at once: those still open are written again, offline."""
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = error_text(error)
         for writing in self._open.values():
             if writing is not None:
                 writing.lock.release()
