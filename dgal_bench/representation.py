@@ -204,11 +204,11 @@ REPRESENTATIONS: dict[str, Callable[[ImageData, RunConfig, torch.device, Progres
 
 
 # Floats of a block of images in memory: 64 MB.
-_BLOCK = 16 * 2**20
+BLOCK = 16 * 2**20
 # Up to this many values per point, components come from the whole covariance matrix (a second at 1,000 values); above,
 # from subspace iteration with this many steps and spare directions.
 _EXACT_WIDTH = 1024
-_STEPS, _SPARE = 8, 10
+_STEPS, SPARE = 8, 10
 
 
 def flat_pixels(images: Tensor, maximum: float = 1) -> Features:
@@ -218,7 +218,7 @@ def flat_pixels(images: Tensor, maximum: float = 1) -> Features:
 
 def blocks(images: Tensor, row: int | None = None) -> Iterator[Tensor]:
     """Slices of ``images`` in order, so small that their floats take 64 MB; ``row``: floats needed for each image."""
-    return iter(images.split(max(1, _BLOCK // max(1, row or images[0].numel()))))
+    return iter(images.split(max(1, BLOCK // max(1, row or images[0].numel()))))
 
 
 def principal_components(images: Tensor, n_components: int, maximum: float = 1) -> Callable[[Tensor], Features]:
@@ -257,7 +257,7 @@ def _eigenvectors(images: Tensor, mean: Tensor, n_components: int, maximum: floa
 
 def _leading_subspace(images: Tensor, mean: Tensor, n_components: int, maximum: float) -> Tensor:
     """(d, n_components) float64, orthonormal: the leading directions in descending order of variance."""
-    start = rng_for(0, "components").standard_normal((len(mean), min(n_components + _SPARE, len(mean))))
+    start = rng_for(0, "components").standard_normal((len(mean), min(n_components + SPARE, len(mean))))
     basis = torch.linalg.qr(torch.from_numpy(start).float()).Q
     for _ in range(_STEPS):
         basis = torch.linalg.qr(_scatter_times(images, mean, basis, maximum)).Q

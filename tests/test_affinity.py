@@ -37,7 +37,7 @@ def test_blocks_of_rows_are_the_plain_expression(kernel, symmetrize, size, k, bl
     neighbors = knn(points, min(k, size - 1), "torch")
     before = neighbors.ids.clone()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK", block)
+        patch.setattr(module, "BLOCK", block)
         found = affinity(neighbors, kernel, symmetrize)
     truth = plain(neighbors, kernel, symmetrize)
     assert found.data.dtype == np.float64

@@ -13,13 +13,13 @@ from dgal_bench.config.schema import (
     NetConfig,
     RepresentationConfig,
     StrategyConfig,
-    _needs_no_conversion,
     check_budget,
     dataset_config,
     differences,
     flatten,
     from_dict,
     from_trusted_dict,
+    needs_no_conversion,
     to_dict,
 )
 from dgal_bench.conformance import example_config
@@ -71,12 +71,12 @@ def test_what_is_taken_as_it_stands_is_what_omegaconf_makes_of_it(part):
     n_taken = 0
     for name, value in [(name, value) for name in values for value in odd]:
         changed = {**values, name: value}
-        if _needs_no_conversion(changed, part):
+        if needs_no_conversion(changed, part):
             n_taken += 1
             assert repr(OmegaConf.to_object(OmegaConf.merge(schema, changed))) == repr(part(**changed))
     assert n_taken >= len(values)
-    assert not _needs_no_conversion({**values, "other": 1}, part)
-    assert not _needs_no_conversion({name: values[name] for name in list(values)[1:]}, part)
+    assert not needs_no_conversion({**values, "other": 1}, part)
+    assert not needs_no_conversion({name: values[name] for name in list(values)[1:]}, part)
 
 
 @pytest.mark.parametrize("strategy", group_names("strategy"))

@@ -46,7 +46,7 @@ def test_it_equals_the_exhaustive_greedy_in_clusters_much_tighter_than_they_are_
 def test_the_first_centres_may_come_in_blocks(monkeypatch):
     features, centres = points(500, 8, 0), points(37, 8, 1)
     whole = picked(features, centres, 20)[0]
-    monkeypatch.setattr(coreset, "_BLOCK", 100)
+    monkeypatch.setattr(coreset, "BLOCK", 100)
     assert torch.equal(picked(features, centres, 20)[0], whole)
 
 

@@ -100,7 +100,7 @@ def test_bad_input_is_refused_before_faiss_loses_it_silently():
 
 def test_without_faiss_auto_is_torch_said_once_and_asking_for_it_is_an_error(monkeypatch, caplog):
     monkeypatch.setattr(backends_module.importlib.util, "find_spec", lambda name: None)
-    backends_module._warn_faiss_missing.cache_clear()
+    backends_module.warn_faiss_missing.cache_clear()
     assert backends_module.pick_backend("auto") == "torch"
     assert backends_module.pick_backend("auto") == "torch"
     assert [record.getMessage() for record in caplog.records] == [

@@ -62,16 +62,14 @@ def plain_heat(graph, pool, steps):
 
 def bytes_of(kept):
     """Of every tensor that a state holds, also for its way back, each memory counted once."""
-    undo_log = kept.tensors
-    tensors = [*undo_log._tensors.values(), kept.scratch._places]
-    tensors += [tensor for _, *some in undo_log._log for tensor in some if tensor is not None]
+    tensors = [*kept.tensors.tensors, kept.scratch.places]
     return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
 
 
 @pytest.fixture
 def large(monkeypatch):
     """Sets from which share of the edges on the whole product takes over: 0 never goes on, 1 never gives up."""
-    return lambda share: monkeypatch.setattr(frontier, "_LARGE", share)
+    return lambda share: monkeypatch.setattr(frontier, "LARGE", share)
 
 
 @settings(max_examples=40, deadline=None)
@@ -97,7 +95,7 @@ def test_any_sequence_of_memories_gives_the_bits_and_picks_of_the_whole_product(
     memories, n_labeled = [{}], data.draw(st.integers(1, size))
     with pytest.MonkeyPatch.context() as patch:
         for _ in range(data.draw(st.integers(1, 8))):
-            patch.setattr(frontier, "_LARGE", data.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])))
+            patch.setattr(frontier, "LARGE", data.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])))
             n_labeled = data.draw(st.integers(1, size) | st.integers(n_labeled, min(size, n_labeled + 5)))
             known = data.draw(st.sampled_from([labels, labels, other]))
             pool = Pool(size, n_classes, order[:n_labeled], known[order[:n_labeled]])
@@ -223,7 +221,7 @@ def test_a_state_that_cannot_go_on_is_given_back_before_another_is_made(cloud, m
     dead = asked(strategy, second, {})[1].remembered
 
     def looks(settings, make=restrict.blank_state):
-        held.append(len(dead["diffusion"].tensors._tensors))
+        held.append(len(dead["diffusion"].tensors.tensors))
         return make(settings)
 
     monkeypatch.setattr(restrict, "blank_state", looks)
@@ -266,8 +264,8 @@ def test_a_step_in_blocks_has_the_bits_of_one_product(n_classes, monkeypatch):
     values = torch.rand(300, n_classes, generator=torch.Generator().manual_seed(0))
     whole = product(graph.indptr, graph.indices, graph.weights, values)
     for rows in (1, 7, 299, 300, 301):
-        monkeypatch.setattr(diffusion, "_WHOLE", 0)
-        monkeypatch.setattr(diffusion, "_BLOCK", rows * n_classes)
+        monkeypatch.setattr(diffusion, "WHOLE", 0)
+        monkeypatch.setattr(diffusion, "BLOCK", rows * n_classes)
         assert torch.equal(step(graph, values), whole)
         assert torch.equal(step(graph, values, torch.full_like(values, torch.nan)), whole)
 
@@ -328,7 +326,7 @@ def test_a_points_score_has_the_same_bits_in_any_block(name, n_classes, monkeypa
     heat[::7] = 0
     whole = score(name)(heat)
     for rows in (16, 17, 64):
-        monkeypatch.setattr(ranking, "_SCORED", rows * n_classes)
+        monkeypatch.setattr(ranking, "SCORED", rows * n_classes)
         assert torch.equal(score_rows(score(name), heat), whole)
         for some in (torch.arange(0), torch.arange(1), torch.arange(5, 20), torch.arange(99, 120)):
             assert torch.equal(score_rows(score(name), heat[some]), whole[some])

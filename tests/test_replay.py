@@ -167,7 +167,7 @@ def test_repeats_leave_one_state_of_a_diffusion_at_a_time(experiment, made, monk
 
     def counted(journal, tensors):
         alive.add(journal)
-        counts.append(sum(bool(one._tensors) for one in alive if one is not journal))
+        counts.append(sum(bool(one.tensors) for one in alive if one is not journal))
         made_anew(journal, tensors)
 
     monkeypatch.setattr(UndoLog, "__init__", counted)

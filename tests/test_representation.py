@@ -218,7 +218,7 @@ def test_subspace_iteration_finds_what_the_whole_covariance_does(monkeypatch):
     points = torch.randn(400, 30, generator=rng) * torch.linspace(5, 0.1, 30) + 2
     exact = principal_components(points, 6)(points)
     monkeypatch.setattr(features, "_EXACT_WIDTH", 10)
-    monkeypatch.setattr(features, "_SPARE", 5)
+    monkeypatch.setattr(features, "SPARE", 5)
     found = principal_components(points, 6)(points)
     assert torch.allclose(found.var(0), exact.var(0), rtol=1e-4)  # the same variance in each direction
     distances, truth = torch.pdist(found), torch.pdist(exact)
@@ -228,7 +228,7 @@ def test_subspace_iteration_finds_what_the_whole_covariance_does(monkeypatch):
 def test_components_do_not_depend_on_the_size_of_a_block(monkeypatch):
     images = data()
     whole = principal_components(images.images, 5, images.maximum)(images.images)
-    monkeypatch.setattr(features, "_BLOCK", 64 * 7)
+    monkeypatch.setattr(features, "BLOCK", 64 * 7)
     blocks = principal_components(images.images, 5, images.maximum)(images.images)
     assert torch.allclose(whole.abs(), blocks.abs(), atol=1e-5)
     pixels = flat_pixels(images.images, images.maximum)

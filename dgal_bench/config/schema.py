@@ -304,7 +304,7 @@ def _field_types(part: type) -> Mapping[str, Any]:
     return get_type_hints(part)
 
 
-def _needs_no_conversion(value: Any, kind: Any) -> bool:
+def needs_no_conversion(value: Any, kind: Any) -> bool:
     """Whether a value is of a type of the schema as it stands, with every key of a dataclass and no other."""
     if kind is Any:
         containers: Mapping[Any, Any] = {list: list[Any], dict: dict[str, Any]}
@@ -314,15 +314,14 @@ def _needs_no_conversion(value: Any, kind: Any) -> bool:
         return (
             isinstance(value, Mapping)
             and value.keys() == kinds.keys()
-            and all(_needs_no_conversion(value[name], kinds[name]) for name in kinds)
+            and all(needs_no_conversion(value[name], kinds[name]) for name in kinds)
         )
     if get_origin(kind) is list:
-        return type(value) is list and all(_needs_no_conversion(item, get_args(kind)[0]) for item in value)
+        return type(value) is list and all(needs_no_conversion(item, get_args(kind)[0]) for item in value)
     if get_origin(kind) is dict:
         key_kind, value_kind = get_args(kind)
         return type(value) is dict and all(
-            _needs_no_conversion(key, key_kind) and _needs_no_conversion(item, value_kind)
-            for key, item in value.items()
+            needs_no_conversion(key, key_kind) and needs_no_conversion(item, value_kind) for key, item in value.items()
         )
     if isinstance(value, str) and ("$" in value or value == "???"):  # what OmegaConf resolves, and its missing value
         return False
@@ -334,7 +333,7 @@ def from_dict(values: Any) -> RunConfig:
 
     OmegaConf takes 14 ms: it is asked only where a value is to be converted or refused.
     """
-    if _needs_no_conversion(values, RunConfig):
+    if needs_no_conversion(values, RunConfig):
         return from_trusted_dict(values)
     checked = OmegaConf.merge(_schema(), values)
     return OmegaConf.to_object(checked)  # type: ignore[return-value]

@@ -15,7 +15,7 @@ _SCALE_NEIGHBOR = 7
 # Below exp(-80) float32 would round weights to 0, and a row could lose all of them.
 _MAX_EXPONENT = 80.0
 # Edges of a block of rows: about 100 MB in memory.
-_BLOCK = 2_000_000
+BLOCK = 2_000_000
 
 
 def typical_scale(distances_NK: Tensor) -> float:
@@ -151,4 +151,4 @@ def _rows_of(matrix: sparse.csr_array | sparse.csc_array, first: int, last: int)
 
 def _rows(k: int) -> int:
     """Rows of a block with k entries each."""
-    return max(1, _BLOCK // k)
+    return max(1, BLOCK // k)

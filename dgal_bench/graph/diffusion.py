@@ -16,9 +16,9 @@ from dgal_bench.core.types import Index, Labels, margins
 from dgal_bench.graph.graph import Graph
 
 # Largest product, in elements, that is made as a whole: glibc keeps up to 32 MB of freed memory for the next one.
-_WHOLE = 7 << 20
+WHOLE = 7 << 20
 # Elements of a block of a larger product.
-_BLOCK = 1 << 20
+BLOCK = 1 << 20
 
 
 def step(graph: Graph, values: Tensor, spare: Tensor | None = None) -> Tensor:
@@ -28,9 +28,9 @@ def step(graph: Graph, values: Tensor, spare: Tensor | None = None) -> Tensor:
     """
     # A million clustered rows of ten classes, two threads: 33 ms into reused memory. Fresh memory for the whole
     # answer may take the system 100 ms more; a block reuses that of the last block.
-    if values.numel() <= _WHOLE:
+    if values.numel() <= WHOLE:
         return product(graph.indptr, graph.indices, graph.weights, values)
-    n_rows = max(1, _BLOCK // values.shape[1])
+    n_rows = max(1, BLOCK // values.shape[1])
     answer = torch.empty_like(values) if spare is None else spare
     for rows, part in zip(answer.split(n_rows), graph.blocks(n_rows), strict=True):
         rows.copy_(product(*part, values))

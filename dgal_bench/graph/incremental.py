@@ -39,6 +39,12 @@ class UndoLog:
         """To read only, and only until the next ``begin``."""
         return self._tensors[name]
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds, to read only: the present ones, and what undoes the last update."""
+        undone = [tensor for _, *some in self._log for tensor in some if tensor is not None]
+        return [*self._tensors.values(), *undone]
+
     def begin(self, version: int) -> bool:
         """Start from that version, 0 at first; False, and nothing is done, where it cannot be restored."""
         if version not in (self._version, self._previous):
@@ -86,13 +92,13 @@ class Scratch:
     """A reusable array that removes duplicates from numbers below N."""
 
     def __init__(self, size: int, device: torch.device) -> None:
-        self._places = torch.empty(size, dtype=torch.int32, device=device)
+        self.places = torch.empty(size, dtype=torch.int32, device=device)
 
     def distinct(self, numbers: Tensor) -> Tensor:
         """Each number once, in no order: without a sort, and without a pass over all N."""
         places = torch.arange(len(numbers), dtype=torch.int32, device=numbers.device)
-        self._places[numbers] = places
-        return numbers[self._places[numbers] == places]
+        self.places[numbers] = places
+        return numbers[self.places[numbers] == places]
 
 
 # Nodes of a block, which is searched or skipped as a whole by its lowest score.
@@ -100,7 +106,7 @@ _BLOCK = 64
 # Blocks of which it is counted how many hold the lowest score: a pass over all of ten million points' takes 0.3 ms.
 _COUNTED = 8192
 # Elements of heat that are scored at once: with the intermediate tensors of a score they stay in the cache.
-_SCORED = 1 << 17
+SCORED = 1 << 17
 
 # Fewest rows that are scored at once: with fewer, torch may sum a row in another order on a GPU (its reductions use the
 # idle threads), and a row's bits would depend on how many rows have changed with it.
@@ -112,7 +118,7 @@ Score = Callable[[Tensor], Tensor]
 
 def score_rows(score: Score, heat_nC: Tensor) -> Tensor:
     """(n,) scores of the rows, in blocks that fit the cache: a row's bits do not depend on the other rows."""
-    blocks = heat_nC.split(max(_ROWS, _SCORED // heat_nC.shape[1]))
+    blocks = heat_nC.split(max(_ROWS, SCORED // heat_nC.shape[1]))
     return torch.cat([score(F.pad(block, (0, 0, 0, max(0, _ROWS - len(block)))))[: len(block)] for block in blocks])
 
 
@@ -274,7 +280,7 @@ def blank_state(settings: DiffusionSettings) -> DiffusionState:
 
 
 # Share of all edges above which gathering them costs more than the whole product (from 60,000 to a million points).
-_LARGE = 0.1
+LARGE = 0.1
 
 
 def advance(state: DiffusionState, labeled: Tensor, labels: Labels) -> tuple[Tensor | None, float]:
@@ -325,7 +331,7 @@ def _rows_of(graph: Graph, nodes: Tensor) -> _Rows | None:
     counts = graph.indptr.index_select(0, nodes + 1) - starts
     pointers = F.pad(counts.cumsum(0, dtype=starts.dtype), (1, 0))
     n_edges = int(pointers[-1])
-    if n_edges > _LARGE * len(graph.indices):
+    if n_edges > LARGE * len(graph.indices):
         return None
     shifts = torch.repeat_interleave(starts - pointers[:-1], counts, output_size=n_edges)
     edges = shifts + torch.arange(n_edges, dtype=starts.dtype, device=graph.device)

@@ -66,7 +66,7 @@ def pick_backend(backend: str) -> str:
     if backend == "auto" and sys.platform == "darwin":
         return "torch"
     if backend == "auto" and importlib.util.find_spec("faiss") is None:
-        _warn_faiss_missing()
+        warn_faiss_missing()
         return "torch"
     name = "faiss" if backend == "auto" else backend
     choose(BACKENDS, name, "graph.backend")
@@ -76,7 +76,8 @@ def pick_backend(backend: str) -> str:
 
 
 @cache
-def _warn_faiss_missing() -> None:
+def warn_faiss_missing() -> None:
+    """Once a process."""
     log.warning(
         "faiss is not installed: the torch backend builds the graph (as fast on a CPU; SEALS is slower); "
         "pip install faiss-cpu, or set graph.backend=torch"

@@ -9,7 +9,7 @@ from dgal_bench.core.types import CLOSE, SAME, Features, Index, TieKeys
 from dgal_bench.strategies.base import Query
 
 # Distances to the first centres in a block: 2 MB in float32, which stay in a core's cache.
-_BLOCK = 500_000
+BLOCK = 500_000
 # Pairs of near points whose differences are computed at a time.
 _PAIRS = 100_000
 
@@ -69,7 +69,7 @@ def _nearest_centre(points_Nd: Tensor, norms_N: Tensor, centres_kd: Tensor) -> T
     """(N,) squared distances to the nearest centre, |x|^2 + |c|^2 - 2 x.c, in blocks of points."""
     centre_norms = centres_kd.square().sum(dim=1)
     nearest = []
-    rows = max(1, _BLOCK // len(centres_kd))
+    rows = max(1, BLOCK // len(centres_kd))
     for points, norms in zip(points_Nd.split(rows), norms_N.split(rows), strict=True):
         squared = torch.addmm(norms[:, None] + centre_norms, points, centres_kd.T, alpha=-2)
         part = squared.amin(dim=1)
